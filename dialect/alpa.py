@@ -1,0 +1,194 @@
+"""The `alpa.*` attributes: every decision the compiler writes down that no upstream dialect can say.
+
+Each attribute is declared once (name, type, where it may stand, meaning); readers and writers go by
+these names, `docs/attributes.md` is generated from the table, and `verify` checks a module against it.
+The levels of the IR on which each appears are described in `docs/ir.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
+
+ROLE = "alpa.role"
+UPDATES = "alpa.updates"
+BINDING = "alpa.binding"
+DIM = "alpa.dim"
+COMBINE = "alpa.combine"
+LEVEL = "alpa.level"
+MICROBATCHES = "alpa.microbatches"
+CLUSTER = "alpa.cluster"
+STAGES = "alpa.stages"
+LAYER = "alpa.layer"
+PHASE = "alpa.phase"
+STAGE = "alpa.stage"
+COST = "alpa.cost"
+DIGEST = "alpa.digest"
+ID = "alpa.id"
+DONATE = "alpa.donate"
+
+ROLES = ("state", "batch", "constant")
+PHASES = ("prologue", "forward", "backward", "update")
+LEVELS = ("normal", "microbatched", "layered", "staged", "sharded", "split", "plan")
+
+
+def is_i64(attribute: ir.Attribute) -> bool:
+    """A non-negative `i64` integer attribute."""
+    return isinstance(attribute, ir.IntegerAttr) and int(ir.IntegerAttr(attribute).value) >= 0
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[ir.Attribute], bool]:
+    return lambda a: isinstance(a, ir.StringAttr) and ir.StringAttr(a).value in words
+
+
+def _is_binding(attribute: ir.Attribute) -> bool:
+    if not isinstance(attribute, ir.StringAttr):
+        return False
+    kind, _, number = ir.StringAttr(attribute).value.partition(":")
+    if kind == "index":
+        return number == ""
+    return kind in ("arg", "batch", "prologue", "sum", "stack", "out") and number.isdigit()
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One attribute: its name, the type in words, where it may stand, what it means, its verifier."""
+
+    rule: str
+    name: str
+    kind: str
+    places: tuple[str, ...]
+    meaning: str
+    accepts: Callable[[ir.Attribute], bool]
+
+
+DECLARATIONS: tuple[Declaration, ...] = (
+    Declaration("V1", ROLE, '"state" | "batch" | "constant"', ("argument",),
+                "what an argument of the program is: kept and replaced every step, new data every step, or neither",
+                _one_of(ROLES)),
+    Declaration("V2", UPDATES, "i64", ("argument",), "the result of @main that replaces this state argument", is_i64),
+    Declaration("V3", BINDING, 'string "kind:number" or "index"', ("argument", "result"),
+                "what an argument or result of @microbatch, @update, @prologue or a stage function stands for", _is_binding),
+    Declaration("V4", DIM, "i64", ("argument", "result"), "the dimension along which microbatches are cut or stacked", is_i64),
+    Declaration("V5", COMBINE, '"add" | "max" | "min"', ("argument", "result"),
+                "how the parts of a sum from several microbatches are combined", _one_of(("add", "max", "min"))),
+    Declaration("V6", LEVEL, "string", ("module",), "the level of the IR (see docs/ir.md)", _one_of(LEVELS)),
+    Declaration("V7", MICROBATCHES, "i64", ("module",), "number of microbatches of one step", is_i64),
+    Declaration("V8", CLUSTER, "dictionary", ("module",), "the cluster planned for (see docs/clusters.md)",
+                lambda a: isinstance(a, ir.DictAttr)),
+    Declaration("V9", STAGES, "array of {mesh, devices}", ("module",), "the mesh and the devices of each stage",
+                lambda a: isinstance(a, ir.ArrayAttr)),
+    Declaration("V10", LAYER, "i64", ("op", "argument"), "the layer of an op of @microbatch or @update", is_i64),
+    Declaration("V11", PHASE, '"prologue" | "forward" | "backward" | "update"', ("op",), "the phase of an op or fragment",
+                _one_of(PHASES)),
+    Declaration("V12", STAGE, "i64", ("op", "argument"), "the stage on whose submesh an op runs or an argument lives", is_i64),
+    Declaration("V13", COST, "f64 or dictionary", ("module", "op"), "predicted seconds",
+                lambda a: isinstance(a, (ir.FloatAttr, ir.DictAttr))),
+    Declaration("V14", DIGEST, "string", ("module",), "SHA-256 of the plan's text without this attribute",
+                lambda a: isinstance(a, ir.StringAttr)),
+    Declaration("V15", ID, "i64", ("op",), "the number by which instructions name a call or transfer of @main", is_i64),
+    Declaration("V16", DONATE, "i64", ("argument",), "the result of this stage function that takes over the argument's buffer", is_i64),
+)  # fmt: skip
+BY_NAME = {d.name: d for d in DECLARATIONS}
+
+
+def verify(module: ir.Module) -> None:
+    """Check every `alpa.*` attribute of a module against its declaration; raises `CompileError`."""
+    _check(module.operation, "module")
+    for function in functions(module).values():
+        for entry in argument_attributes(function):
+            _check_entries(entry, "argument", function.location)
+        for entry in result_attributes(function):
+            _check_entries(entry, "result", function.location)
+        for op in walk(function):
+            _check(op, "op")
+
+
+def walk(root: ir.Operation) -> Iterator[ir.Operation]:
+    """All ops below `root` in program order, outer before inner."""
+    for region in root.regions:
+        for block in region.blocks:
+            for op in block.operations:
+                yield op.operation
+                yield from walk(op.operation)
+
+
+def _check(op: ir.Operation, place: str) -> None:
+    entries = {name: op.attributes[name] for name in op.attributes if name.startswith("alpa.")}
+    _check_entries(entries, place, op.location)
+
+
+def _check_entries(entries: dict[str, ir.Attribute], place: str, location: ir.Location) -> None:
+    for name, attribute in entries.items():
+        if not name.startswith("alpa."):
+            continue
+        declared = BY_NAME.get(name)
+        if declared is None:
+            raise CompileError(f"unknown attribute {name}", location)
+        if place not in declared.places:
+            raise CompileError(
+                f"{name} may stand on {' or '.join(declared.places)}, not on a {place} ({declared.rule})",
+                location,
+            )
+        if not declared.accepts(attribute):
+            raise CompileError(f"{name} must be {declared.kind}, got {attribute} ({declared.rule})", location)
+
+
+def i64(value: int, context: ir.Context) -> ir.Attribute:
+    """`value : i64`."""
+    return ir.IntegerAttr.get(ir.IntegerType.get_signless(64, context), value)
+
+
+def string(value: str, context: ir.Context) -> ir.Attribute:
+    """`"value"`."""
+    return ir.StringAttr.get(value, context)
+
+
+def get_int(op: ir.Operation | ir.OpView, name: str) -> int | None:
+    """An integer attribute of an op, or None where it has none."""
+    op = op.operation
+    return int(ir.IntegerAttr(op.attributes[name]).value) if name in op.attributes else None
+
+
+def get_string(op: ir.Operation | ir.OpView, name: str) -> str | None:
+    """A string attribute of an op, or None where it has none."""
+    op = op.operation
+    return str(ir.StringAttr(op.attributes[name]).value) if name in op.attributes else None
+
+
+def set_int(op: ir.Operation | ir.OpView, name: str, value: int) -> None:
+    """Write an `i64` attribute on an op."""
+    op.operation.attributes[name] = i64(value, op.operation.context)
+
+
+def set_string(op: ir.Operation | ir.OpView, name: str, value: str) -> None:
+    """Write a string attribute on an op."""
+    op.operation.attributes[name] = string(value, op.operation.context)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What an argument or result of a derived function stands for: `kind:number`."""
+
+    kind: str
+    number: int = -1
+
+    def __str__(self) -> str:
+        return self.kind if self.number < 0 else f"{self.kind}:{self.number}"
+
+    @staticmethod
+    def parse(text: str) -> Binding:
+        """The inverse of `str`."""
+        kind, _, number = text.partition(":")
+        return Binding(kind, int(number) if number else -1)
+
+
+def bindings(entries: list[dict[str, ir.Attribute]]) -> list[Binding]:
+    """The bindings of all arguments (or results) of a derived function; KeyError where one is missing."""
+    return [Binding.parse(ir.StringAttr(e[BINDING]).value) for e in entries]

@@ -1,0 +1,281 @@
+"""An op as factors: the one place that knows what an op means for distribution.
+
+Shardy's `sdy-populate-op-sharding-rules` describes each op as an einsum over *factors*, for example
+`([i, k], [k, j])->([i, j]) reduction={k}` for a matrix product.  Placing a mesh axis (of devices, or
+of time: microbatches) on a factor shrinks every dimension in which the factor appears:
+
+* ``pass``   the factor goes from operands to results: each part computes its part of the result;
+* a reduction kind (``add``, ``max``, ``min``, ``mul``, ``and``, ``or``)  each part yields a partial
+  result, to be combined by that operation;
+* ``fixed``  the factor cannot be split: it must be gathered first.
+
+The upstream rules are refined here where a plain split of the op would compute something else
+(indexed dimensions of gather and scatter, spatial dimensions of convolutions, random bits), and
+completed for ops without a rule (constants, iota, barriers).  Source: Shardy's op_sharding_rule
+registry; the StableHLO specification for the ops' semantics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import sdy, stablehlo
+
+from alpa_mlir.dialect.context import op_id, passmanager
+
+RULE = "sdy.sharding_rule"
+PASS = "pass"
+FIXED = "fixed"
+REDUCER_OF = {
+    "stablehlo.add": "add",
+    "stablehlo.maximum": "max",
+    "stablehlo.minimum": "min",
+    "stablehlo.multiply": "mul",
+    "stablehlo.and": "and",
+    "stablehlo.or": "or",
+}
+
+Mapping = tuple[tuple[int, ...], ...]
+"""Per dimension of one tensor the factors it is made of, major first."""
+
+
+@dataclass(frozen=True)
+class OpFactors:
+    """The factors of one op. `kinds[f]` is ``pass``, ``fixed`` or a reduction kind."""
+
+    sizes: tuple[int, ...]
+    kinds: tuple[str, ...]
+    operands: tuple[Mapping, ...]
+    results: tuple[Mapping, ...]
+    reason: str = ""
+    """Why the op is one indivisible unit, where it is (no factor can be split)."""
+
+    def is_reduction(self, factor: int) -> bool:
+        """Whether splitting the factor leaves partial results."""
+        return self.kinds[factor] not in (PASS, FIXED)
+
+    def with_fixed(self, factors: set[int]) -> OpFactors:
+        """The same op with some factors made indivisible."""
+        return replace(self, kinds=tuple(FIXED if f in factors else k for f, k in enumerate(self.kinds)))
+
+
+def read_factors(root: ir.Operation) -> dict[int, OpFactors]:
+    """The factors of every op under `root` (a module or function), keyed by `op_id`.
+
+    Rules that users wrote themselves on ops are honoured; none is left behind on ops that had none.
+    """
+    root = root.operation
+    before = {op_id(op) for op in _walk(root) if RULE in op.attributes}
+    _populate(root)
+    found: dict[int, OpFactors] = {}
+    for op in _walk(root):
+        if not len(op.results):
+            continue
+        found[op_id(op)] = _factors_of(op)
+        if RULE in op.attributes and op_id(op) not in before:
+            del op.attributes[RULE]
+    return found
+
+
+def _populate(root: ir.Operation) -> None:
+    name = "func.func" if root.name == "func.func" else "builtin.module"
+    rules = "sdy-populate-op-sharding-rules"
+    text = f"func.func({rules})" if name == "func.func" else f"builtin.module(func.func({rules}))"
+    passmanager.PassManager.parse(text, root.context).run(root)
+
+
+def _walk(root: ir.Operation) -> Iterator[ir.Operation]:
+    for region in root.regions:
+        for block in region.blocks:
+            for op in block.operations:
+                yield op.operation
+                yield from _walk(op.operation)
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...] | None:
+    """Shape of a ranked, static tensor value; None for tokens, tuples and dynamic shapes."""
+    if not isinstance(value.type, ir.RankedTensorType):
+        return None
+    kind = ir.RankedTensorType(value.type)
+    return tuple(kind.shape) if kind.has_static_shape else None
+
+
+def reducer_of(region: ir.Region) -> str | None:
+    """The monoid of a reducer body that is one known binary op per result, else None."""
+    operations = list(region.blocks[0].operations)
+    kinds = {REDUCER_OF.get(op.operation.name) for op in operations[:-1]}
+    count = len(operations) - 1
+    arguments = list(region.blocks[0].arguments)
+    if len(kinds) != 1 or None in kinds or len(arguments) != 2 * count:
+        return None
+    for i, op in enumerate(operations[:-1]):
+        if {str(v) for v in op.operation.operands} != {str(arguments[i]), str(arguments[count + i])}:
+            return None
+    return kinds.pop()
+
+
+def _factors_of(op: ir.Operation) -> OpFactors:
+    special = _OWN.get(op.name)
+    if special is not None:
+        return special(op)
+    if RULE not in op.attributes:
+        return indivisible(op, f"{op.name} has no sharding rule")
+    factors = _from_rule(op)
+    refine = _REFINE.get(op.name)
+    return factors if refine is None else refine(op, factors)
+
+
+def _from_rule(op: ir.Operation) -> OpFactors:
+    rule = sdy.OpShardingRuleAttr(op.attributes[RULE])
+    kinds = [PASS] * len(rule.factor_sizes)
+    for f in (*rule.need_replication_factors, *rule.permutation_factors):
+        kinds[f] = FIXED
+    for f in rule.reduction_factors:
+        kinds[f] = "add" if kinds[f] == PASS else FIXED
+    return OpFactors(
+        tuple(rule.factor_sizes),
+        tuple(kinds),
+        _mappings(rule.operand_mappings),
+        _mappings(rule.result_mappings),
+    )
+
+
+def _mappings(tensors: list[ir.Attribute]) -> tuple[Mapping, ...]:
+    return tuple(
+        tuple(tuple(sdy.DimMappingAttr(d).factor_indices) for d in sdy.TensorMappingAttr(t).dim_mappings)
+        for t in tensors
+    )
+
+
+def indivisible(op: ir.Operation, reason: str) -> OpFactors:
+    """An op that must see whole operands: each dimension a fixed factor of its own."""
+    return _separate(op, FIXED, reason)
+
+
+def _separate(op: ir.Operation, kind: str, reason: str = "") -> OpFactors:
+    sizes: list[int] = []
+
+    def mapping(value: ir.Value) -> Mapping:
+        dims = []
+        for size in shape_of(value) or ():
+            dims.append((len(sizes),))
+            sizes.append(size)
+        return tuple(dims)
+
+    operands = tuple(mapping(v) for v in op.operands)
+    results = tuple(mapping(v) for v in op.results)
+    return OpFactors(tuple(sizes), (kind,) * len(sizes), operands, results, reason)
+
+
+def _source(op: ir.Operation) -> OpFactors:
+    """Constants and iota: any dimension can be produced in parts."""
+    return _separate(op, PASS)
+
+
+def _elementwise(op: ir.Operation) -> OpFactors:
+    """All operands and results of one shape, dimension by dimension (identity, map)."""
+    shape = shape_of(op.results[0]) or ()
+    mapping: Mapping = tuple((d,) for d in range(len(shape)))
+    kinds = (PASS,) * len(shape)
+    return OpFactors(shape, kinds, (mapping,) * len(op.operands), (mapping,) * len(op.results))
+
+
+def _barrier(op: ir.Operation) -> OpFactors:
+    """optimization_barrier: operand i passes to result i, nothing else is related."""
+    sizes: list[int] = []
+    mappings: list[Mapping] = []
+    for value in op.operands:
+        shape = shape_of(value) or ()
+        mappings.append(tuple((len(sizes) + d,) for d in range(len(shape))))
+        sizes.extend(shape)
+    return OpFactors(tuple(sizes), (PASS,) * len(sizes), tuple(mappings), tuple(mappings))
+
+
+def _never(reason: str) -> Callable[[ir.Operation], OpFactors]:
+    return lambda op: indivisible(op, reason)
+
+
+def _reduce(op: ir.Operation, factors: OpFactors) -> OpFactors:
+    kind = reducer_of(op.regions[0])
+    kinds = tuple((kind or FIXED) if factors.is_reduction(f) else k for f, k in enumerate(factors.kinds))
+    return replace(factors, kinds=kinds)
+
+
+def _gather(op: ir.Operation, factors: OpFactors) -> OpFactors:
+    """A split of the indexed dimension would need masked look-ups: indexed dimensions stay whole."""
+    return factors.with_fixed({f for f in range(len(factors.sizes)) if factors.is_reduction(f)})
+
+
+def _scatter(op: ir.Operation, factors: OpFactors) -> OpFactors:
+    """Indexed dimensions of the target stay whole; updates add up where the body is a monoid."""
+    inputs = (len(op.operands) - 1) // 2
+    updates = {f for m in factors.operands[inputs + 1 :] for d in m for f in d}
+    targets = {f for m in factors.operands[:inputs] for d in m for f in d}
+    batch = {f for d in factors.operands[inputs] for f in d}
+    kind = reducer_of(op.regions[0])
+    kinds = []
+    for f, k in enumerate(factors.kinds):
+        if f in targets and f not in updates and f not in batch:
+            k = FIXED
+        elif factors.is_reduction(f):
+            k = kind or FIXED
+        kinds.append(k)
+    return replace(factors, kinds=tuple(kinds))
+
+
+def _convolution(op: ir.Operation, factors: OpFactors) -> OpFactors:
+    """Only batch and feature dimensions are split; a window over a spatial one would need a halo."""
+    numbers = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
+    spatial = set()
+    for mapping, dims in zip(
+        (*factors.operands, *factors.results),
+        (
+            numbers.input_spatial_dimensions,
+            numbers.kernel_spatial_dimensions,
+            numbers.output_spatial_dimensions,
+        ),
+        strict=True,
+    ):
+        spatial |= {f for d in dims for f in mapping[d]}
+    return factors.with_fixed(spatial)
+
+
+_OWN: dict[str, Callable[[ir.Operation], OpFactors]] = {
+    "stablehlo.constant": _source,
+    "sdy.constant": _source,
+    "stablehlo.iota": _source,
+    "stablehlo.optimization_barrier": _barrier,
+    "stablehlo.map": _elementwise,
+    "sdy.reshard": _elementwise,
+    "sdy.sharding_constraint": _elementwise,
+    "stablehlo.rng_bit_generator": _never("random bits depend on the whole shape"),
+    "stablehlo.rng": _never("random bits depend on the whole shape"),
+    "stablehlo.while": _never("control flow is one unit"),
+    "stablehlo.case": _never("control flow is one unit"),
+    "stablehlo.if": _never("control flow is one unit"),
+}
+
+_REFINE: dict[str, Callable[[ir.Operation, OpFactors], OpFactors]] = {
+    "stablehlo.reduce": _reduce,
+    "stablehlo.gather": _gather,
+    "stablehlo.scatter": _scatter,
+    "stablehlo.convolution": _convolution,
+}
+
+
+def splittable(factors: OpFactors, factor: int, parts: int) -> bool:
+    """Whether a factor can be split evenly in `parts` so that every dimension stays contiguous.
+
+    A factor that is not the major one of a compound dimension can only be split if all before it in
+    that dimension have size one.
+    """
+    if factors.kinds[factor] == FIXED or factors.sizes[factor] % parts:
+        return False
+    for mapping in (*factors.operands, *factors.results):
+        for dim in mapping:
+            if factor in dim and prod(factors.sizes[f] for f in dim[: dim.index(factor)]) != 1:
+                return False
+    return True

@@ -1,0 +1,1 @@
+"""What things cost on a cluster: seconds of compute and communication, bytes of memory."""

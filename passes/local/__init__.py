@@ -1,0 +1,1 @@
+"""The localiser: one shrinking rewrite for the time axis (microbatches) and for device axes (shards)."""
