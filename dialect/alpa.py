@@ -44,13 +44,13 @@ def is_i64(attribute: ir.Attribute) -> bool:
 
 
 def _one_of(words: tuple[str, ...]) -> Callable[[ir.Attribute], bool]:
-    return lambda a: isinstance(a, ir.StringAttr) and ir.StringAttr(a).value in words
+    return lambda a: isinstance(a, ir.StringAttr) and str(ir.StringAttr(a).value) in words
 
 
 def _is_binding(attribute: ir.Attribute) -> bool:
     if not isinstance(attribute, ir.StringAttr):
         return False
-    kind, _, number = ir.StringAttr(attribute).value.partition(":")
+    kind, _, number = str(ir.StringAttr(attribute).value).partition(":")
     if kind == "index":
         return number == ""
     return kind in ("arg", "batch", "prologue", "sum", "stack", "out") and number.isdigit()
