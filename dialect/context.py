@@ -93,7 +93,7 @@ def clone_module(module: ir.Module) -> ir.Module:
 
 
 def functions(module: ir.Module) -> dict[str, ir.Operation]:
-    """The functions of a module by name, in order."""
+    """The functions of a module by name, in order (valid only while the module object is held)."""
     found: dict[str, ir.Operation] = {}
     for op in module.body.operations:
         if op.operation.name == "func.func":

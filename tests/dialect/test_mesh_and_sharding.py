@@ -62,8 +62,8 @@ def test_a_sharding_survives_the_ir():
     entries = argument_attributes(main)
     entries[0][SHARDING] = sharding_attribute(Sharding((("x", "y"), ())), "stage_0", context)
     set_argument_attributes(main, entries)
-    again = functions(parse_module(print_module(module), context))["main"]
-    op = again.regions[0].blocks[0].operations[0].operation
+    again = parse_module(print_module(module), context)
+    op = functions(again)["main"].regions[0].blocks[0].operations[0].operation
     assert op_shardings(op) == ("stage_0", (wanted,))
     assert value_sharding(op.results[0]) == ("stage_0", wanted)
     assert value_sharding(op.operands[0]) == ("stage_0", Sharding((("x", "y"), ())))
