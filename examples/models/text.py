@@ -31,12 +31,16 @@ ALPHABET = tuple(sorted(set(TEXT)))
 
 
 class LanguageConfig(Protocol):
-    """What a configuration must tell: batch size, sequence length, vocabulary, and whether targets are shifted tokens."""
+    """What a configuration must tell: sizes, and whether targets are cut out of the tokens."""
 
-    batch: int
-    sequence: int
-    vocabulary: int
-    shift: bool
+    @property
+    def batch(self) -> int: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def shift(self) -> bool: ...
 
 
 def encode(text: str) -> np.ndarray:
