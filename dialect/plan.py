@@ -1,0 +1,238 @@
+"""Level 7 of the IR as values: per submesh the list of instructions that executes one step.
+
+A plan is a split module (see `alpa_mlir.dialect.staged`) with one `"alpa.schedule"` op per submesh.
+Each instruction names an op of `@main` by its `alpa.id` and a microbatch (-1: once per step).  The
+lists are projections of one total order of runs and transfers, so that they can be executed in
+order with blocking sends and receives without a deadlock (`alpa-check-schedule` proves it by playing them).
+`digest` seals the text of a plan: every rank of a run checks that it decoded the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.mesh import Mesh, meshes_of
+from alpa_mlir.dialect.staged import PlanMain, Ref, read_main
+
+SCHEDULE = "alpa.schedule"
+ONCE = -1
+"""The microbatch of an instruction that runs once per step."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """`alpa.run`: run a fragment call, cut a microbatch (`alpa.microbatch`) or make its number (`alpa.index`)."""
+
+    id: int
+    microbatch: int
+
+
+@dataclass(frozen=True)
+class Send:
+    """`alpa.send`: the source submesh's half of a transfer."""
+
+    id: int
+    microbatch: int
+
+
+@dataclass(frozen=True)
+class Recv:
+    """`alpa.recv`: the destination submesh's half of a transfer."""
+
+    id: int
+    microbatch: int
+
+
+@dataclass(frozen=True)
+class Combine:
+    """`alpa.accumulate`: add one microbatch's value to an `alpa.accumulate` or `alpa.stack` of `@main`."""
+
+    id: int
+    microbatch: int
+
+
+@dataclass(frozen=True)
+class Free:
+    """`alpa.free`: the value is dead on this submesh."""
+
+    value: Ref
+    microbatch: int
+
+
+Instruction = Run | Send | Recv | Combine | Free
+
+_BY_NAME: dict[str, type[Run] | type[Send] | type[Recv] | type[Combine]] = {
+    "alpa.run": Run,
+    "alpa.send": Send,
+    "alpa.recv": Recv,
+    "alpa.accumulate": Combine,
+}
+_NAMES = {cls: name for name, cls in _BY_NAME.items()}
+_FREE = "alpa.free"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The instructions of one submesh, in order of execution; `kind` names the pipeline schedule."""
+
+    mesh: str
+    kind: str
+    instructions: tuple[Instruction, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One submesh: its logical mesh and the numbers of its devices, in row-major order of the mesh."""
+
+    mesh: Mesh
+    devices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole plan: submeshes by mesh name, the step, one schedule per submesh, predicted seconds of a step."""
+
+    stages: dict[str, Stage]
+    main: PlanMain
+    schedules: tuple[Schedule, ...]
+    cost: float | None
+
+
+def read_plan(module: ir.Module) -> Plan:
+    """Decode a plan (level 7); CompileError where it is not one."""
+    level = alpa.get_string(module.operation, alpa.LEVEL)
+    if level != "plan":
+        raise CompileError(
+            f"not a plan: alpa.level is {level!r}; make one with alpa-mlir-plan", module.operation.location
+        )
+    return Plan(read_stages(module), read_main(module), read_schedules(module), _read_cost(module))
+
+
+def read_stages(module: ir.Module) -> dict[str, Stage]:
+    """The submeshes of `alpa.stages`, in order of stage number, by mesh name."""
+    location = module.operation.location
+    if alpa.STAGES not in module.operation.attributes:
+        raise CompileError("the module carries no alpa.stages", location)
+    meshes = meshes_of(module)
+    found: dict[str, Stage] = {}
+    for attribute in ir.ArrayAttr(module.operation.attributes[alpa.STAGES]):
+        entry = ir.DictAttr(attribute)
+        name = ir.StringAttr(entry["mesh"]).value
+        devices = tuple(int(d) for d in ir.DenseI64ArrayAttr(entry["devices"]))
+        if name not in meshes or meshes[name].device_count != len(devices):
+            raise CompileError(f"alpa.stages: mesh {name} is not declared with {len(devices)} devices", location)
+        found[name] = Stage(meshes[name], devices)
+    used = [d for s in found.values() for d in s.devices]
+    if len(set(used)) != len(used):
+        raise CompileError("alpa.stages: a device belongs to two stages", location)
+    return found
+
+
+def _read_cost(module: ir.Module) -> float | None:
+    if alpa.COST not in module.operation.attributes:
+        return None
+    attribute = module.operation.attributes[alpa.COST]
+    if isinstance(attribute, ir.DictAttr):
+        entry = ir.DictAttr(attribute)
+        if "step_seconds" not in entry:
+            return None
+        attribute = entry["step_seconds"]
+    return float(ir.FloatAttr(attribute).value) if isinstance(attribute, ir.FloatAttr) else None
+
+
+def read_schedules(module: ir.Module) -> tuple[Schedule, ...]:
+    """The instruction lists of a plan, one per submesh, in module order."""
+    found = []
+    for view in module.body.operations:
+        op = view.operation
+        if op.name != SCHEDULE:
+            continue
+        block = op.regions[0].blocks[0]
+        instructions = tuple(_read_instruction(i.operation) for i in block.operations)
+        found.append(Schedule(_string(op, "mesh"), _string(op, "kind"), instructions))
+    return tuple(found)
+
+
+def _string(op: ir.Operation, name: str) -> str:
+    value = alpa.get_string(op, name)
+    if value is None:
+        raise CompileError(f"{op.name} needs the attribute {name}", op.location)
+    return value
+
+
+def _read_instruction(op: ir.Operation) -> Instruction:
+    if "microbatch" not in op.attributes or ("value" if op.name == _FREE else "id") not in op.attributes:
+        raise CompileError(f"{op.name} is not an instruction with its attributes", op.location)
+    microbatch = int(ir.IntegerAttr(op.attributes["microbatch"]).value)
+    if op.name == _FREE:
+        number, result = (int(n) for n in ir.DenseI64ArrayAttr(op.attributes["value"]))
+        return Free(Ref(number, result), microbatch)
+    if op.name not in _BY_NAME:
+        raise CompileError(f"unknown instruction {op.name}", op.location)
+    return _BY_NAME[op.name](int(ir.IntegerAttr(op.attributes["id"]).value), microbatch)
+
+
+def write_schedules(module: ir.Module, schedules: Sequence[Schedule]) -> None:
+    """Append `"alpa.schedule"` ops to a module, replacing those that stand there."""
+    for view in list(module.body.operations):
+        if view.operation.name == SCHEDULE:
+            view.operation.erase()
+    context = module.context
+    with context, ir.Location.unknown():
+        for schedule in schedules:
+            attributes = {
+                "mesh": alpa.string(schedule.mesh, context),
+                "kind": alpa.string(schedule.kind, context),
+            }
+            op = ir.Operation.create(SCHEDULE, attributes=attributes, regions=1, ip=ir.InsertionPoint(module.body))
+            ip = ir.InsertionPoint(op.regions[0].blocks.append())
+            for instruction in schedule.instructions:
+                _write_instruction(instruction, context, ip)
+
+
+def _write_instruction(instruction: Instruction, context: ir.Context, ip: ir.InsertionPoint) -> None:
+    attributes = {"microbatch": alpa.i64(instruction.microbatch, context)}
+    if isinstance(instruction, Free):
+        pair = [instruction.value.op, instruction.value.result]
+        attributes["value"] = ir.DenseI64ArrayAttr.get(pair, context)
+        ir.Operation.create(_FREE, attributes=attributes, ip=ip)
+        return
+    attributes["id"] = alpa.i64(instruction.id, context)
+    ir.Operation.create(_NAMES[type(instruction)], attributes=attributes, ip=ip)
+
+
+def digest(module: ir.Module) -> str:
+    """SHA-256, in hexadecimal, of the module's text without `alpa.digest`."""
+    attributes = module.operation.attributes
+    sealed = alpa.get_string(module.operation, alpa.DIGEST)
+    if sealed is not None:
+        del attributes[alpa.DIGEST]
+    try:
+        return hashlib.sha256(print_module(module).encode()).hexdigest()
+    finally:
+        if sealed is not None:
+            alpa.set_string(module.operation, alpa.DIGEST, sealed)
+
+
+def seal(module: ir.Module) -> None:
+    """Write `alpa.digest` on a finished plan."""
+    alpa.set_string(module.operation, alpa.DIGEST, digest(module))
+
+
+def check_digest(module: ir.Module) -> None:
+    """CompileError unless `alpa.digest` is that of the module."""
+    sealed = alpa.get_string(module.operation, alpa.DIGEST)
+    actual = digest(module)
+    if sealed != actual:
+        said = "no alpa.digest" if sealed is None else f"alpa.digest {sealed[:12]}…"
+        raise CompileError(
+            f"the plan was changed after it was made: it says {said}, its text has {actual[:12]}…",
+            module.operation.location,
+        )
