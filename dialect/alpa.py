@@ -32,6 +32,7 @@ COST = "alpa.cost"
 DIGEST = "alpa.digest"
 ID = "alpa.id"
 DONATE = "alpa.donate"
+STATISTICS = "alpa.statistics"
 
 ROLES = ("state", "batch", "constant")
 PHASES = ("prologue", "forward", "backward", "update")
@@ -75,8 +76,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V2", UPDATES, "i64", ("argument",), "the result of @main that replaces this state argument", is_i64),
     Declaration("V3", BINDING, 'string "kind:number" or "index"', ("argument", "result"),
                 "what an argument or result of @microbatch, @update, @prologue or a stage function stands for", _is_binding),
-    Declaration("V4", DIM, "i64", ("argument", "result"), "the dimension along which microbatches are cut or stacked", is_i64),
-    Declaration("V5", COMBINE, '"add" | "max" | "min"', ("argument", "result"),
+    Declaration("V4", DIM, "i64", ("argument", "result", "op"), "the dimension along which microbatches are cut or stacked", is_i64),
+    Declaration("V5", COMBINE, '"add" | "max" | "min"', ("argument", "result", "op"),
                 "how the parts of a sum from several microbatches are combined", _one_of(("add", "max", "min"))),
     Declaration("V6", LEVEL, "string", ("module",), "the level of the IR (see docs/ir.md)", _one_of(LEVELS)),
     Declaration("V7", MICROBATCHES, "i64", ("module",), "number of microbatches of one step", is_i64),
@@ -94,6 +95,9 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.StringAttr)),
     Declaration("V15", ID, "i64", ("op",), "the number by which instructions name a call or transfer of @main", is_i64),
     Declaration("V16", DONATE, "i64", ("argument",), "the result of this stage function that takes over the argument's buffer", is_i64),
+    Declaration("V17", STATISTICS, '"batch" | "microbatch"', ("module",),
+                "whether sums that feed per-example work (batch norm) are over the batch or over each microbatch",
+                _one_of(("batch", "microbatch"))),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 
