@@ -26,5 +26,18 @@ types: setup
 	ln -s ../../../examples/models $(TYPED)/models
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy -p alpa_mlir
 
+# Two at a time; tests that start mpirun take ports and ranks of their own.
+unit: setup
+	$(BIN)/python -m pytest -n 2
+
+lit: setup
+	$(BIN)/lit -v lit_tests
+
+# docs/passes.md and docs/attributes.md are written from the declarations in the code; tests/test_docs.py finds stale ones.
+docs: setup
+	$(BIN)/python -m alpa_mlir.docs_generator
+
+test: lint types unit lit
+
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

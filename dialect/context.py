@@ -12,8 +12,9 @@ import ctypes
 from jaxlib.mlir import ir
 from jaxlib.mlir import passmanager as passmanager
 from jaxlib.mlir._mlir_libs import _jax_mlir_ext
-from jaxlib.mlir.dialects import chlo, mhlo, mpmd, sdy, stablehlo
+from jaxlib.mlir.dialects import chlo, mhlo, mpmd, sdy
 from jaxlib.mlir.dialects import func as func
+from jaxlib.mlir.dialects import stablehlo as stablehlo
 
 from alpa_mlir.dialect.diagnostics import CompileError, from_mlir_error
 

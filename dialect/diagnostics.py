@@ -47,7 +47,8 @@ def location_text(location: ir.Location | None) -> str:
 
 
 def _positions(location: ir.Location) -> Iterator[str]:
-    loc = location.downcast() if hasattr(location, "downcast") else location
+    # Diagnostics hold plain locations; only this way round do the bindings find out their kind.
+    loc = ir.Location.from_attr(location.attr, location.context)
     if isinstance(loc, ir.FileLineColLoc):
         yield f"{loc.filename}:{loc.start_line}:{loc.start_col}"
     elif isinstance(loc, ir.NameLoc):
