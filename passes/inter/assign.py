@@ -1,0 +1,194 @@
+"""Which layer each op belongs to: forward by cutting, backward by following the data, update by its parameter.
+
+*Forward.* Ops without a contraction among themselves and their ancestors (casts of parameters, masks, embedding
+look-ups, one-hot targets) belong to their lowest user; the others, in program order, are the *spine*
+that `layer_dp` cuts.  A boundary may stand once between two consecutive contractions, where the fewest bytes
+are alive (after the residual addition, before the normalisation; where equal, as late as possible).
+
+*Backward.* Let c be the lowest layer among an op's backward operands (the last layer if there are
+none); for each other operand take the highest layer ≤ c in which the forward pass defines or uses it;
+the op's layer is the minimum of these.  So backward data flows only from higher to lower layers, and a
+parameter's gradient ends in a layer that uses the parameter.  Ops that depend on no argument belong to their highest user.
+
+*Update.* An op belongs to the layer of its largest operand (ties: the lowest layer), starting from the
+layer where each sum is produced.  Ops that only enlarge (broadcasts) and ops without such operands belong to
+their lowest user.  So the sum of squares in a gradient norm is formed where the gradient is, and only scalars travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.alpa import Binding
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.inter.dataflow import Dataflow
+from alpa_mlir.passes.inter.layer_dp import Crossing, Cut, cut_layers, entering_bytes
+
+MAX_SEGMENTS = 1024
+"""Beyond this many candidate boundaries only those with the fewest live bytes are kept (the DP is quadratic)."""
+
+Layers = list[int]
+
+
+def spine_of(micro: Dataflow, forward: set[int]) -> list[int]:
+    """Forward ops with a contraction among themselves and their ancestors; all of them where nothing contracts."""
+    below: set[int] = set()
+    contraction = micro.heavy if any(micro.heavy[o] for o in forward) else [bool(r) for r in micro.operands]
+    for op in sorted(forward):
+        if contraction[op] or any(p in below for p in micro.producers(op)):
+            below.add(op)
+    return sorted(below)
+
+
+def segments_of(micro: Dataflow, spine: Sequence[int]) -> list[int]:
+    """Segment of each op of the spine: consecutive ops between candidate boundaries."""
+    live = _live_bytes(micro, spine)
+    any_heavy = any(micro.heavy[o] for o in spine)
+    heavy = [p for p, o in enumerate(spine) if micro.heavy[o] or not any_heavy]
+    boundaries = []
+    for left, right in zip(heavy, heavy[1:], strict=False):
+        boundaries.append(right - int(np.argmin(live[right:left:-1])))
+    if len(boundaries) >= MAX_SEGMENTS:
+        cheapest = sorted(boundaries, key=lambda p: (live[p], p))[: MAX_SEGMENTS - 1]
+        boundaries = sorted(cheapest)
+    marks = np.zeros(len(spine), dtype=np.int64)
+    marks[boundaries] = 1
+    return [int(s) for s in np.cumsum(marks)]
+
+
+def _live_bytes(micro: Dataflow, spine: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """At each position p of the spine the bytes defined before p and read at or after it."""
+    place = {o: p for p, o in enumerate(spine)}
+    change = np.zeros(len(spine) + 2)
+    for o, p in place.items():
+        for v in micro.results[o]:
+            last = max((place[u] for u in micro.uses[v] if u in place), default=p)
+            change[p + 1] += micro.nbytes[v]
+            change[last + 1] -= micro.nbytes[v]
+    return np.asarray(change.cumsum())
+
+
+def cut_forward(micro: Dataflow, spine: Sequence[int], layers: int) -> tuple[dict[int, int], Cut]:
+    """Layer of each op of the spine, and the cut; `layers` is at most the number of segments."""
+    segments = segments_of(micro, spine)
+    where = dict(zip(spine, segments, strict=True))
+    count = segments[-1] + 1
+    work = np.zeros(count)
+    for o, s in where.items():
+        work[s] += micro.flops[o]
+    crossings = [
+        Crossing(where[o], tuple(where[u] for u in micro.uses[v] if u in where), micro.nbytes[v])
+        for o in spine
+        for v in micro.results[o]
+    ]
+    cut = cut_layers(entering_bytes(crossings, count), [float(w) for w in work], layers)
+    layer_of = np.searchsorted(np.array(cut.starts), np.arange(count), side="right") - 1
+    return {o: int(layer_of[s]) for o, s in where.items()}, cut
+
+
+def user_layers(micro: Dataflow, forward: set[int]) -> dict[int, int] | None:
+    """The layers a user wrote on forward ops, completed along the data; None where there are none.
+
+    CompileError where data would flow from a higher to a lower layer.
+    """
+    given = {o: alpa.get_int(micro.ops[o], alpa.LAYER) for o in sorted(forward)}
+    if all(layer is None for layer in given.values()):
+        return None
+    spine = set(spine_of(micro, forward)) | {o for o, layer in given.items() if layer is not None}
+    known: dict[int, int] = {}
+    for o in sorted(spine):
+        floor = max((known[p] for p in micro.producers(o) if p in known), default=0)
+        layer = given[o]
+        if layer is not None and layer < floor:
+            raise CompileError(
+                f"alpa.layer = {layer}, but an operand comes from layer {floor}: forward data must not flow to a "
+                "lower layer",
+                micro.ops[o].location,
+            )
+        known[o] = floor if layer is None else layer
+    return known
+
+
+def complete_forward(micro: Dataflow, forward: set[int], spine: dict[int, int], layers: int) -> dict[int, int]:
+    """Layers of all forward ops, those outside the spine at their lowest forward user."""
+    known = dict(spine)
+    for o in sorted(forward, reverse=True):
+        if o not in known:
+            known[o] = min((known[u] for u in micro.users(o) if u in forward), default=layers - 1)
+    return known
+
+
+def backward_layers(micro: Dataflow, forward: dict[int, int], layers: int) -> dict[int, int]:
+    """Layers of the ops of @microbatch that are not forward."""
+    presence = _forward_presence(micro, forward)
+    known: dict[int, int] = {}
+    free: list[int] = []
+    for o in range(len(micro.ops)):
+        if o in forward:
+            continue
+        layer, anchored = layers - 1, False
+        for p in micro.producers(o):
+            if p in known:
+                layer, anchored = min(layer, known[p]), True
+        for v in micro.operands[o]:
+            below = [k for k in presence.get(v, ()) if k <= layer] if micro.definition[v] not in known else []
+            if below:
+                layer, anchored = min(layer, below[-1]), True
+        if anchored:
+            known[o] = layer
+        else:
+            free.append(o)
+    for o in reversed(free):
+        known[o] = max((known[u] for u in micro.users(o) if u in known), default=layers - 1)
+    return known
+
+
+def _forward_presence(micro: Dataflow, forward: dict[int, int]) -> dict[int, list[int]]:
+    """For each forward value and argument the layers in which the forward pass defines or uses it, ascending.
+
+    Values without arguments among their ancestors (masks, constants) can be had anywhere and bind nothing.
+    """
+    bound = {v: True for v in range(len(micro.arguments))}
+    presence: dict[int, list[int]] = {}
+    for o in forward:
+        for v in micro.results[o]:
+            bound[v] = any(bound.get(i, False) for i in micro.operands[o])
+    for v, is_bound in bound.items():
+        if is_bound:
+            defined = [forward[micro.definition[v]]] if micro.definition[v] in forward else []
+            presence[v] = sorted({*defined, *(forward[u] for u in micro.uses[v] if u in forward)})
+    return presence
+
+
+def update_layers(update: Dataflow, sums: dict[Binding, int]) -> Layers:
+    """Layers of the ops of @update; `sums` says in which layer each sum or stack is produced."""
+    at: dict[int, int] = {v: sums[b] for v, b in enumerate(update.arguments) if b in sums}
+    known: dict[int, int] = {}
+    for o in range(len(update.ops)):
+        layered = [(update.nbytes[v], -at[v]) for v in update.operands[o] if v in at]
+        read = sum(update.nbytes[v] for v in update.operands[o])
+        made = sum(update.nbytes[v] for v in update.results[o])
+        if layered and made <= read:
+            known[o] = -max(layered)[1]
+            at.update(dict.fromkeys(update.results[o], known[o]))
+    return _at_lowest_user(update, known, {})
+
+
+def prologue_layers(prologue: Dataflow, needed: dict[Binding, int]) -> Layers:
+    """Layers of the ops of @prologue: the lowest layer that needs what they yield."""
+    wanted: dict[int, int] = {}
+    for value, binding in zip(prologue.returned, prologue.yields, strict=True):
+        layer = needed.get(binding, 0)
+        wanted[value] = min(wanted.get(value, layer), layer)
+    return _at_lowest_user(prologue, {}, wanted)
+
+
+def _at_lowest_user(flow: Dataflow, known: dict[int, int], returned: dict[int, int]) -> Layers:
+    for o in range(len(flow.ops) - 1, -1, -1):
+        if o not in known:
+            users = [known[u] for u in flow.users(o) if u in known]
+            known[o] = min([*users, *(returned[v] for v in flow.results[o] if v in returned)], default=0)
+    return [known[o] for o in range(len(flow.ops))]

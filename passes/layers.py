@@ -1,0 +1,125 @@
+"""`alpa-layers`: gather the ops of one step into layers, the grain at which stages are cut.
+
+A training step has thousands of ops; the stage search needs a handful of units.  The pass
+finds the forward pass in the graph (`inter/phases.py`), cuts it into layers of similar work with little
+data between them (`inter/layer_dp.py`: Alpa, OSDI'22, §5.2), and lets backward and update ops follow
+their data (`inter/assign.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.alpa import Binding
+from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.passes.inter import assign
+from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
+from alpa_mlir.passes.inter.phases import forward_ops, state_updates
+from alpa_mlir.passes.registry import Pass, option, register
+
+AUTOMATIC_LAYERS = 8
+
+
+@register
+@dataclass(frozen=True)
+class Layers(Pass):
+    """Write `alpa.layer` and `alpa.phase` on every op of `@microbatch`, `@update` and `@prologue`.
+
+    IR before: level 2 (`alpa.level = "microbatched"`). IR after: level 3 (`"layered"`).
+    Precondition: none further; `alpa.layer` that stands on forward ops already is a user's cut and is kept.
+    Postcondition: forward data flows from lower to equal or higher layers, backward data from higher to
+    equal or lower ones; every layer holds at least one contraction of the forward pass.
+    """
+
+    name: ClassVar[str] = "alpa-layers"
+    count: int = option(0, f"number of layers; 0: {AUTOMATIC_LAYERS}, or fewer where the model has fewer contractions")
+
+    def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
+        level = alpa.get_string(module.operation, alpa.LEVEL)
+        if level != "microbatched":
+            raise CompileError(
+                f"alpa-layers needs a microbatched module (run alpa-microbatch first), got level {level or 'source'}",
+                module.operation.location,
+            )
+        if self.count < 0:
+            raise CompileError(f"the number of layers must not be negative, got {self.count}")
+        flows = {name: read_dataflow(f) for name, f in functions(module).items() if name != "main"}
+        micro, update = flows["microbatch"], flows["update"]
+        forward = forward_ops(micro, update, state_updates(functions(module)["main"]))
+        ahead, layers = _forward_layers(micro, forward, self.count, remarks)
+        behind = assign.backward_layers(micro, ahead, layers)
+        of_micro = [ahead[o] if o in ahead else behind[o] for o in range(len(micro.ops))]
+        of_update = assign.update_layers(update, _produced_at(micro, of_micro))
+        _write(micro, of_micro, ["forward" if o in ahead else "backward" for o in range(len(micro.ops))])
+        _write(update, of_update, ["update"] * len(update.ops))
+        if "prologue" in flows:
+            needed = _needed_at([(micro, of_micro), (update, of_update)])
+            of_prologue = assign.prologue_layers(flows["prologue"], needed)
+            _write(flows["prologue"], of_prologue, ["prologue"] * len(of_prologue))
+        alpa.set_string(module.operation, alpa.LEVEL, "layered")
+
+
+def _forward_layers(
+    micro: Dataflow, forward: set[int], count: int, remarks: list[Remark]
+) -> tuple[dict[int, int], int]:
+    """Layer of each forward op, and the number of layers."""
+    given = assign.user_layers(micro, forward)
+    if given is not None:
+        layers = max(given.values()) + 1
+        if count not in (0, layers):
+            raise CompileError(
+                f"count={count}, but the program's own alpa.layer attributes name {layers} layers",
+                micro.function.location,
+            )
+        return assign.complete_forward(micro, forward, given, layers), layers
+    spine = assign.spine_of(micro, forward)
+    if not spine:
+        return dict.fromkeys(sorted(forward), 0), 1
+    possible = assign.segments_of(micro, spine)[-1] + 1
+    layers = count or min(AUTOMATIC_LAYERS, possible)
+    if layers > possible:
+        raise CompileError(
+            f"{layers} layers were asked for, but the forward pass has only {possible} contractions to cut between",
+            micro.function.location,
+        )
+    cut_at, cut = assign.cut_forward(micro, spine, layers)
+    if cut.delta > 0.5:
+        share = f"{100 * (1 + cut.delta) / layers:.0f} %"
+        message = f"no cut into {layers} layers is balanced within 50 %: a layer may do {share} of the work"
+        remarks.append(Remark(message, _where(micro)))
+    return assign.complete_forward(micro, forward, cut_at, layers), layers
+
+
+def _where(flow: Dataflow) -> str:
+    return CompileError("", flow.function.location).location
+
+
+def _produced_at(micro: Dataflow, layers: Sequence[int]) -> dict[Binding, int]:
+    produced: dict[Binding, int] = {}
+    for value, binding in zip(micro.returned, micro.yields, strict=True):
+        owner = micro.definition[value]
+        readers = [layers[u] for u in micro.uses[value]]
+        produced[binding] = layers[owner] if owner >= 0 else min(readers, default=0)
+    return produced
+
+
+def _needed_at(parts: Sequence[tuple[Dataflow, Sequence[int]]]) -> dict[Binding, int]:
+    """For each binding of an argument the lowest layer that reads it."""
+    needed: dict[Binding, int] = {}
+    for flow, layers in parts:
+        for value, binding in enumerate(flow.arguments):
+            for user in flow.uses[value]:
+                needed[binding] = min(needed.get(binding, layers[user]), layers[user])
+    return needed
+
+
+def _write(flow: Dataflow, layers: Sequence[int], phases: Sequence[str]) -> None:
+    for op, layer, phase in zip(flow.ops, layers, phases, strict=True):
+        alpa.set_int(op, alpa.LAYER, layer)
+        alpa.set_string(op, alpa.PHASE, phase)
