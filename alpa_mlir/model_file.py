@@ -61,7 +61,11 @@ def module_from_bytes(raw: bytes, context: ir.Context, filename: str) -> ir.Modu
         return module
     if raw.startswith(BYTECODE_MAGIC):
         return _parse_bytecode(raw, context, filename)
-    return parse_module(raw, context, filename)
+    if b"\0" in raw:
+        # MLIR's lexer would take it for the end of the file and read a shorter program.
+        line = raw[: raw.index(b"\0")].count(b"\n") + 1
+        raise CompileError("neither MLIR text (it has a NUL byte) nor any binary form", f"{filename}:{line}:1")
+    return _parse(raw, context, filename)
 
 
 def exported_module(raw: bytes) -> bytes | None:
@@ -107,7 +111,19 @@ def _parse_bytecode(raw: bytes, context: ir.Context, filename: str) -> ir.Module
         raise CompileError(
             f"damaged bytecode: reading it ended the reader (exit status {probe.returncode})", f"{filename}:1:1"
         )
-    return parse_module(raw, context, filename)
+    return _parse(raw, context, filename)
+
+
+def _parse(raw: bytes, context: ir.Context, filename: str) -> ir.Module:
+    """Parse with errors at `filename`: the bindings call every buffer "-", and bytecode's position 0:0."""
+    try:
+        return parse_module(raw, context, filename)
+    except CompileError as e:
+        if e.location.startswith("-:0:"):
+            raise CompileError(e.message, f"{filename}:1:1", e.notes) from None
+        if e.location.startswith("-:"):
+            raise CompileError(e.message, filename + e.location[1:], e.notes) from None
+        raise
 
 
 def _require_static(module: ir.Module, filename: str) -> None:
@@ -116,7 +132,7 @@ def _require_static(module: ir.Module, filename: str) -> None:
     if main is None:
         return
     for argument in main.regions[0].blocks[0].arguments:
-        tensor = ir.ShapedType(argument.type) if ir.RankedTensorType.isinstance(argument.type) else None
+        tensor = ir.ShapedType(argument.type) if isinstance(argument.type, ir.RankedTensorType) else None
         if tensor is not None and not tensor.has_static_shape:
             raise CompileError(
                 f"argument {argument.arg_number} has the symbolic shape {argument.type}:"
@@ -133,7 +149,7 @@ def _require_static(module: ir.Module, filename: str) -> None:
 def _probe(filename: str) -> int:
     """Child process: parse standard input; 0 if it is a module, REFUSED with `location NUL message` on stdout."""
     try:
-        parse_module(sys.stdin.buffer.read(), make_context(), filename)
+        _parse(sys.stdin.buffer.read(), make_context(), filename)
     except CompileError as e:
         sys.stdout.buffer.write(f"{e.location}\0{e.message}".encode(errors="replace"))
         return REFUSED

@@ -8,6 +8,7 @@ The second form finds `step_arguments` beside `step`, and takes what `jax.jit` d
 
 import sys
 from functools import partial
+from typing import Any
 
 import haiku as hk
 import jax
@@ -32,7 +33,7 @@ OPTIMIZER = optax.adam(1e-3)
 
 
 @partial(jax.jit, donate_argnums=(0, 1, 2), keep_unused=True)
-def step(params, statistics, optimizer, images, labels):  # noqa: ANN001, ANN201
+def step(params: hk.Params, statistics: hk.State, optimizer: Any, images: jax.Array, labels: jax.Array) -> tuple:
     """One step: new parameters, running statistics and optimizer state, and the loss."""
 
     def loss(p: hk.Params) -> tuple[jax.Array, hk.State]:

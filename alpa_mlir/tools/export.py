@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -20,9 +17,11 @@ from jaxlib.mlir import ir
 
 from alpa_mlir import foreign, lowering
 from alpa_mlir.dialect.context import passmanager, print_module, stablehlo
-from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.models import MODELS, Model, TrainStep
+from alpa_mlir.tools.diagnostics import UsageError, guarded
+from alpa_mlir.tools.output import write_output
 
+NAME = "alpa-mlir-export"
 EPILOG = """\
 One's own function: NAME is package.module:function or path/file.py:function, with example arguments in a tuple
 function_arguments beside it (arrays or jax.ShapeDtypeStruct) and, optionally, function_roles ("state", "batch" or
@@ -39,30 +38,21 @@ Exit status: 0 done, 1 the program is at fault (file:line:col: error: …), 2 wr
 """
 
 
-class _UsageError(Exception):
-    """Wrong usage: exit status 2."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command on `argv` (default: the process's arguments) and return its exit status."""
-    parser = make_parser()
-    options = parser.parse_args(argv)
-    try:
-        if options.list:
-            print(listing(), end="")
-            return 0
-        if options.name is None:
-            raise _UsageError("the following arguments are required: NAME")
-        step = select_step(options)
-        with foreign.located_errors(lowering.function_location(step.function)):
-            module = lowering.lower(step, options.platform)
-        write(options.output, encode(module, options.form, options.locations))
-    except (_UsageError, foreign.UnknownNameError) as e:
-        print(f"{parser.prog}: error: {e} (see {parser.prog} --help)", file=sys.stderr)
-        return 2
-    except CompileError as e:
-        print(e, file=sys.stderr)
-        return 1
+    """Run the command on `argv` (default: the process's arguments) and return its exit status.
+
+    Raises `UsageError` and `CompileError`, which `guarded` turns into messages.
+    """
+    options = make_parser().parse_args(argv)
+    if options.list:
+        print(listing(), end="")
+        return 0
+    if options.name is None:
+        raise UsageError("the following arguments are required: NAME")
+    step = select_step(options)
+    with foreign.located_errors(lowering.function_location(step.function)):
+        module = lowering.lower(step, options.platform)
+    write_output(options.output, encode(module, options.form, options.locations))
     return 0
 
 
@@ -70,16 +60,13 @@ def entry() -> NoReturn:
     """The console script."""
     # Tracing needs no accelerator; without this jax would take hold of one.
     jax.config.update("jax_platforms", "cpu")
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(guarded(NAME, main))
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options; those of the models come from the fields of their configurations."""
     parser = argparse.ArgumentParser(
-        prog="alpa-mlir-export",
+        prog=NAME,
         description="Write a built-in model, or one's own jax function, as StableHLO with argument roles.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -132,28 +119,31 @@ def select_step(options: argparse.Namespace) -> TrainStep:
         config = configure(model, options.size, given)
         return model.build_inference(config) if options.inference else model.build(config)
     if ":" not in options.name:
-        raise _UsageError(
+        raise UsageError(
             f"no model {options.name!r}: there are {', '.join(MODELS)}, or name a function as package.module:function"
         )
     wrong = [*given, *(["inference"] if options.inference else []), *(["size"] if options.size else [])]
     if wrong:
-        raise _UsageError(f"--{wrong[0].replace('_', '-')} is for built-in models, not for {options.name}")
-    return foreign.load_step(options.name)
+        raise UsageError(f"--{wrong[0].replace('_', '-')} is for built-in models, not for {options.name}")
+    try:
+        return foreign.load_step(options.name)
+    except foreign.UnknownNameError as e:
+        raise UsageError(str(e)) from None
 
 
 def configure(model: Model, size: str | None, given: dict[str, Any]) -> Any:
-    """The configuration of `model` at a named size with some fields changed. Raises `_UsageError`."""
+    """The configuration of `model` at a named size with some fields changed. Raises `UsageError`."""
     if size is not None and size not in model.presets:
-        raise _UsageError(f"{model.name} has no size {size!r}: there are {', '.join(model.presets)}")
+        raise UsageError(f"{model.name} has no size {size!r}: there are {', '.join(model.presets)}")
     base = model.config() if size is None else model.presets[size]
     fields = {field.name for field in dataclasses.fields(base)}
     for name in given:
         if name not in fields:
-            raise _UsageError(f"{model.name} has no option --{name.replace('_', '-')}")
+            raise UsageError(f"{model.name} has no option --{name.replace('_', '-')}")
     try:
         return dataclasses.replace(base, **given)
     except ValueError as e:
-        raise _UsageError(f"{model.name}: {e}") from None
+        raise UsageError(f"{model.name}: {e}") from None
 
 
 def listing() -> str:
@@ -183,27 +173,6 @@ def encode(module: ir.Module, form: str, locations: bool) -> bytes:
     buffer = io.BytesIO()
     module.operation.write_bytecode(buffer)
     return bytes(buffer.getvalue())
-
-
-def write(output: str, content: bytes) -> None:
-    """Write a whole file or none: into a neighbour first, which is then renamed. "-" is standard output."""
-    try:
-        if output == "-":
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
-            return
-        path = Path(output).resolve()
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            path.write_bytes(content)  # a device or a pipe must not be replaced by a file
-            return
-        neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            neighbour.write_bytes(content)
-            neighbour.replace(path)
-        finally:
-            neighbour.unlink(missing_ok=True)
-    except OSError as e:
-        raise CompileError(f"cannot write: {e.strerror or e}", f"{output}:1:1") from None
 
 
 if __name__ == "__main__":
