@@ -243,6 +243,25 @@ def _convolution(op: ir.Operation, factors: OpFactors) -> OpFactors:
     return factors.with_fixed(spatial)
 
 
+def _reshape(op: ir.Operation, factors: OpFactors) -> OpFactors:
+    """Factors on one side only (4x6 to 6x4 is 2·2 x 2·3 to 2·3 x 2·2) are regrouped, not passed on."""
+    before = {f for d in factors.operands[0] for f in d}
+    after = {f for d in factors.results[0] for f in d}
+    return factors.with_fixed(before ^ after)
+
+
+def added_once(op: ir.Operation) -> tuple[int, ...]:
+    """Operands that start the op's sums: of a split reduction they must count once, not once per part.
+
+    Initial values of a reduce, the target of a scatter.
+    """
+    if op.name == "stablehlo.reduce":
+        return tuple(range(len(op.operands) // 2, len(op.operands)))
+    if op.name == "stablehlo.scatter":
+        return tuple(range((len(op.operands) - 1) // 2))
+    return ()
+
+
 _OWN: dict[str, Callable[[ir.Operation], OpFactors]] = {
     "stablehlo.constant": _source,
     "sdy.constant": _source,
@@ -263,6 +282,7 @@ _REFINE: dict[str, Callable[[ir.Operation, OpFactors], OpFactors]] = {
     "stablehlo.gather": _gather,
     "stablehlo.scatter": _scatter,
     "stablehlo.convolution": _convolution,
+    "stablehlo.reshape": _reshape,
 }
 
 

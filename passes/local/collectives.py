@@ -1,0 +1,210 @@
+"""Reshard steps as StableHLO collectives inside a one-device program, and their count in any program.
+
+Device `i` of a mesh is partition `i` of its executable; its coordinate along an axis is
+`(partition_id / stride) mod size`.  A collective over axes joins `Mesh.groups(axes)`: members in order of
+their coordinates, major axis first, so that what an all-gather lays side by side, and what a reduce-scatter
+deals out, is in the order in which the axes split the dimension.  All groups are written as global device
+ids with a channel of their own (StableHLO specification: `all_reduce`, "flattened ids").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from math import prod
+from typing import ClassVar
+
+import numpy as np
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+
+from alpa_mlir.dialect.alpa import walk
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, SLICE, Step
+
+COLLECTIVES = (ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, ALL_TO_ALL)
+
+_COMBINERS = {
+    "add": stablehlo.AddOp,
+    "max": stablehlo.MaxOp,
+    "min": stablehlo.MinOp,
+    "mul": stablehlo.MulOp,
+    "and": stablehlo.AndOp,
+    "or": stablehlo.OrOp,
+}
+
+
+@dataclass
+class DeviceProgram:
+    """Emits collectives at `ip`, the end of one device's program; remembers coordinates already computed."""
+
+    mesh: Mesh
+    ip: ir.InsertionPoint
+    channels: Iterator[int] = field(default_factory=lambda: count(1))
+    _coordinates: dict[tuple[str, ...], ir.Value] = field(default_factory=dict)
+
+    def run(self, steps: Sequence[Step], value: ir.Value, kind: str = "add") -> ir.Value:
+        """`value` after the steps; partial sums are combined by `kind`."""
+        for step in steps:
+            if self.mesh.extent(step.axes) > 1:
+                value = self._EMIT[step.kind](self, step, value, kind)
+        return value
+
+    def coordinate(self, axes: tuple[str, ...]) -> ir.Value:
+        """The device's position along `axes` (major first), a scalar i32."""
+        if axes not in self._coordinates:
+            if not axes:
+                self._coordinates[axes] = self.scalar(0)
+            elif len(axes) == 1:
+                self._coordinates[axes] = self._single(axes[0])
+            else:
+                major = stablehlo.multiply(
+                    self.coordinate(axes[:-1]), self.scalar(self.mesh.size(axes[-1])), ip=self.ip
+                )
+                self._coordinates[axes] = stablehlo.add(major, self.coordinate(axes[-1:]), ip=self.ip)
+        return self._coordinates[axes]
+
+    def _single(self, axis: str) -> ir.Value:
+        i32 = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
+        number = stablehlo.convert(i32, stablehlo.partition_id(ip=self.ip), ip=self.ip)
+        if self.mesh.stride(axis) > 1:
+            number = stablehlo.divide(number, self.scalar(self.mesh.stride(axis)), ip=self.ip)
+        return stablehlo.remainder(number, self.scalar(self.mesh.size(axis)), ip=self.ip)
+
+    def offset(self, axes: tuple[str, ...], part: int) -> ir.Value:
+        """Where the device's part of size `part` starts in a dimension split over `axes`, a scalar i32."""
+        if part == 1:
+            return self.coordinate(axes)
+        return stablehlo.multiply(self.coordinate(axes), self.scalar(part), ip=self.ip)
+
+    def scalar(self, value: int) -> ir.Value:
+        """A constant `tensor<i32>`."""
+        return stablehlo.constant(ir.DenseElementsAttr.get(np.array(value, np.int32)), ip=self.ip)
+
+    def _all_reduce(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
+        op = stablehlo.AllReduceOp([value.type], [value], self._groups(step.axes), **self._channel(), ip=self.ip)
+        _combiner(op.operation, value, kind)
+        return op.results[0]
+
+    def _reduce_scatter(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
+        kept = _resized(value, {step.dim: -self.mesh.extent(step.axes)})
+        op = stablehlo.ReduceScatterOp(kept, value, step.dim, self._groups(step.axes), **self._channel(), ip=self.ip)
+        _combiner(op.operation, value, kind)
+        return op.results[0]
+
+    def _all_gather(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
+        whole = _resized(value, {step.dim: self.mesh.extent(step.axes)})
+        op = stablehlo.AllGatherOp([whole], [value], step.dim, self._groups(step.axes), **self._channel(), ip=self.ip)
+        return op.results[0]
+
+    def _all_to_all(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
+        parts = self.mesh.extent(step.axes)
+        moved = _resized(value, {step.dim: parts, step.to_dim: -parts})
+        channel = self._channel()["channel_handle"]
+        op = stablehlo.AllToAllOp(
+            [value], step.to_dim, step.dim, parts, self._groups(step.axes),
+            channel_handle=channel, results=[moved], ip=self.ip,
+        )  # fmt: skip
+        return op.results[0]
+
+    def _slice(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
+        part = _resized(value, {step.dim: -self.mesh.extent(step.axes)})
+        shape = ir.RankedTensorType(part).shape
+        zero = self.scalar(0)
+        starts = [self.offset(step.axes, shape[d]) if d == step.dim else zero for d in range(len(shape))]
+        return stablehlo.dynamic_slice(value, starts, list(shape), ip=self.ip)
+
+    def _groups(self, axes: tuple[str, ...]) -> ir.Attribute:
+        return ir.DenseElementsAttr.get(np.array(self.mesh.groups(axes), np.int64))
+
+    def _channel(self) -> dict[str, object]:
+        handle = stablehlo.ChannelHandle.get(next(self.channels), 1)
+        return {"channel_handle": handle, "use_global_device_ids": True}
+
+    _EMIT: ClassVar[dict[str, Callable[[DeviceProgram, Step, ir.Value, str], ir.Value]]] = {
+        ALL_REDUCE: _all_reduce,
+        REDUCE_SCATTER: _reduce_scatter,
+        ALL_GATHER: _all_gather,
+        ALL_TO_ALL: _all_to_all,
+        SLICE: _slice,
+    }
+
+
+def _resized(value: ir.Value, factors: dict[int, int]) -> ir.Type:
+    """The value's type with dimensions multiplied (positive factor) or divided (negative)."""
+    kind = ir.RankedTensorType(value.type)
+    shape = list(kind.shape)
+    for dim, factor in factors.items():
+        shape[dim] = shape[dim] * factor if factor > 0 else shape[dim] // -factor
+    return ir.RankedTensorType.get(shape, kind.element_type)
+
+
+def _combiner(op: ir.Operation, value: ir.Value, kind: str) -> None:
+    """Fill the reducer body of a collective."""
+    scalar = ir.RankedTensorType.get([], ir.RankedTensorType(value.type).element_type)
+    block = ir.Block.create_at_start(op.regions[0], [scalar, scalar], [op.location, op.location])
+    with ir.InsertionPoint(block):
+        combined = _COMBINERS[kind](block.arguments[0], block.arguments[1])
+        stablehlo.ReturnOp([combined.result])
+
+
+@dataclass(frozen=True)
+class CollectiveCount:
+    """How many collectives of one kind a program holds and the bytes of their results on one device."""
+
+    number: int = 0
+    bytes: int = 0
+
+    def add(self, size: int) -> CollectiveCount:
+        """One more, with a result of `size` bytes."""
+        return CollectiveCount(self.number + 1, self.bytes + size)
+
+
+def count_collectives(program: ir.Module | ir.Operation | str) -> dict[str, CollectiveCount]:
+    """The collectives of a localised module or function, or of (optimised) HLO text, by kind.
+
+    Keys are `all_reduce`, `reduce_scatter`, `all_gather`, `all_to_all` and `collective_permute`, only those
+    that occur, sorted.  A collective that XLA combined from several counts once, its bytes are their sum.
+    """
+    found: dict[str, CollectiveCount] = {}
+    sizes = _in_hlo(program) if isinstance(program, str) else _in_module(program.operation)
+    for kind, size in sizes:
+        found[kind] = found.get(kind, CollectiveCount()).add(size)
+    return dict(sorted(found.items()))
+
+
+def _in_module(root: ir.Operation) -> Iterator[tuple[str, int]]:
+    names = {f"stablehlo.{kind}": kind for kind in (*COLLECTIVES, "collective_permute")}
+    for op in walk(root):
+        if op.name in names:
+            yield names[op.name], sum(byte_size(v.type) for v in op.results)
+
+
+def byte_size(kind: ir.Type) -> int:
+    """Bytes of a static tensor; elements below one byte take one, complex numbers two floats."""
+    tensor = ir.RankedTensorType(kind)
+    element = tensor.element_type
+    width = 2 * ir.ComplexType(element).element_type.width if isinstance(element, ir.ComplexType) else element.width
+    return prod(tensor.shape) * max(1, width // 8)
+
+
+_HLO_KIND = re.compile(
+    r"= (.+?) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(-start)?\(", re.MULTILINE
+)
+_HLO_SHAPE = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
+
+
+def _in_hlo(text: str) -> Iterator[tuple[str, int]]:
+    for match in _HLO_KIND.finditer(text):
+        shapes = _HLO_SHAPE.findall(match.group(1))
+        if match.group(3):
+            # An asynchronous start yields (operands, results): only the results are counted.
+            shapes = shapes[len(shapes) // 2 :]
+        yield match.group(2).replace("-", "_"), sum(_hlo_bytes(*s) for s in shapes)
+
+
+def _hlo_bytes(letter: str, width: str, dims: str) -> int:
+    each = 1 if letter == "pred" or not width else max(1, int(width) // 8)
+    return each * prod(int(d) for d in dims.split(",") if d)
