@@ -1,1 +1,1 @@
-"""What things cost on a cluster: seconds of compute and communication, bytes of memory."""
+"""What things cost: seconds of compute and communication, bytes of memory. Rules are numbered in docs/costs.md."""

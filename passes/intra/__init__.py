@@ -1,1 +1,1 @@
-"""The intra-operator program: strategies -> graph -> smaller graph -> MILP -> a sharding per value."""
+"""The intra-operator program: shardings of all values of a stage by mixed-integer programming (Alpa, OSDI'22, §4)."""

@@ -1,0 +1,201 @@
+"""The cluster planned for: devices, memory, speeds and links, as one small value.
+
+A cluster is `nodes` machines with `devices_per_node` equal devices. Devices are numbered node by node.
+Two link levels: between the devices of a node (bandwidth per device) and between nodes (bandwidth per
+*node*, shared by all its devices that talk at the same time). It is read from TOML (docs/clusters.md)
+and travels through the pipeline as the module's `alpa.cluster` dictionary, so that every later pass
+prices with the same figures. Units: seconds, bytes, bytes/s, floating-point operations/s.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.clusters import preset_names, preset_text
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.diagnostics import CompileError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link level: bytes/s, seconds to start a collective on it, seconds per hop of a ring."""
+
+    bandwidth: float
+    start: float
+    hop: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices, memory (bytes per device), speeds and links of a cluster.
+
+    `flops` maps a type class (f8, f16, bf16, f32, f64) to peak operations/s; `efficiency` is the part of
+    the peak that large products reach. `device_link` joins devices of a node (per device), `node_link`
+    joins nodes (per node).
+    """
+
+    name: str
+    nodes: int
+    devices_per_node: int
+    memory: int
+    memory_bandwidth: float
+    efficiency: float
+    flops: tuple[tuple[str, float], ...]
+    device_link: Link
+    node_link: Link
+
+    @property
+    def device_count(self) -> int:
+        """Devices of the whole cluster."""
+        return self.nodes * self.devices_per_node
+
+    def speed(self, dtype: str) -> float:
+        """Attainable operations/s of products in an element type; unknown types count as f32."""
+        table = dict(self.flops)
+        kind = "f8" if dtype.startswith("f8") else dtype
+        return self.efficiency * table.get(kind, table["f32"])
+
+    def with_sizes(self, nodes: int = 0, devices_per_node: int = 0, memory: int = 0) -> Cluster:
+        """The same cluster with other sizes; 0 keeps what is there."""
+        return replace(
+            self,
+            nodes=nodes or self.nodes,
+            devices_per_node=devices_per_node or self.devices_per_node,
+            memory=memory or self.memory,
+        )
+
+    def attribute(self, context: ir.Context) -> ir.Attribute:
+        """The cluster as the dictionary written to `alpa.cluster`."""
+        return _dictionary(self._table(), context)
+
+    def _table(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "nodes": self.nodes,
+            "devices_per_node": self.devices_per_node,
+            "memory": self.memory,
+            "memory_bandwidth": self.memory_bandwidth,
+            "efficiency": self.efficiency,
+            "flops": dict(self.flops),
+            "link": {"device": _link_table(self.device_link), "node": _link_table(self.node_link)},
+        }
+
+
+def _link_table(link: Link) -> dict[str, float]:
+    return {"bandwidth": link.bandwidth, "start": link.start, "hop": link.hop}
+
+
+def load_cluster(name: str, nodes: int = 0, devices_per_node: int = 0, memory: int = 0) -> Cluster:
+    """A preset by name, with some sizes replaced (0 keeps the preset's). CompileError for unknown names."""
+    if name not in preset_names():
+        raise CompileError(f"unknown cluster {name!r}: the presets are {', '.join(preset_names())}")
+    return parse_cluster(preset_text(name), name).with_sizes(nodes, devices_per_node, memory)
+
+
+def parse_cluster(text: str, filename: str) -> Cluster:
+    """A cluster from TOML text (docs/clusters.md). CompileError at `filename` for anything missing or wrong."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise CompileError(f"not a cluster file: {e}", f"{filename}:1:1") from None
+    return _from_table(table, f"{filename}:1:1")
+
+
+def module_cluster(module: ir.Module) -> Cluster | None:
+    """The cluster a module was planned for (`alpa.cluster`), or None."""
+    if alpa.CLUSTER not in module.operation.attributes:
+        return None
+    return _from_table(_plain(module.operation.attributes[alpa.CLUSTER]), "-")
+
+
+def parse_bytes(text: str) -> int:
+    """`16GB`, `512MiB`, `1e9` as bytes; CompileError otherwise."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(|[kKMGT]i?)[bB]?\s*", text)
+    if not found or found.group(1).count(".") > 1:
+        raise CompileError(f"not an amount of memory: {text!r} (write for example 16GB or 512MiB)")
+    return int(float(found.group(1)) * _UNITS[found.group(2).upper()])
+
+
+def _from_table(table: Mapping[str, Any], where: str) -> Cluster:
+    read = _Reader(table, where)
+    memory = table.get("memory")
+    flops = read.table("flops")
+    if "f32" not in flops:
+        raise CompileError("a cluster needs flops.f32", where)
+    link = _Reader(read.table("link"), where, "link.")
+    return Cluster(
+        read.text("name"),
+        int(read.number("nodes")),
+        int(read.number("devices_per_node")),
+        parse_bytes(memory) if isinstance(memory, str) else int(read.number("memory")),
+        read.number("memory_bandwidth"),
+        read.number("efficiency"),
+        tuple(sorted((k, _Reader(flops, where, "flops.").number(k)) for k in flops)),
+        _link(link.table("device"), where, "link.device."),
+        _link(link.table("node"), where, "link.node."),
+    )
+
+
+def _link(table: Mapping[str, Any], where: str, prefix: str) -> Link:
+    read = _Reader(table, where, prefix)
+    return Link(read.number("bandwidth"), read.number("start", 0.0), read.number("hop", 0.0))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed look-ups in a parsed table with errors that name the key."""
+
+    entries: Mapping[str, Any]
+    where: str
+    prefix: str = ""
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.entries.get(key, default)
+        minimum = 0 if default is not None else 1e-30
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < minimum:
+            raise CompileError(f"a cluster needs a positive number {self.prefix}{key}, got {value!r}", self.where)
+        return float(value)
+
+    def text(self, key: str) -> str:
+        value = self.entries.get(key)
+        if not isinstance(value, str):
+            raise CompileError(f"a cluster needs a text {self.prefix}{key}, got {value!r}", self.where)
+        return value
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        value = self.entries.get(key)
+        if not isinstance(value, dict):
+            raise CompileError(f"a cluster needs a table [{self.prefix}{key}]", self.where)
+        return value
+
+
+def _dictionary(value: Any, context: ir.Context) -> ir.Attribute:
+    if isinstance(value, dict):
+        return ir.DictAttr.get({k: _dictionary(v, context) for k, v in sorted(value.items())}, context=context)
+    if isinstance(value, str):
+        return ir.StringAttr.get(value, context)
+    if isinstance(value, int):
+        return alpa.i64(value, context)
+    with ir.Location.unknown(context):
+        return ir.FloatAttr.get(ir.F64Type.get(context), value)
+
+
+def _plain(attribute: ir.Attribute) -> Any:
+    if isinstance(attribute, ir.DictAttr):
+        entries = ir.DictAttr(attribute)
+        return {entries[i].name: _plain(entries[i].attr) for i in range(len(entries))}
+    if isinstance(attribute, ir.StringAttr):
+        return ir.StringAttr(attribute).value
+    if isinstance(attribute, ir.IntegerAttr):
+        return int(ir.IntegerAttr(attribute).value)
+    if isinstance(attribute, ir.FloatAttr):
+        return float(ir.FloatAttr(attribute).value)
+    raise CompileError(f"unexpected value in {alpa.CLUSTER}: {attribute}")

@@ -1,0 +1,115 @@
+"""Seconds of collectives and of resharding inside a mesh, as linear functions of the tensor's size.
+
+Ring algorithms on n devices, with link bandwidth B (bytes/s per device), start s and hop h (seconds);
+L are the bytes one device holds *before* the step, R those it holds *after* it:
+
+    C1  several axes form one ring of n = product of their sizes on the slowest of their links
+    C2  all_reduce      s + 2(n-1)h + 2(n-1)/n · L/B
+    C3  reduce_scatter  s +  (n-1)h +  (n-1)/n · L/B
+    C4  all_gather      s +  (n-1)h +  (n-1)/n · R/B
+    C5  all_to_all      s +  (n-1)h +  (n-1)/n · L/B
+    C6  slice           0   (a view of what is there already)
+    C7  a reshard costs the sum of the steps that `reshard_steps` plans and the localiser emits
+
+(Thakur, Rabenseifner, Gropp 2005; NCCL's bus-bandwidth definitions.) All are affine in the bytes of
+the whole tensor, so one pair (seconds, seconds per byte) per pair of shardings prices every tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.costs.links import MeshLinks
+from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, SLICE, Step, reshard_steps
+
+Matrix = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """`seconds + per_byte · bytes of the whole tensor`."""
+
+    seconds: float
+    per_byte: float
+
+    def at(self, size: float) -> float:
+        """Seconds for a tensor of `size` bytes."""
+        return self.seconds + self.per_byte * size
+
+
+def step_cost(step: Step, links: MeshLinks) -> Affine:
+    """What one step of a reshard costs (rules C2 to C6)."""
+    if step.kind == SLICE:
+        return Affine(0.0, 0.0)
+    mesh = links.mesh
+    n = mesh.extent(step.axes)
+    link = links.joint(step.axes)
+    held = step.after if step.kind == ALL_GATHER else step.before
+    rounds = 2 if step.kind == ALL_REDUCE else 1
+    share = 1.0 / mesh.extent(held.axes)
+    return Affine(link.start + rounds * (n - 1) * link.hop, rounds * (n - 1) / n * share / link.bandwidth)
+
+
+def reshard_cost(source: Sharding, target: Sharding, links: MeshLinks) -> Affine:
+    """What changing one sharding into another costs (rule C7)."""
+    parts = [step_cost(step, links) for step in reshard_steps(source, target)]
+    return Affine(sum(p.seconds for p in parts), sum(p.per_byte for p in parts))
+
+
+def transfer_cost(target: Sharding, links: MeshLinks) -> Affine:
+    """A value arriving from another stage (rule C8): every byte crosses once, split over all devices of
+    the mesh, and is gathered inside the mesh as far as `target` is less split than that."""
+    n = links.mesh.device_count
+    local = 1.0 / links.mesh.extent(target.axes)
+    inside = min((k.bandwidth for k in links.axes), default=links.outside.bandwidth)
+    return Affine(links.outside.start, 1.0 / n / links.outside.bandwidth + (local - 1.0 / n) / inside)
+
+
+@dataclass
+class ReshardTable:
+    """Reshard costs of a mesh, computed once per pair of shardings; shardings are numbered on first use."""
+
+    links: MeshLinks
+    _numbers: dict[Sharding, int] = field(default_factory=dict)
+    _shardings: list[Sharding] = field(default_factory=list)
+    _pairs: dict[tuple[int, int], Affine] = field(default_factory=dict)
+    _blocks: dict[tuple[bytes, bytes], tuple[Matrix, Matrix]] = field(default_factory=dict)
+
+    def number(self, sharding: Sharding) -> int:
+        """The number of a sharding in this table."""
+        found = self._numbers.get(sharding)
+        if found is None:
+            found = self._numbers[sharding] = len(self._shardings)
+            self._shardings.append(sharding)
+        return found
+
+    def pair(self, source: int, target: int) -> Affine:
+        """Cost between two numbered shardings."""
+        found = self._pairs.get((source, target))
+        if found is None:
+            found = reshard_cost(self._shardings[source], self._shardings[target], self.links)
+            self._pairs[source, target] = found
+        return found
+
+    def matrix(self, sources: Ids, targets: Ids, size: float) -> Matrix:
+        """Seconds [len(sources), len(targets)] of resharding a tensor of `size` bytes."""
+        key = (sources.tobytes(), targets.tobytes())
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._blocks[key] = self._block(sources, targets)
+        result: Matrix = block[0] + size * block[1]
+        return result
+
+    def _block(self, sources: Ids, targets: Ids) -> tuple[Matrix, Matrix]:
+        rows, where_row = np.unique(sources, return_inverse=True)
+        columns, where_column = np.unique(targets, return_inverse=True)
+        pairs = [[self.pair(int(s), int(t)) for t in columns] for s in rows]
+        seconds = np.array([[p.seconds for p in row] for row in pairs])
+        per_byte = np.array([[p.per_byte for p in row] for row in pairs])
+        grid = np.ix_(where_row, where_column)
+        return seconds[grid], per_byte[grid]

@@ -1,0 +1,74 @@
+"""What a mesh axis is made of: bandwidth and latency of the slowest link that a collective over it crosses.
+
+A stage lies on consecutive device numbers, its mesh in row-major order over them. The ring of a
+collective along one axis visits devices at distance `stride`; where they all sit in one node it runs on
+the device link, else on the node link. The node link is shared: with r rings crossing out of a node at
+once, each has 1/r of it (p3.16xlarge: an axis of stride 8 has eight rings on one network card). A ring
+is never faster than the device link if it also walks inside the nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.costs.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class AxisLink:
+    """Bandwidth (bytes/s per device), start seconds of a collective, seconds per hop of its ring."""
+
+    bandwidth: float
+    start: float
+    hop: float = 0.0
+
+
+@dataclass(frozen=True)
+class MeshLinks:
+    """The links of a mesh: one per axis, in mesh order, and those to the neighbouring stage."""
+
+    mesh: Mesh
+    axes: tuple[AxisLink, ...]
+    outside: AxisLink
+
+    def joint(self, axes: tuple[str, ...]) -> AxisLink:
+        """The link of one ring over several axes: the slowest of each figure (rule C1)."""
+        links = [self.axes[self.mesh.axis_names.index(a)] for a in axes]
+        return AxisLink(min(k.bandwidth for k in links), max(k.start for k in links), max(k.hop for k in links))
+
+
+def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks:
+    """The links of a mesh laid on consecutive devices from `first_device`.
+
+    `outside` prices transfers to another stage: within the node if the whole cluster is one node, else
+    the node link shared by the stage's devices in one node.
+    """
+    per_node = cluster.devices_per_node
+    axes = tuple(_axis_link(mesh, name, cluster, first_device % per_node) for name in mesh.axis_names)
+    inside = cluster.device_link
+    if cluster.nodes == 1:
+        return MeshLinks(mesh, axes, AxisLink(inside.bandwidth, inside.start, inside.hop))
+    sharing = min(per_node, mesh.device_count)
+    bandwidth = min(inside.bandwidth, cluster.node_link.bandwidth / sharing)
+    return MeshLinks(mesh, axes, AxisLink(bandwidth, cluster.node_link.start, cluster.node_link.hop))
+
+
+def _axis_link(mesh: Mesh, axis: str, cluster: Cluster, offset: int) -> AxisLink:
+    per_node = cluster.devices_per_node
+    inside, between = cluster.device_link, cluster.node_link
+    nodes = [sorted((offset + d) // per_node for d in group) for group in mesh.groups((axis,))]
+    if all(group[0] == group[-1] for group in nodes):
+        return AxisLink(inside.bandwidth, inside.start, inside.hop)
+    crossing = [g for g in nodes if g[0] != g[-1]]
+    rings = max(sum(n in g for g in crossing) for n in sorted({n for g in crossing for n in g}))
+    bandwidth = between.bandwidth / rings
+    if any(len(g) > len(set(g)) for g in crossing):
+        bandwidth = min(bandwidth, inside.bandwidth)
+    return AxisLink(bandwidth, between.start, between.hop)
+
+
+def uniform_links(mesh: Mesh, alpha: tuple[float, ...], beta: tuple[float, ...]) -> MeshLinks:
+    """Links given directly: per axis `alpha` seconds to start a collective and `beta` seconds per byte."""
+    axes = tuple(AxisLink(1.0 / b, a) for a, b in zip(alpha, beta, strict=True))
+    return MeshLinks(mesh, axes, AxisLink(min(k.bandwidth for k in axes), max(k.start for k in axes)))

@@ -1,0 +1,166 @@
+"""The choice as a mixed-integer linear program in CVXPY.
+
+Per node v a one-hot vector s_v; per edge a non-negative table e_uv with marginals
+
+    Σ_j e_uv[i, j] = s_u[i],   Σ_i e_uv[i, j] = s_v[j],   Σ_i s_v[i] = 1,   Σ_v A[r, v] m_v·s_v ≤ limit
+
+so that only s needs to be integral (e follows). Without binding memory this relaxation is integral on
+transformer graphs, so the linear program is solved first and branch and bound only called where it left
+fractions. All variables stand in one vector and all constraints in two sparse matrices: CVXPY then
+canonicalises in a fraction of a second. Forbidden pairs (infinite cost) get no variable.
+Deterministic: one thread, fixed seed, and a bias towards low label numbers far below any real cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cvxpy
+import numpy as np
+from cvxpy.reductions.solvers.defines import MI_SOLVERS
+from scipy import sparse
+
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.intra.problem import Array, Problem
+
+BIAS = 1e-9
+ECOS_LIMIT = 300
+SETTINGS: dict[str, dict[str, object]] = {
+    "HIGHS": {"highs_options": {"threads": 1, "random_seed": 1, "mip_rel_gap": 1e-9}},
+    "ECOS_BB": {"mi_max_iters": 100_000, "mi_abs_eps": 1e-9, "mi_rel_eps": 1e-9},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """The program `min c·x, marginals·x = targets, memory·x ≤ limit`, x ≥ 0, the first `count` entries binary."""
+
+    cost: Array
+    marginals: sparse.csr_matrix
+    targets: Array
+    memory: sparse.csr_matrix
+    limit: float
+    count: int
+    starts: tuple[int, ...]
+    scale: float
+
+
+def encode(problem: Problem) -> Encoding:
+    """Columns: s of all nodes, then e of all finite label pairs of all edges. Costs are scaled to about one."""
+    starts = np.concatenate([[0], np.cumsum([len(c) for c in problem.costs])]).astype(int)
+    count = int(starts[-1])
+    builder = _Rows()
+    for v, cost in enumerate(problem.costs):
+        builder.row(np.arange(starts[v], starts[v] + len(cost)), 1.0)
+    costs = [*problem.costs]
+    column = count
+    for (u, v), matrix in sorted(problem.edges.items()):
+        rows, columns = np.nonzero(np.isfinite(matrix))
+        numbers = column + np.arange(len(rows))
+        builder.marginal(numbers, rows, starts[u], matrix.shape[0])
+        builder.marginal(numbers, columns, starts[v], matrix.shape[1])
+        costs.append(matrix[rows, columns])
+        column += len(rows)
+    marginals, targets = builder.build(column)
+    cost = np.concatenate(costs) if costs else np.zeros(0)
+    scale = float(np.abs(cost).max(initial=0.0)) or 1.0
+    bias = np.concatenate([np.arange(len(c)) for c in problem.costs]) if count else np.zeros(0)
+    scaled = cost / scale
+    scaled[:count] += BIAS * bias / max(1, count)
+    return Encoding(scaled, marginals, targets, _memory(problem, starts, column), problem.limit, count,
+                    tuple(int(s) for s in starts), scale)  # fmt: skip
+
+
+def _memory(problem: Problem, starts: Array, columns: int) -> sparse.csr_matrix:
+    """The memory rows over the s columns, in units of the limit."""
+    if not problem.rows.shape[0]:
+        return sparse.csr_matrix((0, columns))
+    table = problem.rows.tocsc()
+    blocks = [
+        sparse.csc_matrix(table[:, [v]]) @ sparse.csc_matrix(b[None, :] / problem.limit)
+        for v, b in enumerate(problem.bytes)
+    ]
+    empty = sparse.csc_matrix((table.shape[0], columns - int(starts[-1])))
+    return sparse.hstack([*blocks, empty]).tocsr()
+
+
+class _Rows:
+    """Sparse equality rows collected as triplets."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Array, Array, Array]] = []
+        self.targets: list[Array] = []
+        self.rows = 0
+
+    def row(self, columns: Array, target: float) -> None:
+        """Σ x[columns] = target."""
+        self.parts.append((np.full(len(columns), self.rows), columns, np.ones(len(columns))))
+        self.targets.append(np.array([target]))
+        self.rows += 1
+
+    def marginal(self, columns: Array, labels: Array, start: int, size: int) -> None:
+        """Σ of the pairs with each label − s[label] = 0."""
+        self.parts.append((self.rows + labels, columns, np.ones(len(columns))))
+        self.parts.append((self.rows + np.arange(size), start + np.arange(size), -np.ones(size)))
+        self.targets.append(np.zeros(size))
+        self.rows += size
+
+    def build(self, columns: int) -> tuple[sparse.csr_matrix, Array]:
+        """The matrix and the right-hand side."""
+        rows, where, values = (np.concatenate(p) for p in zip(*self.parts, strict=True))
+        return sparse.csr_matrix((values, (rows, where)), shape=(self.rows, columns)), np.concatenate(self.targets)
+
+
+def solve_program(problem: Problem, solver: str = "highs") -> tuple[tuple[int, ...], str]:
+    """Optimal labels and a line about how they were found.
+
+    CompileError where the solver is unknown, gives up, or no labelling keeps within memory.
+    """
+    name = check_solver(solver)
+    encoding = encode(problem)
+    if name == "ECOS_BB" and encoding.count > ECOS_LIMIT:
+        raise CompileError(
+            f"ECOS_BB is a teaching-size solver: this program has {encoding.count} binary variables, it takes "
+            f"{ECOS_LIMIT}; use solver=highs"
+        )
+    text = f"{encoding.count} binaries, {len(encoding.cost)} variables, {encoding.marginals.shape[0]} rows"
+    if name == "HIGHS":
+        values = _solve(encoding, name, integral=False)
+        if np.abs(values - np.round(values)).max(initial=0.0) < 1e-6:
+            return _labels(encoding, values), f"linear program: {text}: integral"
+    return _labels(encoding, _solve(encoding, name, integral=True)), f"mixed-integer program: {text}"
+
+
+def check_solver(solver: str) -> str:
+    """The CVXPY name of a mixed-integer solver; CompileError with the installed ones otherwise."""
+    name = solver.upper()
+    known = [s for s in cvxpy.installed_solvers() if s in MI_SOLVERS]
+    if name not in known:
+        raise CompileError(f"unknown solver {solver!r}: the mixed-integer solvers here are {', '.join(sorted(known))}")
+    return name
+
+
+def _solve(encoding: Encoding, name: str, *, integral: bool) -> Array:
+    """Values of the s columns."""
+    rest = len(encoding.cost) - encoding.count
+    chosen = cvxpy.Variable(encoding.count, boolean=True) if integral else cvxpy.Variable(encoding.count)
+    x = cvxpy.hstack([chosen, cvxpy.Variable(rest)]) if rest else chosen
+    constraints = [encoding.marginals @ x == encoding.targets, x >= 0]
+    if encoding.memory.shape[0]:
+        constraints.append(encoding.memory @ x <= 1.0)
+    program = cvxpy.Problem(cvxpy.Minimize(encoding.cost @ x), constraints)
+    try:
+        program.solve(solver=name, **SETTINGS.get(name, {}))
+    except cvxpy.error.SolverError as e:
+        raise CompileError(f"the solver {name} gave up: {e}") from None
+    if program.status == cvxpy.INFEASIBLE:
+        raise CompileError("no choice of strategies keeps within memory")
+    if program.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE) or chosen.value is None:
+        raise CompileError(f"the solver {name} ended with status {program.status}")
+    return np.asarray(chosen.value)
+
+
+def _labels(encoding: Encoding, values: Array) -> tuple[int, ...]:
+    pairs: Sequence[tuple[int, int]] = list(zip(encoding.starts, encoding.starts[1:], strict=False))
+    return tuple(int(np.argmax(values[a:b])) for a, b in pairs)

@@ -1,0 +1,269 @@
+"""A module read once into plain values: ops with their factors, numbered tensors, the roles of arguments.
+
+Everything after this works on small integers and shapes; the IR is touched again only when the result
+is written. Arguments that stand for the same thing in several functions (same `alpa.binding`) are one
+*slot*: `arg:i`, `batch:i`, `sum:k`, … . A result of a function that another function takes (`sum:k`)
+or that replaces a state argument (`out:i` with `alpa.updates = i`) *feeds* that slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions, op_id
+from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors, shape_of
+from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, read_sharding, result_attributes
+
+DERIVED = ("prologue", "microbatch", "update")
+PERSISTENT = ("arg", "batch", "prologue", "sum", "stack")
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape and element type of a value; `itemsize` is 0 for what is not a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    itemsize: float
+
+    @cached_property
+    def bytes(self) -> float:
+        """Bytes of the whole tensor."""
+        return prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What an argument stands for: binding text, its type, the stage that keeps it, the user's sharding."""
+
+    name: str
+    type: TensorType
+    stage: int
+    given: Sharding | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value comes from: result `index` of op `op`, or the slot `slot` (then `op` is -1)."""
+
+    op: int
+    index: int
+    slot: str = ""
+
+
+@dataclass(frozen=True)
+class OpRecord:
+    """One op of a function body. `operands` include values captured by its regions (from `captured` on)."""
+
+    number: int
+    function: str
+    phase: str
+    layer: int
+    stage: int
+    factors: OpFactors
+    operands: tuple[Source, ...]
+    captured: int
+    operand_types: tuple[TensorType, ...]
+    result_types: tuple[TensorType, ...]
+    neutral: bool
+    """Whether operands outside a sum (its initial value, a scatter's target) are zeros."""
+    op: ir.Operation = field(compare=False, repr=False)
+
+    @property
+    def is_source(self) -> bool:
+        """Constants and iota: any part can be made anywhere at no cost."""
+        return not self.operands and all(k == PASS for k in self.factors.kinds)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A function result that flows into a slot (`out:i` into the state slot it replaces)."""
+
+    slot: str
+    source: Source
+    function: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """All ops of the functions to be sharded, in program order, with slots and feeds."""
+
+    ops: tuple[OpRecord, ...]
+    slots: dict[str, Slot]
+    feeds: tuple[Feed, ...]
+    microbatches: int
+    functions: tuple[str, ...]
+
+    def weight(self, function: str) -> int:
+        """How often a function runs in a step."""
+        return self.microbatches if function == "microbatch" else 1
+
+
+def read_program(module: ir.Module, microbatches: int = 0) -> Program:
+    """Read a module of level 1 (`@main`) or 2 to 4 (`@prologue`, `@microbatch`, `@update`).
+
+    `microbatches` overrides `alpa.microbatches` (0: what the module says, else 1).
+    """
+    found = functions(module)
+    names = tuple(n for n in DERIVED if n in found) if "microbatch" in found else ("main",)
+    reader = _Reader()
+    replaced = _replacements(found["main"]) if "main" in found else {}
+    for name in names:
+        reader.read(name, found[name], replaced)
+    attributes = module.operation.attributes
+    stored = int(ir.IntegerAttr(attributes[alpa.MICROBATCHES]).value) if alpa.MICROBATCHES in attributes else 1
+    return Program(tuple(reader.ops), reader.slots, tuple(reader.feeds), microbatches or stored, names)
+
+
+def _replacements(main: ir.Operation) -> dict[int, int]:
+    """Result number of @main -> number of the state argument that it replaces."""
+    entries = argument_attributes(main)
+    return {int(ir.IntegerAttr(e[alpa.UPDATES]).value): i for i, e in enumerate(entries) if alpa.UPDATES in e}
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.ops: list[OpRecord] = []
+        self.slots: dict[str, Slot] = {}
+        self.feeds: list[Feed] = []
+        self.types: dict[str, TensorType] = {}
+
+    def read(self, name: str, function: ir.Operation, replaced: dict[int, int]) -> None:
+        values: dict[ir.Value, Source] = {}
+        block = function.regions[0].blocks[0]
+        self._arguments(name, function, block, values)
+        factors = read_factors(function)
+        zeros: set[int] = set()
+        for view in block.operations:
+            op = view.operation
+            if op.name == "func.return":
+                self._results(name, function, op, values, replaced)
+                continue
+            self._op(name, op, factors.get(op_id(op)), values, zeros)
+
+    def _arguments(self, name: str, function: ir.Operation, block: ir.Block, values: dict[ir.Value, Source]) -> None:
+        for i, (value, entry) in enumerate(zip(block.arguments, argument_attributes(function), strict=True)):
+            slot = ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"arg:{i}"
+            stage = int(ir.IntegerAttr(entry[alpa.STAGE]).value) if alpa.STAGE in entry else -1
+            given = read_sharding(entry[SHARDING])[1] if SHARDING in entry else None
+            values[value] = Source(-1, 0, slot)
+            if slot not in self.slots:
+                self.slots[slot] = Slot(slot, self.type_of(value), stage, given)
+
+    def _results(
+        self,
+        name: str,
+        function: ir.Operation,
+        op: ir.Operation,
+        values: dict[ir.Value, Source],
+        replaced: dict[int, int],
+    ) -> None:
+        for i, (value, entry) in enumerate(zip(op.operands, result_attributes(function), strict=True)):
+            text = ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"out:{i}"
+            binding = alpa.Binding.parse(text)
+            if binding.kind == "out":
+                if binding.number not in replaced:
+                    continue
+                text = f"arg:{replaced[binding.number]}"
+            self.feeds.append(Feed(text, values[value], name))
+            if text not in self.slots:
+                self.slots[text] = Slot(text, self.type_of(value), -1)
+
+    def _op(
+        self,
+        name: str,
+        op: ir.Operation,
+        factors: OpFactors | None,
+        values: dict[ir.Value, Source],
+        zeros: set[int],
+    ) -> None:
+        number = len(self.ops)
+        operands = [*op.operands, *_captures(op, values)]
+        sources = tuple(values[v] for v in operands)
+        record = OpRecord(
+            number,
+            name,
+            alpa.get_string(op, alpa.PHASE) or "",
+            _number(op, alpa.LAYER),
+            _number(op, alpa.STAGE),
+            factors if factors is not None else OpFactors((), (), (), ()),
+            sources,
+            len(op.operands),
+            tuple(self.type_of(v) for v in operands),
+            tuple(self.type_of(v) for v in op.results),
+            all(s.op in zeros for s in _outside_sum(factors, sources)),
+            op,
+        )
+        self.ops.append(record)
+        if record.is_source and _is_zero(op):
+            zeros.add(number)
+        for i, value in enumerate(op.results):
+            values[value] = Source(number, i)
+
+    def type_of(self, value: ir.Value) -> TensorType:
+        """The type of a value, read once per distinct type text."""
+        text = str(value.type)
+        found = self.types.get(text)
+        if found is None:
+            found = self.types[text] = _tensor_type(value)
+        return found
+
+
+def _number(op: ir.Operation, name: str) -> int:
+    found = alpa.get_int(op, name)
+    return -1 if found is None else found
+
+
+def _tensor_type(value: ir.Value) -> TensorType:
+    shape = shape_of(value)
+    if shape is None:
+        return TensorType((), str(value.type), 0.0)
+    dtype = str(ir.RankedTensorType(value.type).element_type)
+    return TensorType(shape, dtype, itemsize(dtype))
+
+
+def itemsize(dtype: str) -> float:
+    """Bytes of one element (booleans are stored as bytes, four-bit types as half bytes)."""
+    if dtype.startswith("complex<"):
+        return 2 * itemsize(dtype[len("complex<") : -1])
+    digits = "".join(c if c.isdigit() else " " for c in dtype).split()
+    bits = int(digits[0]) if digits else 32
+    return 1.0 if bits == 1 else bits / 8
+
+
+def _outside_sum(factors: OpFactors | None, sources: tuple[Source, ...]) -> list[Source]:
+    """Operands that carry no reduction factor of an op which has additive ones."""
+    if factors is None:
+        return []
+    summed = {f for f, k in enumerate(factors.kinds) if k == "add"}
+    if not summed:
+        return []
+    carried = [any(f in summed for d in m for f in d) for m in factors.operands]
+    return [s for s, c in zip(sources, carried, strict=False) if not c]
+
+
+def _is_zero(op: ir.Operation) -> bool:
+    if "value" not in op.attributes or not isinstance(op.attributes["value"], ir.DenseElementsAttr):
+        return False
+    value = ir.DenseElementsAttr(op.attributes["value"])
+    if not value.is_splat:
+        return False
+    text = str(value.get_splat_value()).split(" ")[0]
+    return text in ("0", "-0", "false") or text.lstrip("-").startswith("0.0")
+
+
+def _captures(op: ir.Operation, values: dict[ir.Value, Source]) -> list[ir.Value]:
+    """Values of the function body that the op's regions use, in order of first use."""
+    if not len(op.regions):
+        return []
+    found: dict[ir.Value, None] = {}
+    for inner in alpa.walk(op):
+        for value in inner.operands:
+            if value in values:
+                found[value] = None
+    return list(found)

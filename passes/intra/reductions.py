@@ -1,0 +1,205 @@
+"""Exact reductions: a smaller problem with the same optimum, and the way back.
+
+Each reduction rewrites a working graph in place and remembers how to extend a labelling of what is left
+to what it removed (CVXPY's apply/invert). None loses the optimum:
+
+* `Eliminate`  a node with at most two neighbours is minimised out: for every pair of labels of its
+  neighbours its best label is known, so it becomes an edge between them (min-plus product; variable
+  elimination, Bertelè and Brioschi 1972). Chains of element-wise ops, constants and arguments vanish here.
+* `Prune`      a label that another label of the node beats whatever the neighbours do is dropped
+  (dead-end elimination, Goldstein 1994); with memory rows the other must also not take more bytes.
+* `Components` what is left falls apart into independent problems where no row joins them.
+
+A node whose bytes count in a memory row is never eliminated: its choice is needed by the row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from alpa_mlir.passes.intra.problem import Array, Problem
+
+TOLERANCE = 1e-12
+
+
+class WorkingGraph:
+    """A problem being reduced: costs and symmetric adjacency of the nodes still there."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.costs: dict[int, Array] = {v: np.array(c, dtype=float) for v, c in enumerate(problem.costs)}
+        self.labels: dict[int, np.ndarray] = {v: np.arange(len(c)) for v, c in enumerate(problem.costs)}
+        self.around: dict[int, dict[int, Array]] = {v: {} for v in self.costs}
+        for (u, v), matrix in problem.edges.items():
+            self.add_edge(u, v, matrix)
+        counted = np.asarray(problem.rows.sum(axis=0)).ravel() if problem.rows.shape[0] else np.zeros(len(self.costs))
+        self.bytes: dict[int, Array] = {v: problem.bytes[v] for v in self.costs if counted[v] > 0}
+
+    def add_edge(self, u: int, v: int, matrix: Array) -> None:
+        """Add a cost between two nodes to whatever stands there (parallel edges merge)."""
+        there = self.around[u].get(v)
+        total = matrix if there is None else there + matrix
+        self.around[u][v] = total
+        self.around[v][u] = total.T
+
+    def remove(self, v: int) -> None:
+        """Take a node and its edges out."""
+        for u in self.around.pop(v):
+            del self.around[u][v]
+        del self.costs[v]
+
+    def size(self) -> str:
+        """Nodes, edges and edge entries, in words."""
+        edges = sum(len(a) for a in self.around.values()) // 2
+        entries = sum(m.size for a in self.around.values() for m in a.values()) // 2
+        return f"{len(self.costs)} nodes, {edges} edges, {entries} edge entries"
+
+
+class Reduction(ABC):
+    """One kind of reduction: `apply` shrinks the graph, `invert` extends a labelling to what it removed."""
+
+    @abstractmethod
+    def apply(self, graph: WorkingGraph) -> int:
+        """Rewrite the graph; returns how many nodes or labels went away."""
+
+    @abstractmethod
+    def invert(self, labels: dict[int, int]) -> None:
+        """Add the removed nodes' labels (original numbering) to a labelling of the rest."""
+
+
+@dataclass(frozen=True)
+class _Removed:
+    """A node minimised out: for each combination of its neighbours' (then) labels its best original label."""
+
+    node: int
+    neighbours: tuple[int, ...]
+    positions: tuple[dict[int, int], ...]
+    best: np.ndarray
+
+
+class Eliminate(Reduction):
+    """Minimise out nodes with at most two neighbours, until none is left."""
+
+    def __init__(self) -> None:
+        self.removed: list[_Removed] = []
+
+    def apply(self, graph: WorkingGraph) -> int:
+        before = len(self.removed)
+        waiting = sorted(graph.costs)
+        while waiting:
+            touched: set[int] = set()
+            for v in waiting:
+                if v in graph.costs and v not in graph.bytes and len(graph.around[v]) <= 2:
+                    touched.update(graph.around[v])
+                    self._remove(graph, v)
+            waiting = sorted(touched)
+        return len(self.removed) - before
+
+    def _remove(self, graph: WorkingGraph, v: int) -> None:
+        neighbours = tuple(sorted(graph.around[v]))
+        cost = graph.costs[v]
+        if not neighbours:
+            choice = np.array(int(np.argmin(cost)))
+        elif len(neighbours) == 1:
+            (u,) = neighbours
+            table = graph.around[u][v] + cost
+            choice = np.argmin(table, axis=1)
+            graph.costs[u] = graph.costs[u] + np.take_along_axis(table, choice[:, None], 1)[:, 0]
+        else:
+            u, w = neighbours
+            choice, joined = _min_plus(graph.around[u][v] + cost, graph.around[v][w])
+            graph.remove(v)
+            graph.add_edge(u, w, joined)
+            self._remember(graph, v, neighbours, choice)
+            return
+        graph.remove(v)
+        self._remember(graph, v, neighbours, choice)
+
+    def _remember(self, graph: WorkingGraph, v: int, neighbours: tuple[int, ...], choice: np.ndarray) -> None:
+        positions = tuple({int(x): i for i, x in enumerate(graph.labels[u])} for u in neighbours)
+        self.removed.append(_Removed(v, neighbours, positions, graph.labels[v][choice]))
+
+    def invert(self, labels: dict[int, int]) -> None:
+        for entry in reversed(self.removed):
+            where = tuple(p[labels[u]] for u, p in zip(entry.neighbours, entry.positions, strict=True))
+            labels[entry.node] = int(entry.best[where])
+
+
+def _min_plus(left: Array, right: Array) -> tuple[np.ndarray, Array]:
+    """argmin and min over the middle index of left[i, k] + right[k, j]; the first of equals."""
+    best = left[:, :1] + right[:1, :]
+    choice = np.zeros(best.shape, dtype=np.int64)
+    for k in range(1, left.shape[1]):
+        table = left[:, k : k + 1] + right[k : k + 1, :]
+        better = table < best
+        np.copyto(best, table, where=better)
+        choice[better] = k
+    return choice, best
+
+
+class Prune(Reduction):
+    """Drop labels that another label of the same node beats for every choice of the neighbours."""
+
+    def apply(self, graph: WorkingGraph) -> int:
+        return sum(self._prune(graph, v) for v in sorted(graph.costs))
+
+    def _prune(self, graph: WorkingGraph, v: int) -> int:
+        cost = graph.costs[v]
+        n = len(cost)
+        if n == 1:
+            return 0
+        gain = cost[None, :] - cost[:, None]
+        for u in sorted(graph.around[v]):
+            matrix = graph.around[v][u]
+            gain = gain + np.array([np.min(matrix - row, axis=1) for row in matrix])
+        allowed = gain >= -TOLERANCE * (1.0 + np.abs(cost).max())
+        if v in graph.bytes:
+            held = graph.bytes[v][graph.labels[v]]
+            allowed &= held[:, None] <= held[None, :]
+        keep = _survivors(allowed)
+        if keep.all():
+            return 0
+        self._keep(graph, v, keep)
+        return int(n - keep.sum())
+
+    def _keep(self, graph: WorkingGraph, v: int, keep: np.ndarray) -> None:
+        graph.costs[v] = graph.costs[v][keep]
+        graph.labels[v] = graph.labels[v][keep]
+        for u, matrix in list(graph.around[v].items()):
+            graph.around[v][u] = matrix[keep]
+            graph.around[u][v] = graph.around[v][u].T
+
+    def invert(self, labels: dict[int, int]) -> None:
+        """Nothing to add: labels keep their original numbers."""
+
+
+def _survivors(beats: np.ndarray) -> np.ndarray:
+    """Labels left when each label beaten by one still standing goes (of two equals the first stays)."""
+    keep = np.ones(len(beats), dtype=bool)
+    for r in range(len(beats) - 1, -1, -1):
+        by = beats[:, r] & keep
+        by[r] = False
+        if by.any():
+            keep[r] = False
+    return keep
+
+
+def components(graph: WorkingGraph) -> list[list[int]]:
+    """Groups of nodes that edges connect, each sorted, in order of their smallest node."""
+    seen: set[int] = set()
+    found = []
+    for start in sorted(graph.costs):
+        if start in seen:
+            continue
+        seen.add(start)
+        group, stack = [], [start]
+        while stack:
+            v = stack.pop()
+            group.append(v)
+            fresh = [u for u in sorted(graph.around[v]) if u not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        found.append(sorted(group))
+    return found

@@ -1,0 +1,100 @@
+"""The chain from a problem to its optimum: reduce, encode, solve, invert.
+
+First without memory rows: if that optimum happens to fit, it is the optimum of the whole problem, for
+leaving constraints out can only lower the cost. Only otherwise the rows come in, and with them the
+restriction that nodes which a row counts are not eliminated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy import sparse
+
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.intra.milp import check_solver, solve_program
+from alpa_mlir.passes.intra.problem import Problem, Solution
+from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph, components
+
+
+def solve(problem: Problem, solver: str = "highs", *, reduce: bool = True) -> Solution:
+    """An optimal labelling of the problem. CompileError where memory cannot be kept or the solver fails."""
+    check_solver(solver)
+    free = replace(problem, rows=sparse.csr_matrix((0, len(problem.costs))), limit=float("inf"))
+    relaxed = _solve_reduced(free, solver, reduce)
+    if problem.fits(relaxed.labels):
+        return relaxed
+    least = float(problem.least_usage().max(initial=0.0))
+    if least > problem.limit * (1 + 1e-9):
+        raise CompileError(
+            f"memory too small: at least {least:.0f} bytes per device are needed, {problem.limit:.0f} given"
+        )
+    bound = _binding_rows(problem)
+    constrained = _solve_reduced(bound, solver, reduce)
+    return replace(constrained, steps=(*relaxed.steps, f"memory binds: {bound.rows.shape[0]} rows", *constrained.steps))
+
+
+def _binding_rows(problem: Problem) -> Problem:
+    """Only rows that some labelling breaks, and of rows counting the same nodes the largest."""
+    largest = np.array([b.max() for b in problem.bytes])
+    possible = np.flatnonzero(np.asarray(problem.rows @ largest) > problem.limit)
+    return replace(problem, rows=undominated_rows(problem.rows[possible]))
+
+
+def undominated_rows(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Rows without those that another row counts at least as much of every node (kept order, first of equals).
+
+    Only neighbours within a window are compared, so that many rows cost little: a dominated row that
+    stays is redundant, not wrong.
+    """
+    window = 64
+    dense = rows.toarray()
+    keep = np.ones(len(dense), dtype=bool)
+    for r in range(len(dense)):
+        first = max(0, r - window)
+        near = dense[first : r + window]
+        for o in np.flatnonzero((near >= dense[r]).all(axis=1)) + first:
+            if o != r and keep[o] and (o < r or (dense[o] > dense[r]).any()):
+                keep[r] = False
+                break
+    return sparse.csr_matrix(dense[keep])
+
+
+def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
+    graph = WorkingGraph(problem)
+    steps = [f"problem: {graph.size()}"]
+    chain: list[Reduction] = []
+    while reduce:
+        elimination, pruning = Eliminate(), Prune()
+        gone, dropped = elimination.apply(graph), pruning.apply(graph)
+        chain += [elimination, pruning]
+        steps.append(f"eliminated {gone} nodes, pruned {dropped} labels: {graph.size()}")
+        if not dropped:
+            break
+    labels: dict[int, int] = {}
+    groups = [sorted(graph.costs)] if problem.rows.shape[0] else components(graph)
+    for group in groups:
+        if group:
+            labels.update(_solve_group(problem, graph, group, solver, steps))
+    for reduction in reversed(chain):
+        reduction.invert(labels)
+    chosen = tuple(labels[v] for v in range(len(problem.costs)))
+    cost = problem.cost(chosen)
+    return Solution(chosen, cost, cost, tuple(steps))
+
+
+def _solve_group(
+    problem: Problem, graph: WorkingGraph, group: list[int], solver: str, steps: list[str]
+) -> dict[int, int]:
+    place = {v: i for i, v in enumerate(group)}
+    edges = {(place[u], place[v]): m for u in group for v, m in sorted(graph.around[u].items()) if u < v}
+    costs = tuple(graph.costs[v] for v in group)
+    if problem.rows.shape[0]:
+        held = tuple(problem.bytes[v][graph.labels[v]] for v in group)
+        smaller = Problem(costs, edges, held, problem.rows[:, group], problem.limit)
+    else:
+        smaller = Problem(costs, edges)
+    labels, line = solve_program(smaller, solver)
+    steps.append(line)
+    return {v: int(graph.labels[v][labels[place[v]]]) for v in group}

@@ -1,0 +1,134 @@
+"""What a candidate stage costs: the optimum of the intra-operator program restricted to some layers.
+
+The stage DP asks this for many layer ranges and meshes (Alpa §5.2 profiles them on hardware; here the
+cost model answers). A `StageProfiler` reads the module once, keeps one strategy enumerator per mesh, and
+remembers optima by the content of the problem: equal layers cost one solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.intra.graph import StageGraph, build_graph
+from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
+from alpa_mlir.passes.intra.solve import solve
+from alpa_mlir.passes.intra.strategies import Enumerator
+
+Layers = tuple[int, int]
+"""First and last layer (inclusive)."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Predicted cost of a stage.
+
+    microbatch_seconds: forward and backward of one microbatch, transfers from other stages included;
+    step_seconds: what runs once per step (gradient synchronisation, update, prologue);
+    memory_bytes: peak per device; feasible: whether that is within the limit (if not, seconds are infinite
+    and memory_bytes is the least possible).
+    """
+
+    microbatch_seconds: float
+    step_seconds: float
+    memory_bytes: float
+    feasible: bool
+
+
+@dataclass
+class StageProfiler:
+    """Prices stages of one module (level 2 or 3) on submeshes of one cluster."""
+
+    module: ir.Module
+    cluster: Cluster
+    microbatches: int = 0
+    solver: str = "highs"
+    program: Program = field(init=False)
+    _enumerators: dict[tuple[object, ...], Enumerator] = field(default_factory=dict)
+    _graphs: dict[tuple[object, ...], StageGraph] = field(default_factory=dict)
+    _costs: dict[tuple[object, ...], StageCost] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.program = read_program(self.module, self.microbatches)
+
+    def cost(
+        self,
+        layers: Layers | Callable[[OpRecord], bool],
+        mesh: Mesh,
+        in_flight: int = 1,
+        memory_limit: float = 0.0,
+        first_device: int = 0,
+    ) -> StageCost:
+        """The cheapest way to run the ops of layers first…last (inclusive) on `mesh`.
+
+        `in_flight` microbatches are alive at once; `memory_limit` in bytes per device (0: the cluster's).
+        """
+        graph = self._graph(layers, mesh, in_flight, first_device)
+        limit = memory_limit or float(self.cluster.memory)
+        key = (id(graph.enumerator), graph.signature(), limit)
+        found = self._costs.get(key)
+        if found is None:
+            found = self._costs[key] = self._solve(graph, limit)
+        return found
+
+    def _graph(
+        self, layers: Layers | Callable[[OpRecord], bool], mesh: Mesh, in_flight: int, first_device: int
+    ) -> StageGraph:
+        links = mesh_links(mesh, self.cluster, first_device)
+        shape = (mesh.axes, links.axes, links.outside)
+        enumerator = self._enumerators.get(shape)
+        if enumerator is None:
+            enumerator = self._enumerators[shape] = Enumerator(links, self.cluster)
+        if not isinstance(layers, tuple):
+            return build_graph(self.program, enumerator, layers, -1, in_flight)
+        first, last = layers
+        key = (shape, first, last, in_flight)
+        if key not in self._graphs:
+            inside = lambda op: first <= op.layer <= last  # noqa: E731
+            self._graphs[key] = build_graph(self.program, enumerator, inside, -1, in_flight)
+        return self._graphs[key]
+
+    def _solve(self, graph: StageGraph, limit: float) -> StageCost:
+        problem = graph.problem(limit)
+        least = float(problem.least_usage().max(initial=0.0))
+        if least > limit:
+            return StageCost(float("inf"), float("inf"), least, False)
+        try:
+            solution = solve(problem, self.solver)
+        except CompileError:
+            return StageCost(float("inf"), float("inf"), least, False)
+        repeated, once = graph.seconds(solution.labels)
+        microbatches = self.program.microbatches
+        if microbatches == 1:
+            once_only = sum(seconds_of_updates(graph, solution.labels, self.program))
+            repeated, once = repeated + once - once_only, once_only
+        peak = float(problem.usage(solution.labels).max(initial=0.0))
+        return StageCost(repeated / microbatches, once, peak, True)
+
+
+def seconds_of_updates(graph: StageGraph, labels: tuple[int, ...], program: Program) -> list[float]:
+    """With one microbatch, the seconds of each op that does not belong to @microbatch."""
+    found = []
+    for number, node in graph.of_op.items():
+        if program.ops[number].function in ("update", "prologue"):
+            found.append(float(graph.nodes[node].choices.seconds[labels[node]]))
+    return found
+
+
+def stage_cost(
+    module: ir.Module,
+    ops: Layers | Callable[[OpRecord], bool],
+    mesh: Mesh,
+    cluster: Cluster,
+    microbatches: int = 0,
+    in_flight: int = 1,
+    memory_limit: float = 0.0,
+) -> StageCost:
+    """One-off `StageProfiler(module, cluster, microbatches).cost(ops, mesh, in_flight, memory_limit)`."""
+    return StageProfiler(module, cluster, microbatches).cost(ops, mesh, in_flight, memory_limit)

@@ -1,0 +1,247 @@
+"""How one op can be spread over a mesh: its strategies, from its factors alone.
+
+A strategy puts every mesh axis on at most one factor of the op (several axes on one factor in mesh
+order). The factor's dimensions of operands and results are split alike; an axis on a reduction factor
+leaves partial sums, which end in an all-reduce or, for sums, in a reduce-scatter that puts the axis
+minor-most on a divisible dimension of the result. Nothing is special-cased: data, tensor, expert,
+sequence parallelism and ZeRO are choices among these (Alpa §4.1; Shardy's op sharding rules).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from alpa_mlir.dialect.factors import FIXED, PASS, splittable
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, transfer_cost
+from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
+from alpa_mlir.passes.costs.links import MeshLinks
+from alpa_mlir.passes.intra.program import OpRecord, TensorType
+from alpa_mlir.passes.local.steps import Step, reshard_steps
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to run an op: axes per factor, shardings needed and given, and what it costs once.
+
+    `partial` are the result's shardings before the partial sums end; `ending` the collectives that end them.
+    """
+
+    factor_axes: tuple[tuple[str, ...], ...]
+    operands: tuple[Sharding, ...]
+    results: tuple[Sharding, ...]
+    partial: tuple[Sharding, ...]
+    compute: float
+    communication: float
+
+    @property
+    def ending(self) -> tuple[Step, ...]:
+        """The collectives that end partial sums, of all results."""
+        pairs = zip(self.partial, self.results, strict=True)
+        return tuple(step for before, after in pairs for step in reshard_steps(before, after))
+
+
+@dataclass(frozen=True, eq=False)
+class StrategySet:
+    """The strategies of a node as arrays: sharding numbers per operand and result, seconds, bytes.
+
+    operands[k][i], results[k][i]: number (in the mesh's `ReshardTable`) of operand k's, result k's sharding;
+    seconds[i]: compute plus ending; bytes[k][i]: local bytes of result k.
+    """
+
+    strategies: tuple[Strategy, ...]
+    operands: tuple[Ids, ...]
+    results: tuple[Ids, ...]
+    seconds: Matrix
+    bytes: tuple[Matrix, ...]
+
+    def __len__(self) -> int:
+        return len(self.strategies)
+
+
+@dataclass
+class Enumerator:
+    """Makes strategy sets for one mesh; equal ops and types share one set (content-keyed cache)."""
+
+    links: MeshLinks
+    cluster: Cluster
+    table: ReshardTable = field(init=False)
+    _ops: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
+    _values: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.table = ReshardTable(self.links)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that strategies are made for."""
+        return self.links.mesh
+
+    def of_op(self, op: OpRecord) -> StrategySet:
+        """All strategies of an op."""
+        key = (op.factors, op.captured, op.operand_types, op.result_types, op.neutral)
+        found = self._ops.get(key)
+        if found is None:
+            strategies = _op_strategies(op, self)
+            found = self._ops[key] = self._arrays(strategies, op.result_types)
+        return found
+
+    def of_value(self, kind: TensorType, incoming: bool = False, given: Sharding | None = None) -> StrategySet:
+        """All shardings of an argument; `incoming` prices the transfer from another stage, `given` fixes one."""
+        key = (kind, incoming, given)
+        found = self._values.get(key)
+        if found is None:
+            shardings = [given] if given is not None else value_shardings(kind.shape, self.mesh)
+            strategies = [self._held(s, kind, incoming) for s in shardings]
+            found = self._values[key] = self._arrays(strategies, (kind,))
+        return found
+
+    def _held(self, sharding: Sharding, kind: TensorType, incoming: bool) -> Strategy:
+        seconds = transfer_cost(sharding, self.links).at(kind.bytes) if incoming else 0.0
+        return Strategy((), (sharding,), (sharding,), (sharding,), 0.0, seconds)
+
+    def _arrays(self, strategies: list[Strategy], types: tuple[TensorType, ...]) -> StrategySet:
+        strategies = undominated(strategies)
+        number, mesh = self.table.number, self.mesh
+        first = strategies[0]
+        return StrategySet(
+            tuple(strategies),
+            tuple(np.array([number(s.operands[k]) for s in strategies]) for k in range(len(first.operands))),
+            tuple(np.array([number(s.results[k]) for s in strategies]) for k in range(len(first.results))),
+            np.array([s.compute + s.communication for s in strategies]),
+            tuple(
+                np.array([t.bytes / mesh.extent(s.results[k].axes) for s in strategies]) for k, t in enumerate(types)
+            ),
+        )
+
+
+def undominated(strategies: list[Strategy]) -> list[Strategy]:
+    """Of strategies with equal operand and result shardings only the cheapest (the first of equals)."""
+    best: dict[tuple[object, ...], Strategy] = {}
+    for s in strategies:
+        key = (s.operands, s.results)
+        if key not in best or s.compute + s.communication < best[key].compute + best[key].communication:
+            best[key] = s
+    return list(best.values())
+
+
+def value_shardings(shape: tuple[int, ...], mesh: Mesh) -> list[Sharding]:
+    """All shardings of a shape that divide it, each axis on one dimension or none, in mesh order."""
+    axes = _real_axes(mesh)
+    found = []
+    for places in product(range(-1, len(shape)), repeat=len(axes)):
+        dims = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == d) for d in range(len(shape)))
+        sharding = Sharding(dims)
+        if sharding.divides(shape, mesh):
+            found.append(sharding)
+    return found
+
+
+def _real_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(name for name, size in mesh.axes if size > 1)
+
+
+def usable_factors(op: OpRecord) -> list[int]:
+    """Factors that an axis may be put on: splittable ones whose partial results can be ended."""
+    factors = op.factors
+    in_results = {f for m in factors.results for d in m for f in d}
+    in_operands = {f for m in factors.operands for d in m for f in d}
+    usable = []
+    for f, (size, kind) in enumerate(zip(factors.sizes, factors.kinds, strict=True)):
+        if size == 1 or kind == FIXED:
+            continue
+        if (kind == PASS) != (f in in_results) or (kind != PASS and f not in in_operands):
+            continue
+        if kind == "mul" or (kind == "add" and not op.neutral):
+            continue
+        usable.append(f)
+    return usable
+
+
+def _op_strategies(op: OpRecord, enumerator: Enumerator) -> list[Strategy]:
+    mesh = enumerator.mesh
+    factors = op.factors
+    axes = _real_axes(mesh)
+    found: list[Strategy] = []
+    for places in product((-1, *usable_factors(op)), repeat=len(axes)):
+        held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
+        if not all(splittable(factors, f, mesh.extent(a)) for f, a in enumerate(held) if a):
+            continue
+        found.extend(_with_endings(op, held, enumerator))
+    return found
+
+
+def _with_endings(op: OpRecord, held: tuple[tuple[str, ...], ...], enumerator: Enumerator) -> list[Strategy]:
+    factors, mesh = op.factors, enumerator.mesh
+    operands = tuple(_sharding(m, held) for m in factors.operands)
+    extra = [Sharding.replicated(len(t.shape)) for t in op.operand_types[len(operands) :]]
+    operands = (*operands, *extra)
+    whole = tuple(_sharding(m, held) for m in factors.results)
+    summed = tuple(sorted(a for f, axes in enumerate(held) for a in axes if factors.is_reduction(f)))
+    partial = tuple(Sharding(s.dims, summed) for s in whole)
+    compute = _compute(op, held, operands, whole, enumerator)
+    found = []
+    for results in _endings(op, held, whole, summed, mesh):
+        pairs = zip(partial, results, op.result_types, strict=True)
+        table = enumerator.table
+        seconds = sum(table.pair(table.number(p), table.number(r)).at(t.bytes) for p, r, t in pairs)
+        found.append(Strategy(held, operands, results, partial, compute, seconds))
+    return found
+
+
+def _sharding(mapping: tuple[tuple[int, ...], ...], held: tuple[tuple[str, ...], ...]) -> Sharding:
+    return Sharding(tuple(tuple(a for f in dim for a in held[f]) for dim in mapping))
+
+
+def _endings(
+    op: OpRecord,
+    held: tuple[tuple[str, ...], ...],
+    whole: tuple[Sharding, ...],
+    summed: tuple[str, ...],
+    mesh: Mesh,
+) -> list[tuple[Sharding, ...]]:
+    """Result shardings after the sums have ended: each axis all-reduced or scattered onto one dimension."""
+    if not summed:
+        return [whole]
+    kinds = {op.factors.kinds[f] for f, axes in enumerate(held) if axes and op.factors.is_reduction(f)}
+    if kinds != {"add"} or len(whole) != 1:
+        return [whole]
+    shape, base = op.result_types[0].shape, whole[0]
+    found = []
+    for places in product(range(-1, len(shape)), repeat=len(summed)):
+        dims = [list(d) for d in base.dims]
+        for axis, place in zip(summed, places, strict=True):
+            if place >= 0:
+                dims[place].append(axis)
+        ended = Sharding(tuple(tuple(d) for d in dims))
+        if ended.divides(shape, mesh):
+            found.append((ended,))
+    return found
+
+
+def _compute(
+    op: OpRecord,
+    held: tuple[tuple[str, ...], ...],
+    operands: tuple[Sharding, ...],
+    results: tuple[Sharding, ...],
+    enumerator: Enumerator,
+) -> float:
+    mesh, factors = enumerator.mesh, op.factors
+    if not op.result_types or op.is_source:
+        return 0.0
+    kind = compute_kind(factors)
+    read = sum(t.bytes / mesh.extent(s.axes) for s, t in zip(operands, op.operand_types, strict=True))
+    written = sum(t.bytes / mesh.extent(s.axes) for s, t in zip(results, op.result_types, strict=True))
+    flops = 0.0
+    if kind == "product":
+        shapes = [t.shape for t in op.operand_types]
+        split = prod(mesh.extent(axes) for axes in held)
+        flops = product_flops(factors, shapes, op.result_types[0].shape) / split
+    dtype = op.operand_types[0].dtype if op.operand_types else op.result_types[0].dtype
+    return compute_seconds(kind, enumerator.cluster, dtype, flops, read, written)
