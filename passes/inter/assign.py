@@ -8,7 +8,8 @@ are alive (after the residual addition, before the normalisation; where equal, a
 *Backward.* Let c be the lowest layer among an op's backward operands (the last layer if there are
 none); for each other operand take the highest layer ≤ c in which the forward pass defines or uses it;
 the op's layer is the minimum of these.  So backward data flows only from higher to lower layers, and a
-parameter's gradient ends in a layer that uses the parameter.  Ops that depend on no argument belong to their highest user.
+parameter's gradient ends in a layer that uses the parameter.  Ops that depend on no argument belong to
+their highest user.
 
 *Update.* An op belongs to the layer of its largest operand (ties: the lowest layer), starting from the
 layer where each sum is produced.  Ops that only enlarge (broadcasts) and ops without such operands belong to
@@ -18,6 +19,7 @@ their lowest user.  So the sum of squares in a gradient norm is formed where the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -49,7 +51,7 @@ def segments_of(micro: Dataflow, spine: Sequence[int]) -> list[int]:
     any_heavy = any(micro.heavy[o] for o in spine)
     heavy = [p for p, o in enumerate(spine) if micro.heavy[o] or not any_heavy]
     boundaries = []
-    for left, right in zip(heavy, heavy[1:], strict=False):
+    for left, right in pairwise(heavy):
         boundaries.append(right - int(np.argmin(live[right:left:-1])))
     if len(boundaries) >= MAX_SEGMENTS:
         cheapest = sorted(boundaries, key=lambda p: (live[p], p))[: MAX_SEGMENTS - 1]
