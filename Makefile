@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := build/demo
 STAMP := $(VENV)/.installed
 TYPED := $(VENV)/typed/alpa_mlir
 
@@ -10,9 +11,25 @@ TYPED := $(VENV)/typed/alpa_mlir
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $(STAMP)
+
+# Export a GPT training step, plan it for 4 devices (2 stages of 2, 4 microbatches), train 20 steps under mpirun on a small
+# built-in text, and compare with one device. The variables are explained in docs/runtime.md.
+demo: export PATH := $(abspath $(BIN)):$(PATH)
+demo: export OMPI_ALLOW_RUN_AS_ROOT := 1
+demo: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+demo: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+demo: export PRTE_MCA_hwloc_default_binding_policy := none
+demo: export OMPI_MCA_btl := ^ofi
+demo: setup
+	mkdir -p $(DEMO)
+	alpa-mlir-export gpt -o $(DEMO)/gpt.mlir
+	alpa-mlir-plan $(DEMO)/gpt.mlir --cluster cpu --devices-per-node 4 --stages 2 --microbatches 4 -o $(DEMO)/plan.mlir
+	$(BIN)/python examples/demo_inputs.py --steps 20 -o $(DEMO)/inputs.npz
+	mpirun -n 4 alpa-mlir-run $(DEMO)/plan.mlir --inputs $(DEMO)/inputs.npz --steps 20 --reference $(DEMO)/gpt.mlir
 
 lint: setup
 	$(BIN)/ruff check .
