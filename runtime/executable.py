@@ -1,0 +1,236 @@
+"""From a stage function in the plan to an executable on the stage's devices.
+
+The function is cut out into a module of its own and becomes the lowering of one jax primitive, which
+`jax.jit` compiles ahead of time: the public road to PJRT, with jax's own checks of shapes and shardings on
+every call (PJRT itself checks nothing and crashes).  The body is either one `sdy.manual_computation`, the
+explicit program of one device, or sharded ops that XLA's Shardy partitioner turns into one.
+
+`alpa.donate` on an argument lets a result take over its buffer.  Equal functions on equal devices compile once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.extend.core import Primitive
+from jax.extend.mlir import ir as jax_ir
+from jax.extend.mlir.dialects import func as jax_func
+from jax.interpreters import mlir as jax_mlir
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import sdy
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.dialect.sharding import (
+    SHARDING,
+    Sharding,
+    argument_attributes,
+    read_sharding,
+    result_attributes,
+    set_argument_attributes,
+    set_result_attributes,
+)
+
+_NUMPY = {
+    "f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16,
+    "i1": np.bool_, "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64,
+    "ui8": np.uint8, "ui16": np.uint16, "ui32": np.uint32, "ui64": np.uint64,
+    "i4": ml_dtypes.int4, "ui4": ml_dtypes.uint4,
+    "f8E4M3FN": ml_dtypes.float8_e4m3fn, "f8E5M2": ml_dtypes.float8_e5m2,
+    "complex<f32>": np.complex64, "complex<f64>": np.complex128,
+}  # fmt: skip
+
+
+def dtype_of(element: str) -> np.dtype[Any]:
+    """The numpy type of an MLIR element type such as `f32`, `bf16`, `ui32`, `i1`; CompileError for others."""
+    if element not in _NUMPY:
+        raise CompileError(f"tensors of {element} cannot be executed")
+    return np.dtype(_NUMPY[element])
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Global shape, element type (MLIR spelling) and sharding of an argument or result of a stage function."""
+
+    shape: tuple[int, ...]
+    element: str
+    sharding: Sharding
+
+    def __str__(self) -> str:
+        dims = "".join(f"{n}x" for n in self.shape)
+        return f"tensor<{dims}{self.element}> sharded {self.sharding.text('mesh')}"
+
+
+@dataclass(frozen=True)
+class StageFunction:
+    """A stage function by itself: a module's text with a public @main, and what its boundary looks like."""
+
+    name: str
+    text: str
+    arguments: tuple[Tensor, ...]
+    results: tuple[Tensor, ...]
+    donated: tuple[int, ...]
+
+
+def extract(module: ir.Module, name: str) -> StageFunction:
+    """Cut the function `name` out of a module, with its mesh and whatever it calls; CompileError if it is missing."""
+    found = functions(module)
+    if name not in found:
+        raise CompileError(f"the module has no function @{name}", module.operation.location)
+    function = found[name]
+    entries = argument_attributes(function)
+    kind = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
+    arguments = _tensors(kind.inputs, entries, function)
+    results = _tensors(kind.results, result_attributes(function), function)
+    donated = tuple(i for i, entry in enumerate(entries) if alpa.DONATE in entry)
+    return StageFunction(name, _standalone(module, found, name), arguments, results, donated)
+
+
+def _tensors(
+    types: Sequence[ir.Type], entries: Sequence[dict[str, ir.Attribute]], function: ir.Operation
+) -> tuple[Tensor, ...]:
+    found = []
+    for kind, entry in zip(types, entries, strict=True):
+        if not isinstance(kind, ir.RankedTensorType) or not kind.has_static_shape:
+            raise CompileError(
+                f"a stage function takes and gives tensors of static shape, not {kind}", function.location
+            )
+        sharding = read_sharding(entry[SHARDING])[1] if SHARDING in entry else Sharding.replicated(kind.rank)
+        found.append(Tensor(tuple(kind.shape), str(kind.element_type), sharding))
+    return tuple(found)
+
+
+def _standalone(module: ir.Module, found: dict[str, ir.Operation], name: str) -> str:
+    """The text of a module that holds the function as its public @main, its callees and the meshes."""
+    with module.context, ir.Location.unknown():
+        alone = ir.Module.create()
+        used = _callees(found, name)
+        for op in module.body.operations:
+            if op.operation.name == "sdy.mesh":
+                alone.body.append(op.operation.clone())
+        for other in used:
+            alone.body.append(found[other].clone())
+        main = functions(alone)[name]
+        main.attributes["sym_name"] = ir.StringAttr.get("main")
+        main.attributes["sym_visibility"] = ir.StringAttr.get("public")
+        for function in functions(alone).values():
+            _plain(function)
+        _drop_unused_meshes(alone)
+        return print_module(alone)
+
+
+def _callees(found: dict[str, ir.Operation], name: str) -> list[str]:
+    """The function and all it calls, in order of first use."""
+    order, pending = [name], [name]
+    while pending:
+        for op in alpa.walk(found[pending.pop()]):
+            if op.name == "func.call":
+                callee = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+                if callee not in order and callee in found:
+                    order.append(callee)
+                    pending.append(callee)
+    return order
+
+
+def _plain(function: ir.Operation) -> None:
+    """Drop what only the compiler reads, and say reshards as XLA's partitioner accepts them."""
+    set_argument_attributes(function, [_without_alpa(e) for e in argument_attributes(function)])
+    set_result_attributes(function, [_without_alpa(e) for e in result_attributes(function)])
+    for op in [function, *alpa.walk(function)]:
+        for attribute in [a for a in op.attributes if a.startswith("alpa.") or a == "mesh_shape"]:
+            del op.attributes[attribute]
+        if op.name == "sdy.reshard":
+            constraint = sdy.ShardingConstraintOp(op.operands[0], op.attributes["sharding"], ip=ir.InsertionPoint(op))
+            op.results[0].replace_all_uses_with(constraint.result)
+    for op in [o for o in alpa.walk(function) if o.name == "sdy.reshard"]:
+        op.erase()
+
+
+def _without_alpa(entry: dict[str, ir.Attribute]) -> dict[str, ir.Attribute]:
+    return {name: attribute for name, attribute in entry.items() if name == SHARDING}
+
+
+def _drop_unused_meshes(module: ir.Module) -> None:
+    text = "\n".join(str(f) for f in functions(module).values())
+    for op in list(module.body.operations):
+        if op.operation.name == "sdy.mesh":
+            name = ir.StringAttr(op.operation.attributes["sym_name"]).value
+            if f"@{name}," not in text:
+                op.operation.erase()
+
+
+call_module = Primitive("alpa_stage")
+"""Calls the @main of a module given as text."""
+call_module.multiple_results = True
+
+
+@call_module.def_abstract_eval
+def _avals(*_: Any, text: str, results: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]) -> list[Any]:
+    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
+
+
+def _lower(context: Any, *operands: Any, text: str, results: Any) -> list[Any]:
+    outer = context.module_context
+    module = jax_ir.Module.parse(text, outer.context)
+    name = jax_mlir.merge_mlir_modules(outer.module, "stage", module, dst_symtab=outer.symbol_table)
+    types = [jax_mlir.aval_to_ir_type(outer, aval) for aval in context.avals_out]
+    return list(jax_func.CallOp(types, jax_ir.FlatSymbolRefAttr.get(name), operands).results)
+
+
+jax_mlir.register_lowering(call_module, _lower)
+
+
+def jax_mesh(mesh: Mesh, devices: Sequence[Any]) -> jax.sharding.Mesh:
+    """The jax mesh of a stage: `devices` in row-major order."""
+    return jax.sharding.Mesh(np.array(devices, dtype=object).reshape(mesh.shape), mesh.axis_names)
+
+
+def named(mesh: jax.sharding.Mesh, sharding: Sharding) -> NamedSharding:
+    """The jax sharding that says the same; CompileError for partial values."""
+    if sharding.partial:
+        raise CompileError(f"a value partial over {list(sharding.partial)} cannot be passed between functions")
+    return NamedSharding(mesh, PartitionSpec(*(axes if axes else None for axes in sharding.dims)))
+
+
+class Compiler:
+    """Compiles stage functions, each distinct one once per mesh."""
+
+    def __init__(self) -> None:
+        self._cache: dict[Any, jax.stages.Compiled] = {}
+
+    def compile(self, function: StageFunction, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+        """An executable that takes and gives jax arrays sharded over `mesh`; CompileError where XLA refuses."""
+        key = (function.text, function.arguments, function.results, function.donated, mesh)
+        if key not in self._cache:
+            self._cache[key] = _compile(function, mesh)
+        return self._cache[key]
+
+
+def _compile(function: StageFunction, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+    results = tuple((t.shape, dtype_of(t.element)) for t in function.results)
+    ins = tuple(named(mesh, t.sharding) for t in function.arguments)
+    outs = [named(mesh, t.sharding) for t in function.results]
+
+    def stage(*operands: Any) -> list[Any]:
+        return list(call_module.bind(*operands, text=function.text, results=results))
+
+    stage.__name__ = function.name
+    jitted = jax.jit(stage, in_shardings=ins, out_shardings=outs, donate_argnums=function.donated, keep_unused=True)
+    inputs = [jax.ShapeDtypeStruct(t.shape, dtype_of(t.element)) for t in function.arguments]
+    try:
+        # jax warns where it finds no result of the donated argument's type: the plan's choice, not the user's.
+        with jax.enable_x64(True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+            return jitted.lower(*inputs).compile()
+    except (jax.errors.JaxRuntimeError, jax_ir.MLIRError) as e:
+        first = str(e).strip().splitlines()[0]
+        raise CompileError(f"XLA cannot compile @{function.name}: {first}") from e

@@ -1,0 +1,118 @@
+"""Which rank owns which device, and which ranks must know each other to XLA.
+
+A plan for D devices runs on N ranks when N divides D: rank r owns devices r·D/N … (r+1)·D/N - 1.  XLA does the
+collectives inside a submesh, so ranks that share a submesh join one `jax.distributed` job.  Ranks are linked
+when they share a submesh; each connected *group* of ranks is one such job, and a rank whose submeshes are all
+its own needs none.  Separate jobs keep a group's start and end free of barriers with the others.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.plan import Plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`device_count` devices over `rank_count` ranks; `groups[r]` are the ranks linked with rank r, sorted."""
+
+    device_count: int
+    rank_count: int
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def per_rank(self) -> int:
+        """Devices of each rank."""
+        return self.device_count // self.rank_count
+
+    @property
+    def rank_of(self) -> tuple[int, ...]:
+        """The rank of each device."""
+        return tuple(d // self.per_rank for d in range(self.device_count))
+
+
+def device_count(plan: Plan) -> int:
+    """How many devices a plan is for."""
+    return 1 + max(d for stage in plan.stages.values() for d in stage.devices)
+
+
+def arrange(plan: Plan, rank_count: int, location: str) -> Layout:
+    """The layout of a plan on `rank_count` ranks; CompileError where the ranks do not divide the devices."""
+    devices = device_count(plan)
+    if devices % rank_count:
+        fits = [n for n in range(1, devices + 1) if devices % n == 0]
+        raise CompileError(
+            f"the plan is for {devices} devices, which {rank_count} ranks cannot share evenly:"
+            f" start {' or '.join(str(n) for n in fits)}",
+            location,
+        )
+    per_rank = devices // rank_count
+    return Layout(devices, rank_count, _groups(plan, rank_count, per_rank))
+
+
+def _groups(plan: Plan, rank_count: int, per_rank: int) -> tuple[tuple[int, ...], ...]:
+    group = {r: {r} for r in range(rank_count)}
+    for stage in plan.stages.values():
+        joined: set[int] = set()
+        for device in stage.devices:
+            joined |= group[device // per_rank]
+        for rank in joined:
+            group[rank] = joined
+    return tuple(tuple(sorted(group[r])) for r in range(rank_count))
+
+
+def prepare_environment(local_devices: int) -> None:
+    """Say how many CPU devices this process has; must come before jax makes its CPU client.
+
+    XLA's thread pool must have several threads per device, else programs with collectives starve each other.
+    """
+    threads = max(8, 4 * local_devices)
+    if int(os.environ.get("PJRT_NPROC", "0") or 0) < threads:
+        os.environ["PJRT_NPROC"] = str(threads)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", local_devices)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+
+
+def connect(layout: Layout, communicator: Any) -> tuple[Any, ...]:
+    """Start jax on this rank, joined with its group, and return jax's device for each device of the plan.
+
+    `communicator` is MPI's world, or None for one process.  Devices of other groups are None.
+    """
+    import jax
+
+    prepare_environment(layout.per_rank)
+    rank = 0 if communicator is None else communicator.rank
+    group = layout.groups[rank]
+    if communicator is not None:
+        inner = communicator.Split(group[0], rank)
+        if len(group) > 1:
+            jax.distributed.initialize(_meeting_point(inner), inner.size, inner.rank)
+    found: list[Any] = [None] * layout.device_count
+    for position, member in enumerate(group):
+        own = [d for d in jax.devices() if d.process_index == position]
+        for i in range(layout.per_rank):
+            found[member * layout.per_rank + i] = own[i]
+    return tuple(found)
+
+
+def _meeting_point(communicator: Any) -> str:
+    """`host:port` at which the group's first rank listens; agreed by a broadcast."""
+    from mpi4py import MPI
+
+    names: Sequence[str] = communicator.allgather(MPI.Get_processor_name())
+    address = None
+    if communicator.rank == 0:
+        host = "127.0.0.1" if len(set(names)) == 1 else socket.gethostbyname(socket.gethostname())
+        with socket.socket() as s:
+            s.bind(("", 0))
+            address = f"{host}:{s.getsockname()[1]}"
+    return str(communicator.bcast(address))

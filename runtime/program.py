@@ -1,0 +1,360 @@
+"""A plan decoded for one rank: the flat list of actions of one step, on numbered slots.
+
+Values of a step are (op, result, microbatch); here each becomes a slot of a list, so that the loop does no
+look-ups.  The rank's instructions are its part of the total order of all (see `order`).  Two things change on
+the way: messages may land one stage function before they are needed, and neighbouring accumulations become one
+program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv, Run, Send, read_plan, read_stages
+from alpa_mlir.dialect.staged import (
+    ARGUMENT,
+    Accumulate,
+    Fragment,
+    Index,
+    MeshTensor,
+    PlanMain,
+    Ref,
+    Slice,
+    Stack,
+    Transfer,
+    read_main,
+)
+from alpa_mlir.runtime.executable import StageFunction, Tensor, extract
+from alpa_mlir.runtime.order import total_order
+
+
+@dataclass(frozen=True)
+class Call:
+    """Run a stage function on a submesh."""
+
+    function: str
+    mesh: str
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    what: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Put microbatch `microbatch` of `count` of host argument `argument`, cut along `dim`, onto a submesh."""
+
+    argument: int
+    dim: int
+    microbatch: int
+    count: int
+    result: int
+    type: MeshTensor
+
+
+@dataclass(frozen=True)
+class Number:
+    """Put the number of the microbatch onto a submesh."""
+
+    microbatch: int
+    result: int
+    type: MeshTensor
+
+
+@dataclass(frozen=True)
+class Give:
+    """The source's half of transfer number `transfer`; `keep`: the value's buffer is donated later in the step."""
+
+    value: int
+    source: MeshTensor
+    target: MeshTensor
+    transfer: int
+    keep: bool
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Let the messages of a transfer land; comes some time before its `Take`."""
+
+    source: MeshTensor
+    target: MeshTensor
+    transfer: int
+
+
+@dataclass(frozen=True)
+class Take:
+    """The destination's half of a transfer: wait for its messages and make the value."""
+
+    result: int
+    source: MeshTensor
+    target: MeshTensor
+    transfer: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Let a slot hold another one's value: the first microbatch of a total, or a part of a stack."""
+
+    value: int
+    result: int
+
+
+@dataclass(frozen=True)
+class Add:
+    """Combine values into running totals, all in one program; `donate` says whose total may be overwritten."""
+
+    mesh: str
+    combine: tuple[str, ...]
+    totals: tuple[int, ...]
+    values: tuple[int, ...]
+    types: tuple[MeshTensor, ...]
+    donate: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Join:
+    """Concatenate the microbatches' parts along `dim`."""
+
+    parts: tuple[int, ...]
+    part: MeshTensor
+    result: int
+    type: MeshTensor
+    dim: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Forget values."""
+
+    values: tuple[int, ...]
+
+
+Action = Call | Cut | Number | Give | Expect | Take | Assign | Add | Join | Drop
+
+
+@dataclass(frozen=True)
+class Program:
+    """One rank's part of a plan.
+
+    `placed` maps the arguments that this rank keeps on its devices to their slots; `hosted` are the arguments
+    that it cuts on the host.  `results[k]` is the slot of result k, or -1 where this rank has no part of it.
+    `transfers` are those of all ranks in one step.
+    """
+
+    plan: Plan
+    meshes: tuple[str, ...]
+    actions: tuple[Action, ...]
+    functions: dict[str, StageFunction]
+    slots: int
+    placed: dict[int, int]
+    hosted: tuple[int, ...]
+    results: tuple[int, ...]
+    transfers: int
+
+
+def read(module: ir.Module) -> Plan:
+    """Read a plan, or a split module without schedules; CompileError for anything else."""
+    if alpa.get_string(module.operation, alpa.LEVEL) == "split":
+        return Plan(read_stages(module), read_main(module), (), None)
+    return read_plan(module)
+
+
+def decode(module: ir.Module, plan: Plan, rank: int, rank_of: Sequence[int]) -> Program:
+    """The part of `rank`; `rank_of[d]` is the rank of device d.  CompileError where the plan is malformed."""
+    meshes = tuple(name for name, stage in plan.stages.items() if rank in {rank_of[d] for d in stage.devices})
+    decoder = _Decoder(module, plan.main, frozenset(meshes), _donated(module, plan.main))
+    _check_state(plan.main)
+    for mesh, instruction in total_order(plan):
+        decoder.emit(mesh, instruction)
+    placed = decoder.placed()
+    results = tuple(decoder.slot(r, ONCE) if plan.main.type_of(r).mesh in meshes else -1 for r in plan.main.results)
+    return Program(
+        plan,
+        meshes,
+        tuple(decoder.actions),
+        decoder.functions,
+        len(decoder.slots),
+        placed,
+        decoder.hosted(),
+        results,
+        len(decoder.transfers),
+    )
+
+
+def _donated(module: ir.Module, main: PlanMain) -> frozenset[Ref]:
+    """The values whose buffers some stage function takes over."""
+    found = set()
+    functions = {s.function: extract(module, s.function) for s in main.steps if isinstance(s, Fragment)}
+    for step in main.steps:
+        if isinstance(step, Fragment):
+            found |= {step.operands[i] for i in functions[step.function].donated}
+    return frozenset(found)
+
+
+def _check_state(main: PlanMain) -> None:
+    for number, argument in enumerate(main.arguments):
+        if argument.updates is None:
+            continue
+        if argument.updates >= len(main.results):
+            raise CompileError(f"argument {number} is replaced by result {argument.updates}, which does not exist")
+        new = main.type_of(main.results[argument.updates])
+        if new != argument.type:
+            raise CompileError(f"state argument {number} is {argument.type}, its replacement {new}")
+
+
+@dataclass
+class _Decoder:
+    """The slots handed out and the actions emitted so far."""
+
+    module: ir.Module
+    main: PlanMain
+    meshes: frozenset[str]
+    donated: frozenset[Ref]
+    slots: dict[tuple[Ref, int, bool], int] = field(default_factory=dict)
+    actions: list[Action] = field(default_factory=list)
+    functions: dict[str, StageFunction] = field(default_factory=dict)
+    transfers: dict[tuple[int, int], int] = field(default_factory=dict)
+    begun: dict[int, int] = field(default_factory=dict)
+
+    def slot(self, ref: Ref, microbatch: int, kept: bool = False) -> int:
+        """The slot of a value; `kept` names a part of a stack, which outlives the value."""
+        key = (ref, microbatch if self.main.per_microbatch(ref) else ONCE, kept)
+        return self.slots.setdefault(key, len(self.slots))
+
+    def emit(self, mesh: str, instruction: Instruction) -> None:
+        """Append what one instruction does on this rank."""
+        if isinstance(instruction, Send):
+            # Numbered in the total order, on every rank, whether it takes part or not.
+            self.transfers[(instruction.id, instruction.microbatch)] = len(self.transfers)
+        if mesh not in self.meshes:
+            return
+        if isinstance(instruction, Free):
+            self._free(instruction)
+        elif isinstance(instruction, Run):
+            self._run(instruction)
+        elif isinstance(instruction, Combine):
+            self._combine(mesh, instruction)
+        else:
+            self._move(instruction)
+
+    def _free(self, free: Free) -> None:
+        slot = self.slot(free.value, free.microbatch)
+        if self.actions and isinstance(self.actions[-1], Drop):
+            self.actions[-1] = Drop((*self.actions[-1].values, slot))
+        else:
+            self.actions.append(Drop((slot,)))
+
+    def _run(self, run: Run) -> None:
+        step, microbatch = self.main.step(run.id), run.microbatch
+        if isinstance(step, Fragment):
+            operands = tuple(self.slot(r, microbatch) for r in step.operands)
+            results = tuple(self.slot(Ref(step.id, i), microbatch) for i in range(len(step.results)))
+            if step.function not in self.functions:
+                self.functions[step.function] = extract(self.module, step.function)
+            _check_call(self.functions[step.function], step, self.main)
+            what = f"@{step.function}" + (f" of microbatch {microbatch}" if microbatch >= 0 else "")
+            self.actions.append(Call(step.function, step.mesh, operands, results, what))
+        elif isinstance(step, Slice):
+            if not step.operands[0].is_argument:
+                raise CompileError(f"op {step.id}: only arguments of the program are cut into microbatches")
+            result = self.slot(Ref(step.id), microbatch)
+            number = step.operands[0].result
+            self.actions.append(Cut(number, step.dim, microbatch, self.main.microbatches, result, step.results[0]))
+        elif isinstance(step, Index):
+            self.actions.append(Number(microbatch, self.slot(Ref(step.id), microbatch), step.results[0]))
+        else:
+            raise CompileError(f"alpa.run names op {run.id}, which is not something to run")
+
+    def _move(self, half: Send | Recv) -> None:
+        step = self.main.step(half.id)
+        if not isinstance(step, Transfer):
+            raise CompileError(f"op {half.id} is sent or received, but it is no transfer")
+        operand = step.operands[0]
+        source, target = self.main.type_of(operand), step.results[0]
+        transfer = self.transfers[(half.id, half.microbatch)]
+        if isinstance(half, Send):
+            value = self.slot(operand, half.microbatch)
+            self.actions.append(Give(value, source, target, transfer, operand in self.donated))
+            return
+        calls = [i for i in range(len(self.actions)) if isinstance(self.actions[i], Call)]
+        self.actions.insert(calls[-1] if calls else 0, Expect(source, target, transfer))
+        what = f"transfer {half.id} from {source.mesh} to {target.mesh}, microbatch {half.microbatch}"
+        self.actions.append(Take(self.slot(Ref(step.id), half.microbatch), source, target, transfer, what))
+
+    def _combine(self, mesh: str, combine: Combine) -> None:
+        step, microbatch = self.main.step(combine.id), combine.microbatch
+        seen = self.begun.get(combine.id, 0)
+        self.begun[combine.id] = seen + 1
+        if isinstance(step, Stack):
+            kept = self.slot(step.operands[0], microbatch, kept=True)
+            self.actions.append(Assign(self.slot(step.operands[0], microbatch), kept))
+            if seen + 1 == self.main.microbatches:
+                self._join(step)
+            return
+        if not isinstance(step, Accumulate):
+            raise CompileError(f"op {combine.id} is accumulated, but it is neither alpa.accumulate nor alpa.stack")
+        value, total = self.slot(step.operands[0], microbatch), self.slot(Ref(step.id), ONCE)
+        if seen == 0:
+            self.actions.append(Assign(value, total))
+            return
+        # The first total *is* the value of one microbatch, which others may still want.
+        alone = sum(step.operands[0] in s.operands for s in self.main.steps) == 1
+        self._add(Add(mesh, (step.combine,), (total,), (value,), step.results, (alone or seen > 1,)))
+
+    def _join(self, step: Stack) -> None:
+        operand = step.operands[0]
+        parts = tuple(self.slot(operand, m, kept=True) for m in range(self.main.microbatches))
+        part, whole = self.main.type_of(operand), step.results[0]
+        self.actions.append(Join(parts, part, self.slot(Ref(step.id), ONCE), whole, step.dim))
+        self.actions.append(Drop(parts))
+
+    def _add(self, new: Add) -> None:
+        """Append an accumulation, or merge it with the one before (frees between them do not matter)."""
+        at = len(self.actions) - 1
+        while at >= 0 and isinstance(self.actions[at], Drop):
+            at -= 1
+        last = self.actions[at] if at >= 0 else None
+        if not isinstance(last, Add) or last.mesh != new.mesh or new.totals[0] in last.totals:
+            self.actions.append(new)
+            return
+        self.actions[at] = replace(
+            last,
+            combine=last.combine + new.combine,
+            totals=last.totals + new.totals,
+            values=last.values + new.values,
+            types=last.types + new.types,
+            donate=last.donate + new.donate,
+        )
+
+    def placed(self) -> dict[int, int]:
+        """Arguments that live on this rank's devices: all but those that are only cut into microbatches."""
+        wanted = {r.result for s in self.main.steps if not isinstance(s, Slice) for r in s.operands if r.is_argument}
+        wanted |= {r.result for r in self.main.results if r.is_argument}
+        wanted |= {i for i, a in enumerate(self.main.arguments) if a.role == "state"}
+        here = [i for i in sorted(wanted) if self.main.arguments[i].type.mesh in self.meshes]
+        return {i: self.slot(Ref(ARGUMENT, i), ONCE) for i in here}
+
+    def hosted(self) -> tuple[int, ...]:
+        """Arguments that this rank cuts into microbatches."""
+        return tuple(sorted({a.argument for a in self.actions if isinstance(a, Cut)}))
+
+
+def _check_call(function: StageFunction, step: Fragment, main: PlanMain) -> None:
+    """The call and the function must agree on every shape, type and sharding."""
+    given = tuple(_tensor(main.type_of(r)) for r in step.operands)
+    for kind, said, has in (("argument", given, function.arguments), ("result", step.results, function.results)):
+        if len(said) != len(has):
+            raise CompileError(f"@{step.function} has {len(has)} {kind}s, its call {len(said)}")
+        for i, (a, b) in enumerate(zip(said, has, strict=True)):
+            tensor = _tensor(a) if isinstance(a, MeshTensor) else a
+            if tensor != b:
+                raise CompileError(f"{kind} {i} of @{step.function} is {b}, its call says {tensor}")
+
+
+def _tensor(kind: MeshTensor) -> Tensor:
+    return Tensor(kind.shape, kind.element, kind.sharding)

@@ -1,0 +1,85 @@
+"""Messages between ranks by MPI: non-blocking, from and into the memory that XLA computes in.
+
+A send is issued when its array is computed (`is_ready`), not when the program reaches it, and it holds a host
+view of the array until the message has left: as long as the view lives XLA does not reuse the buffer (without
+it, a donation during the send was seen to corrupt the message).  Boxes that are not contiguous are packed.
+Messages above 1 GiB go in chunks, because Open MPI refuses counts above 2³¹-1.
+
+Only one thread talks to MPI, so any thread level will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from alpa_mlir.runtime.transport.base import Array, Held, Transport, Window
+from alpa_mlir.runtime.transport.local import is_ready
+
+CHUNK = 1 << 30
+
+
+class MpiTransport(Transport):
+    """Point-to-point messages on one communicator (duplicated, so that no other message can match)."""
+
+    def __init__(self, communicator: Any) -> None:
+        from mpi4py import MPI
+
+        self._comm = communicator.Dup()
+        self._byte = MPI.BYTE
+        self._tag_limit = int(self._comm.Get_attr(MPI.TAG_UB))
+        self._waiting: list[tuple[Held, Window, int, int]] = []
+        self._leaving: list[tuple[Array, list[Any]]] = []
+
+    def post_send(self, held: Held, window: Window, receiver: int, tag: int) -> None:
+        """See `Transport`."""
+        self._waiting.append((held, window, receiver, tag))
+        self.progress()
+
+    def post_receive(self, target: Array, sender: int, tag: int) -> Callable[[], bool]:
+        """See `Transport`; posted at once, so that the message can land early."""
+        direct = target.flags.c_contiguous
+        landing = target if direct else np.empty(target.shape, target.dtype)
+        requests = [self._comm.Irecv([c, self._byte], sender, self._tag(tag)) for c in chunks(landing)]
+        done = False
+
+        def test() -> bool:
+            nonlocal done
+            if not done and all(r.Test() for r in requests):
+                if not direct:
+                    target[...] = landing
+                done = True
+            return done
+
+        return test
+
+    def progress(self) -> None:
+        """See `Transport`."""
+        if self._waiting:
+            still = [send for send in self._waiting if not self._issue(*send)]
+            self._waiting = still
+        if self._leaving:
+            self._leaving = [(view, rs) for view, rs in self._leaving if not all(r.Test() for r in rs)]
+
+    def idle(self) -> bool:
+        """See `Transport`."""
+        return not self._waiting and not self._leaving
+
+    def _issue(self, held: Held, window: Window, receiver: int, tag: int) -> bool:
+        if not is_ready(held):
+            return False
+        view = np.ascontiguousarray(np.asarray(held)[window])
+        requests = [self._comm.Isend([c, self._byte], receiver, self._tag(tag)) for c in chunks(view)]
+        self._leaving.append((view, requests))
+        return True
+
+    def _tag(self, tag: int) -> int:
+        return tag % (self._tag_limit + 1)
+
+
+def chunks(array: Array) -> list[Array]:
+    """The bytes of a contiguous array in parts of at most 1 GiB (one empty part for an empty array)."""
+    raw = array.reshape(-1).view(np.uint8)
+    return [raw[i : i + CHUNK] for i in range(0, max(raw.size, 1), CHUNK)]

@@ -1,0 +1,239 @@
+"""The instruction loop of one rank: actions are bound to slots and executables once, a step only calls them.
+
+State stays on the devices from step to step.  Batches come from host memory and are cut there.  Everything is
+dispatched without waiting; the only waits are for messages and, at the end of a step, for its scalar results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alpa_mlir.dialect.staged import MeshTensor
+from alpa_mlir.runtime import program as actions
+from alpa_mlir.runtime.devices import Submeshes
+from alpa_mlir.runtime.executable import Compiler, dtype_of
+from alpa_mlir.runtime.guard import Watchdog
+from alpa_mlir.runtime.program import Program
+from alpa_mlir.runtime.transport.base import Array
+
+COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {"add": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
+
+
+class Worker:
+    """One rank at work on one plan.
+
+    Use: `place` every argument, then `step` as often as wanted (with new `place`s of batches between), and
+    `result` for what the last step gave.
+    """
+
+    def __init__(self, program: Program, submeshes: Submeshes, watchdog: Watchdog) -> None:
+        self._program, self._submeshes, self._watchdog = program, submeshes, watchdog
+        self._slots: list[Any] = [None] * program.slots
+        self._host: dict[int, Array] = {}
+        self._results: list[Any] = []
+        self._numbers: dict[tuple[MeshTensor, int], jax.Array] = {}
+        self._compiler = Compiler()
+        self._calls = [self._bind(action) for action in program.actions]
+        self._state = self._replacements()
+
+    @property
+    def wanted(self) -> frozenset[int]:
+        """The arguments that this rank needs."""
+        return frozenset(self._program.placed) | frozenset(self._program.hosted)
+
+    def place(self, number: int, whole: Array) -> None:
+        """Give argument `number` its value, whole on the host."""
+        program = self._program
+        if number in program.hosted:
+            self._host[number] = whole
+        if number in program.placed:
+            kind = program.plan.main.arguments[number].type
+            with jax.enable_x64(True):
+                self._slots[program.placed[number]] = self._submeshes.put(whole, kind)
+
+    def step(self) -> None:
+        """Run one step; afterwards state arguments hold their new values."""
+        with jax.enable_x64(True):
+            for call in self._calls:
+                call()
+            self._submeshes.finish("sending the last messages of the step")
+            slots, program = self._slots, self._program
+            self._results = [slots[s] if s >= 0 else None for s in program.results]
+            new = [replace() for _, replace in self._state]
+            kept = set(program.placed.values())
+            for i in range(len(slots)):
+                if i not in kept:
+                    slots[i] = None
+            for (slot, _), value in zip(self._state, new, strict=True):
+                slots[slot] = value
+
+    def result(self, number: int) -> Array | None:
+        """Result `number` of the last step on rank 0, None elsewhere; all ranks call it in the same order."""
+        main = self._program.plan.main
+        kind = main.type_of(main.results[number])
+        transfer = self._program.transfers + number
+        found = self._submeshes.gather(self._results[number], kind, transfer, f"gathering result {number}")
+        self._submeshes.finish(f"sending result {number}")
+        return found
+
+    def wait(self) -> None:
+        """Return when the devices have computed the last step's results."""
+        jax.block_until_ready([r for r in self._results if r is not None])
+
+    def _bind(self, action: actions.Action) -> Callable[[], None]:
+        return _BINDERS[type(action)](self, action)
+
+    def _replacements(self) -> list[tuple[int, Callable[[], Any]]]:
+        """For each state argument here: its slot and how to get its new value from the results.
+
+        A value that replaces two arguments, or an argument that stays in its place too, is copied for all but
+        one of them: each may be donated in the next step.
+        """
+        main = self._program.plan.main
+        taken = {r.result for r in main.results if r.is_argument and main.arguments[r.result].role != "state"}
+        sources = {self._program.placed[i] for i in taken if i in self._program.placed}
+        found = []
+        for number, argument in enumerate(main.arguments):
+            slot = self._program.placed.get(number)
+            if argument.updates is None or slot is None:
+                continue
+            source = self._program.results[argument.updates]
+            copies = source in sources
+            sources.add(source)
+            found.append((slot, partial(self._renew, argument.updates, copies)))
+        return found
+
+    def _renew(self, result: int, copies: bool) -> Any:
+        value = self._results[result]
+        return jnp.copy(value) if copies else value
+
+    def _call(self, action: actions.Call) -> Callable[[], None]:
+        function = self._program.functions[action.function]
+        run = self._compiler.compile(function, self._submeshes.mesh(action.mesh))
+        slots, operands, results = self._slots, action.operands, action.results
+        watchdog, progress, what = self._watchdog, self._submeshes.progress, action.what
+
+        def call() -> None:
+            watchdog.beat(what)
+            for slot, value in zip(results, run(*[slots[i] for i in operands]), strict=True):
+                slots[slot] = value
+            progress()
+
+        return call
+
+    def _cut(self, action: actions.Cut) -> Callable[[], None]:
+        size = action.type.shape[action.dim]
+        window = (slice(None),) * action.dim + (slice(action.microbatch * size, (action.microbatch + 1) * size),)
+
+        def cut() -> None:
+            self._slots[action.result] = self._submeshes.put(self._host[action.argument][window], action.type)
+
+        return cut
+
+    def _number(self, action: actions.Number) -> Callable[[], None]:
+        key = (action.type, action.microbatch)
+
+        def number() -> None:
+            if key not in self._numbers:
+                value = np.asarray(action.microbatch, dtype_of(action.type.element))
+                self._numbers[key] = self._submeshes.put(value, action.type)
+            self._slots[action.result] = self._numbers[key]
+
+        return number
+
+    def _give(self, action: actions.Give) -> Callable[[], None]:
+        give, a = self._submeshes.give, action
+        return lambda: give(self._slots[a.value], a.source, a.target, a.transfer, a.keep)
+
+    def _expect(self, action: actions.Expect) -> Callable[[], None]:
+        return partial(self._submeshes.expect, action.source, action.target, action.transfer)
+
+    def _take(self, action: actions.Take) -> Callable[[], None]:
+        def take() -> None:
+            self._slots[action.result] = self._submeshes.take(action.target, action.transfer, action.what)
+
+        return take
+
+    def _assign(self, action: actions.Assign) -> Callable[[], None]:
+        def assign() -> None:
+            self._slots[action.result] = self._slots[action.value]
+
+        return assign
+
+    def _add(self, action: actions.Add) -> Callable[[], None]:
+        run = self._compile_add(action.combine, action.types, action.donate)
+        slots, totals, values = self._slots, action.totals, action.values
+        given = tuple(i for i, d in enumerate(action.donate) if d)
+        kept = tuple(i for i, d in enumerate(action.donate) if not d)
+
+        def add() -> None:
+            fresh = [slots[i] for i in values]
+            old = [slots[i] for i in totals]
+            new = run([old[i] for i in given], [old[i] for i in kept], fresh)
+            for slot, value in zip(totals, new, strict=True):
+                slots[slot] = value
+
+        return add
+
+    def _compile_add(
+        self, combine: Sequence[str], types: Sequence[MeshTensor], donate: Sequence[bool]
+    ) -> jax.stages.Compiled:
+        """One program for several sums; totals that may be overwritten come apart from those that may not."""
+        order = [i for i, d in enumerate(donate) if d] + [i for i, d in enumerate(donate) if not d]
+
+        def accumulate(given: list[Any], kept: list[Any], fresh: list[Any]) -> list[Any]:
+            totals = dict(zip(order, [*given, *kept], strict=True))
+            return [COMBINE[how](totals[i], fresh[i]) for i, how in enumerate(combine)]
+
+        avals = [self._aval(t) for t in types]
+        given = [a for a, d in zip(avals, donate, strict=True) if d]
+        kept = [a for a, d in zip(avals, donate, strict=True) if not d]
+        shardings = [self._submeshes.sharding(t) for t in types]
+        jitted = jax.jit(accumulate, out_shardings=shardings, donate_argnums=0, keep_unused=True)
+        with jax.enable_x64(True):
+            return jitted.lower(given, kept, avals).compile()
+
+    def _join(self, action: actions.Join) -> Callable[[], None]:
+        part = self._aval(action.part)
+        jitted = jax.jit(
+            lambda parts: jnp.concatenate(parts, axis=action.dim), out_shardings=self._submeshes.sharding(action.type)
+        )
+        with jax.enable_x64(True):
+            run = jitted.lower([part] * len(action.parts)).compile()
+
+        def join() -> None:
+            self._slots[action.result] = run([self._slots[i] for i in action.parts])
+
+        return join
+
+    def _aval(self, kind: MeshTensor) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(kind.shape, dtype_of(kind.element), sharding=self._submeshes.sharding(kind))
+
+    def _drop(self, action: actions.Drop) -> Callable[[], None]:
+        slots, values = self._slots, action.values
+
+        def drop() -> None:
+            for i in values:
+                slots[i] = None
+
+        return drop
+
+
+_BINDERS: dict[type, Callable[[Worker, Any], Callable[[], None]]] = {
+    actions.Call: Worker._call,
+    actions.Cut: Worker._cut,
+    actions.Number: Worker._number,
+    actions.Give: Worker._give,
+    actions.Expect: Worker._expect,
+    actions.Take: Worker._take,
+    actions.Assign: Worker._assign,
+    actions.Add: Worker._add,
+    actions.Join: Worker._join,
+    actions.Drop: Worker._drop,
+}
