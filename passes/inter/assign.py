@@ -7,9 +7,9 @@ are alive (after the residual addition, before the normalisation; where equal, a
 
 *Backward.* Let c be the lowest layer among an op's backward operands (the last layer if there are
 none); for each other operand take the highest layer ≤ c in which the forward pass defines or uses it;
-the op's layer is the minimum of these.  So backward data flows only from higher to lower layers, and a
-parameter's gradient ends in a layer that uses the parameter.  Ops that depend on no argument belong to
-their highest user.
+the op's layer is the minimum of these, taken again until it changes no more.  So backward data flows only
+from higher to lower layers, and a parameter's gradient ends in a layer that uses the parameter.  Ops that
+depend on no argument belong to their highest user.
 
 *Update.* An op belongs to the layer of its largest operand (ties: the lowest layer), starting from the
 layer where each sum is produced.  Ops that only enlarge (broadcasts) and ops without such operands belong to
@@ -131,14 +131,10 @@ def backward_layers(micro: Dataflow, forward: dict[int, int], layers: int) -> di
     for o in range(len(micro.ops)):
         if o in forward:
             continue
-        layer, anchored = layers - 1, False
-        for p in micro.producers(o):
-            if p in known:
-                layer, anchored = min(layer, known[p]), True
-        for v in micro.operands[o]:
-            below = [k for k in presence.get(v, ()) if k <= layer] if micro.definition[v] not in known else []
-            if below:
-                layer, anchored = min(layer, below[-1]), True
+        behind = [known[p] for p in micro.producers(o) if p in known]
+        ahead = [presence[v] for v in micro.operands[o] if presence.get(v)]
+        layer = _settle(min(behind, default=layers - 1), ahead)
+        anchored = bool(behind) or any(places[0] <= layer for places in ahead)
         if anchored:
             known[o] = layer
         else:
@@ -146,6 +142,19 @@ def backward_layers(micro: Dataflow, forward: dict[int, int], layers: int) -> di
     for o in reversed(free):
         known[o] = max((known[u] for u in micro.users(o) if u in known), default=layers - 1)
     return known
+
+
+def _settle(layer: int, ahead: list[list[int]]) -> int:
+    """The highest layer, at most `layer`, in which every operand is present that is present at or below it.
+
+    Otherwise a forward value would have to be brought to a layer it never visits.
+    """
+    before = -1
+    while layer != before:
+        before = layer
+        for places in ahead:
+            layer = max((k for k in places if k <= layer), default=layer)
+    return layer
 
 
 def _forward_presence(micro: Dataflow, forward: dict[int, int]) -> dict[int, list[int]]:

@@ -1,0 +1,184 @@
+"""`alpa-stages`: which layers form a stage, and on which submesh it runs.
+
+The stage dynamic program (`inter/dp.py`: Alpa, OSDI'22, §5.2) chooses cuts and submeshes together, with the optimum
+of the intra-operator program as the cost of a stage (`inter/profile.py`).  The decision is written as
+`alpa.stage` on ops and arguments (`inter/placement.py`) and as one `sdy.mesh` per stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.mesh import Mesh, declare_mesh
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
+from alpa_mlir.passes.inter.placement import place
+from alpa_mlir.passes.inter.profile import InFlight, StageSearch, count_layers
+from alpa_mlir.passes.registry import Pass, option, register
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers `first` … `last` on `devices`, arranged as `mesh`; predicted seconds and bytes where known."""
+
+    first: int
+    last: int
+    mesh: Mesh
+    devices: tuple[int, ...]
+    microbatch_seconds: float | None = None
+    step_seconds: float | None = None
+    memory_bytes: float | None = None
+
+
+@register
+@dataclass(frozen=True)
+class Stages(Pass):
+    """Cut the layers into stages and give each a submesh: `alpa.stage` on ops and arguments.
+
+    IR before: level 3 (`alpa.level = "layered"`). IR after: level 4 (`"staged"`), with `alpa.cluster`, `alpa.stages`,
+    one `sdy.mesh @stage_s` per stage and, where stages were searched, `alpa.cost`.
+    Precondition: `cluster` names a preset, or the module carries `alpa.cluster`.
+    Postcondition: all devices are used; forward data flows to equal or higher stages, backward data to
+    equal or lower ones; every argument has one home stage.
+    """
+
+    name: ClassVar[str] = "alpa-stages"
+    cluster: str = option("", "cluster preset; empty: the module's alpa.cluster")
+    nodes: int = option(0, "number of nodes; 0: as the cluster says")
+    devices_per_node: int = option(0, "devices of each node; 0: as the cluster says")
+    memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
+    stages: int = option(0, "number of stages; 0: the best")
+    mesh: str = option("", "one stage on this logical mesh, for example 2x4: no search")
+    schedule: str = option("1f1b", "what decides how many microbatches are in flight: 1f1b, gpipe or inference")
+    solver: str = option("highs", "mixed-integer solver of the stages' intra-operator programs")
+
+    def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
+        self._check(module)
+        cluster = self._cluster(module)
+        layers = count_layers(module)
+        if self.mesh:
+            stages = [_single_stage(self.mesh, cluster, layers, self.stages)]
+            seconds = None
+        else:
+            stages, seconds = self._search(module, cluster, layers)
+        stage_of_layer = [next(s for s, stage in enumerate(stages) if k <= stage.last) for k in range(layers)]
+        place(module, stage_of_layer)
+        _write(module, cluster, stages, seconds)
+
+    def _check(self, module: ir.Module) -> None:
+        level = alpa.get_string(module.operation, alpa.LEVEL)
+        location = module.operation.location
+        if level != "layered":
+            raise CompileError(
+                f"alpa-stages needs a layered module (run alpa-layers first), got level {level or 'source'}", location
+            )
+        if self.schedule not in ("1f1b", "gpipe", "inference"):
+            raise CompileError(f"schedule must be 1f1b, gpipe or inference, got '{self.schedule}'", location)
+        if self.stages < 0:
+            raise CompileError(f"the number of stages must not be negative, got {self.stages}", location)
+
+    def _cluster(self, module: ir.Module) -> Cluster:
+        memory = parse_bytes(self.memory) if self.memory else 0
+        known = load_cluster(self.cluster) if self.cluster else module_cluster(module)
+        if known is None:
+            raise CompileError("no cluster: name one (cluster=cpu)", module.operation.location)
+        return known.with_sizes(self.nodes, self.devices_per_node, memory)
+
+    def _search(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
+        location, devices = module.operation.location, cluster.device_count
+        if self.stages > layers:
+            raise CompileError(f"{self.stages} stages cannot be made of {layers} layers", location)
+        if self.stages > devices:
+            raise CompileError(
+                f"{self.stages} stages need at least {self.stages} devices, there are {devices}", location
+            )
+        counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
+        search = StageSearch(module, cluster, _in_flight(module, self.schedule), solver=self.solver)
+        found = search.run(counts)
+        meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
+        stages = []
+        for choice, mesh, devices_of in zip(found.stages, meshes, _pack(meshes, cluster), strict=True):
+            cost = search.cost_of(choice)
+            known = (cost.microbatch_seconds, cost.step_seconds, cost.memory_bytes)
+            stages.append(Stage(choice.first, choice.last, mesh, devices_of, *known))
+        return stages, found.cost
+
+
+def _in_flight(module: ir.Module, schedule: str) -> InFlight:
+    body = functions(module)["microbatch"].regions[0].blocks[0]
+    backward = any(alpa.get_string(op, alpa.PHASE) == "backward" for op in body.operations)
+    microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
+    return InFlight(schedule if backward else "inference", microbatches)
+
+
+def parse_mesh(text: str) -> tuple[int, ...]:
+    """`2x4` as (2, 4); CompileError for anything else."""
+    parts = text.split("x")
+    if not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise CompileError(f"a mesh is written as 2x4 (positive axis sizes), got '{text}'")
+    return tuple(int(p) for p in parts)
+
+
+def _single_stage(text: str, cluster: Cluster, layers: int, stages: int) -> Stage:
+    shape = parse_mesh(text)
+    if prod(shape) != cluster.device_count:
+        raise CompileError(
+            f"the mesh {text} has {prod(shape)} devices, but the cluster has {cluster.device_count} "
+            f"({cluster.nodes} nodes of {cluster.devices_per_node}): their numbers must agree"
+        )
+    if stages > 1:
+        raise CompileError(f"the mesh {text} makes one stage, but stages={stages}")
+    return Stage(0, layers - 1, Mesh.from_shape("stage_0", shape), tuple(range(cluster.device_count)))
+
+
+def _pack(meshes: Sequence[Mesh], cluster: Cluster) -> list[tuple[int, ...]]:
+    """Consecutive devices for each stage: large stages first, equal ones in order of stages.
+
+    Sizes within a node divide one another and larger ones are whole nodes, so no stage straddles a node.
+    """
+    order = sorted(range(len(meshes)), key=lambda s: (-meshes[s].device_count, s))
+    found: dict[int, tuple[int, ...]] = {}
+    first = 0
+    for s in order:
+        found[s] = tuple(range(first, first + meshes[s].device_count))
+        first += meshes[s].device_count
+    assert first == cluster.device_count
+    return [found[s] for s in range(len(meshes))]
+
+
+def _write(module: ir.Module, cluster: Cluster, stages: Sequence[Stage], seconds: float | None) -> None:
+    context = module.context
+    for stage in reversed(stages):
+        declare_mesh(module, stage.mesh)
+    attributes = module.operation.attributes
+    attributes[alpa.CLUSTER] = cluster.attribute(context)
+    attributes[alpa.STAGES] = ir.ArrayAttr.get([_stage_attribute(s, context) for s in stages], context=context)
+    if seconds is not None:
+        with ir.Location.unknown(context):
+            attributes[alpa.COST] = ir.FloatAttr.get(ir.F64Type.get(context), seconds)
+    alpa.set_string(module.operation, alpa.LEVEL, "staged")
+
+
+def _stage_attribute(stage: Stage, context: ir.Context) -> ir.Attribute:
+    entries = {
+        "mesh": alpa.string(stage.mesh.name, context),
+        "devices": ir.DenseI64ArrayAttr.get(list(stage.devices), context=context),
+        "layers": ir.DenseI64ArrayAttr.get([stage.first, stage.last], context=context),
+    }
+    figures = {
+        "microbatch_seconds": stage.microbatch_seconds,
+        "step_seconds": stage.step_seconds,
+        "memory_bytes": stage.memory_bytes,
+    }
+    with ir.Location.unknown(context):
+        for name, value in figures.items():
+            if value is not None:
+                entries[name] = ir.FloatAttr.get(ir.F64Type.get(context), value)
+    return ir.DictAttr.get(dict(sorted(entries.items())), context=context)
