@@ -250,6 +250,13 @@ def _reshape(op: ir.Operation, factors: OpFactors) -> OpFactors:
     return factors.with_fixed(before ^ after)
 
 
+def _dynamic_update_slice(op: ir.Operation, factors: OpFactors) -> OpFactors:
+    """Where the update is smaller than the target its place depends on the whole dimension."""
+    target, update = shape_of(op.operands[0]) or (), shape_of(op.operands[1]) or ()
+    moved = {d for d, (n, m) in enumerate(zip(target, update, strict=True)) if n != m}
+    return factors.with_fixed({f for d in moved for m in factors.operands[:2] for f in m[d]})
+
+
 def added_once(op: ir.Operation) -> tuple[int, ...]:
     """Operands that start the op's sums: of a split reduction they must count once, not once per part.
 
@@ -283,6 +290,7 @@ _REFINE: dict[str, Callable[[ir.Operation, OpFactors], OpFactors]] = {
     "stablehlo.scatter": _scatter,
     "stablehlo.convolution": _convolution,
     "stablehlo.reshape": _reshape,
+    "stablehlo.dynamic_update_slice": _dynamic_update_slice,
 }
 
 

@@ -186,7 +186,7 @@ def byte_size(kind: ir.Type) -> int:
     """Bytes of a static tensor; elements below one byte take one, complex numbers two floats."""
     tensor = ir.RankedTensorType(kind)
     element = tensor.element_type
-    width = 2 * ir.ComplexType(element).element_type.width if isinstance(element, ir.ComplexType) else element.width
+    width: int = 2 * ir.ComplexType(element).element_type.width if isinstance(element, ir.ComplexType) else element.width
     return prod(tensor.shape) * max(1, width // 8)
 
 
