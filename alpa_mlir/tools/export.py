@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jaxlib.mlir import ir
 
 from alpa_mlir import foreign, lowering
@@ -32,6 +33,7 @@ Examples:
   alpa-mlir-export gpt -o gpt.mlir
   alpa-mlir-export gpt --size 39B --batch 512 --remat -o gpt-39b.mlir
   alpa-mlir-export moe --inference -o moe.mlir
+  alpa-mlir-export gpt -o gpt.mlir --inputs gpt.npz      and start values: a text to learn
   alpa-mlir-export my_project.train:step -o step.mlir
 
 Exit status: 0 done, 1 the program is at fault (file:line:col: error: …), 2 wrong usage.
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with foreign.located_errors(lowering.function_location(step.function)):
         module = lowering.lower(step, options.platform)
     write_output(options.output, encode(module, options.form, options.locations))
+    if options.inputs is not None:
+        write_output(options.inputs, initial_inputs(options))
     return 0
 
 
@@ -81,6 +85,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--platform", choices=("cpu", "cuda", "rocm", "tpu"), default="cpu",
         help="lower jax primitives as for this platform (none is needed); default cpu",
     )  # fmt: skip
+    parser.add_argument(
+        "--inputs", metavar="FILE.npz",
+        help="also write initial values of a built-in training step, as arg0, arg1, … for alpa-mlir-run --inputs",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial values; default 0")
     parser.add_argument("--locations", action="store_true", help="keep Python source locations")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--bytecode", dest="form", action="store_const", const="bytecode", help="MLIR bytecode")
@@ -111,10 +120,28 @@ def model_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
     return found
 
 
+def given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a model's configuration that the command line sets."""
+    return {name: getattr(options, name) for name in model_options() if hasattr(options, name)}
+
+
+def initial_inputs(options: argparse.Namespace) -> bytes:
+    """An .npz file with the initial value of every argument of `@main`, in order."""
+    model = MODELS[options.name]
+    values = model.initial_values(configure(model, options.size, given_fields(options)), options.seed)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"arg{i}": leaf for i, leaf in enumerate(jax.tree.leaves(values))})
+    return buffer.getvalue()
+
+
 def select_step(options: argparse.Namespace) -> TrainStep:
     """The step that the command line asks for."""
-    given = {name: getattr(options, name) for name in model_options() if hasattr(options, name)}
+    given = given_fields(options)
     model = MODELS.get(options.name)
+    if options.inputs is not None and (model is None or options.inference):
+        raise UsageError("--inputs is for training steps of built-in models")
+    if options.seed < 0:
+        raise UsageError("--seed must not be negative")
     if model is not None:
         config = configure(model, options.size, given)
         return model.build_inference(config) if options.inference else model.build(config)

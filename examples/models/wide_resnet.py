@@ -199,8 +199,8 @@ def forward(
     x, stem = unit(params["stem"], statistics["stem"], images, 2 if config.large_images else 1)
     x = jax.nn.relu(x)
     if config.large_images:
-        lowest = jnp.array(-jnp.inf, x.dtype)
-        x = jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        # A literal: jax differentiates a window maximum only if it sees that the start value is -inf.
+        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
     blocks = []
     for p, s, (_, _, stride) in zip(params["blocks"], statistics["blocks"], block_shapes(config), strict=True):
         x, new = apply(p, s, x, stride)

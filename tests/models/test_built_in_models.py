@@ -11,7 +11,9 @@ import pytest
 from alpa_mlir.models import MODELS, TrainStep, bert, gpt, llama, mlp, moe, optimizer, text, wide_resnet
 from alpa_mlir.models.step import Shapes, Training, Values
 
-TINY = {name: model.presets["tiny"] for name, model in MODELS.items()}
+FEWER = {"gpt": {"layers": 1}, "llama": {"layers": 1}, "bert": {"layers": 1}, "wide_resnet": {"image": 8, "batch": 4}}
+TINY = {name: dataclasses.replace(model.presets["tiny"], **FEWER.get(name, {})) for name, model in MODELS.items()}
+QUICK = {"xla_backend_optimization_level": 0}  # compile in half the time; these programs are tiny
 VARIANTS = [
     ("mlp", {"bias": False, "activation": "tanh", "optimizer": "sgd"}),
     ("gpt", {"dtype": "float16", "loss_scale": 1024.0}),
@@ -31,7 +33,7 @@ def shapes_of(tree):
 def train(step: TrainStep, arguments, steps: int) -> list[float]:
     """Losses of `steps` steps on one batch."""
     state = len(step.updates)
-    function = jax.jit(step.function)
+    function = jax.jit(step.function, compiler_options=QUICK)
     losses = []
     for _ in range(steps):
         result = function(*arguments)
@@ -51,6 +53,12 @@ def test_trains_on_arguments_of_the_declared_shapes(name, changes):
         assert shapes_of(results[result]) == shapes_of(step.arguments[argument])
     losses = train(step, arguments, 4)
     assert losses[-1] < losses[0]
+
+
+def test_large_images_shrink_in_the_stem():
+    config = dataclasses.replace(TINY["wide_resnet"], image=64)
+    step = wide_resnet.build(config)
+    assert "select_and_scatter" in jax.jit(step.function).lower(*step.arguments).as_text()
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -90,7 +98,7 @@ def test_gpt_learns_the_built_in_text():
         params, state, loss = step(params, state, *batch)
         losses.append(float(loss))
     assert abs(losses[0] - np.log(config.vocabulary)) < 0.2  # untrained: as good as guessing
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
 
 
 def test_text_targets_are_the_next_tokens():
@@ -118,30 +126,35 @@ def test_causal_models_do_not_look_ahead(name):
     assert np.abs(before[:, -4:] - after[:, -4:]).max() > 1e-3
 
 
-def gradients(module, config, arguments):
-    """First moments after one step: 0.1 · gradient."""
-    result = jax.jit(module.build(config).function)(*arguments)
-    return result.loss, result.optimizer.first
+def gradients(module, config):
+    """A function of a step's arguments: the loss, and the momenta after it, which are the gradients."""
+    step = jax.jit(module.build(config).function, compiler_options=QUICK)
+
+    def run(*arguments):
+        result = step(*arguments)
+        return jax.device_get((result.loss, result.optimizer.first))
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("module", "changes"),
     [
         (mlp, {}),
-        (gpt, {"layers": 1}),
+        (gpt, {}),
         (moe, {}),
-        (wide_resnet, {"norm": "group", "image": 8, "batch": 4}),
-        (llama, {"layers": 1}),
+        (wide_resnet, {"norm": "group"}),
+        (llama, {}),
     ],
 )
 def test_a_step_is_the_mean_of_its_halves(module, changes):
-    config = dataclasses.replace(TINY[module.MODEL.name], **changes)
+    config = dataclasses.replace(TINY[module.MODEL.name], optimizer="sgd", **changes)
     half = dataclasses.replace(config, batch=config.batch // 2)
     arguments = module.initial_values(config, 0)
     state = len(module.build(config).updates)
-    whole = gradients(module, config, arguments)
+    whole, of_half = gradients(module, config)(*arguments), gradients(module, half)
     parts = [
-        gradients(module, half, (*arguments[:state], *(b[rows] for b in arguments[state:])))
+        of_half(*arguments[:state], *(b[rows] for b in arguments[state:]))
         for rows in (slice(None, half.batch), slice(half.batch, None))
     ]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
@@ -193,11 +206,12 @@ def test_optimizer_equals_optax(name, reference):
 
 def test_running_statistics_follow_the_batch():
     config = TINY["wide_resnet"]
-    step, arguments = wide_resnet.build(config), wide_resnet.initial_values(config, 0)
-    after = jax.jit(step.function)(*arguments)
-    images, kernel = arguments[3], arguments[0]["stem"]["kernel"]
-    mean = np.asarray(wide_resnet.convolve(images, kernel, 1)).mean((0, 1, 2))
-    np.testing.assert_allclose(after.statistics["stem"]["mean"], 0.1 * mean, rtol=1e-3, atol=1e-6)
+    params, _, statistics, images, _ = wide_resnet.initial_values(config, 0)
+    forward = jax.jit(wide_resnet.forward, static_argnums=0, static_argnames="training")
+    _, after = forward(config, params, statistics, images, training=True)
+    stem = np.asarray(wide_resnet.convolve(images, params["stem"]["kernel"], 1))
+    np.testing.assert_allclose(after["stem"]["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(after["stem"]["variance"], 0.9 + 0.1 * stem.var((0, 1, 2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

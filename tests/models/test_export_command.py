@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jaxlib.mlir import ir
 
@@ -87,6 +88,26 @@ def test_locations_are_kept_on_request(tmp_path):
         assert "mlp.py" in text
 
 
+def test_inputs_are_start_values_of_the_program(tmp_path):
+    out, inputs = tmp_path / "m.mlir", tmp_path / "m.npz"
+    assert main(["gpt", "--size", "tiny", "--seed", "3", "-o", str(out), "--inputs", str(inputs)]) == 0
+    values = np.load(inputs)
+    _, arguments, _ = argument_rows(out)
+    shapes = ["x".join([*map(str, values[f"arg{i}"].shape), ""]) for i in range(len(arguments))]
+    assert len(values) == len(arguments)
+    assert all(t.startswith(f"tensor<{s}") for t, s in zip(arguments, shapes, strict=True))
+    want = MODELS["gpt"].initial_values(MODELS["gpt"].presets["tiny"], 3)
+    np.testing.assert_array_equal(values[f"arg{len(arguments) - 1}"], want[-1])
+    np.testing.assert_array_equal(values["arg0"], want[0]["embedding"])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_platform_needs_no_device(platform, tmp_path):
+    out = tmp_path / "m.mlir"
+    assert main(["moe", "--size", "tiny", "--platform", platform, "-o", str(out)]) == 0
+    assert "stablehlo.dot_general" in out.read_text()
+
+
 def test_fields_change_the_program(tmp_path):
     out = tmp_path / "m.mlir"
     fields = ["--layers", "3", "--hidden", "48", "--batch", "4", "--no-bias", "--dtype", "bfloat16"]
@@ -114,6 +135,7 @@ def test_largest_size_needs_no_memory(tmp_path):
         (["os:sep"], "neither a function"),
         (["none.py:f"], "no file 'none.py'"),
         (["os:getcwd", "--layers", "3"], "--layers is for built-in models"),
+        (["gpt", "--inference", "--inputs", "x.npz"], "--inputs is for training"),
     ],
 )
 def test_wrong_usage_exits_2_with_a_sentence(arguments, message, capsys):
