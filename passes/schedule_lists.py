@@ -1,0 +1,222 @@
+"""From a split step and a pipeline schedule to one instruction list per submesh.
+
+Everything a step does is put into one total order of *events*: prologue, then the microbatches' runs
+and transfers, then the update.  A transfer is a single event, its send and its receive; the list of a
+submesh is the projection of the total order on it.  Executing such lists in order cannot deadlock,
+even with sends that block until they are received: the first event not yet done is always at the
+head of all lists that take part in it (Lamport's happened-before, 1978).
+
+Microbatch events are ordered by playing the schedule with unit times (forward 1, backward 2): a
+transfer happens when its value is made, a run when it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Recv, Run, Send
+from alpa_mlir.dialect.staged import Accumulate, Fragment, Index, PlanMain, Ref, Slice, Stack, Step, Transfer
+from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, stage_order
+from alpa_mlir.passes.inter.simulate import play
+
+TICKS = {FORWARD: 1.0, BACKWARD: 2.0}
+
+Job = tuple[int, int]
+"""(id of a fragment call, microbatch)."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A run (on one submesh) or a transfer (on two) of one microbatch, or once per step."""
+
+    step: Fragment | Transfer
+    microbatch: int
+
+
+def instruction_lists(main: PlanMain, kind: str, meshes: Sequence[str]) -> dict[str, tuple[Instruction, ...]]:
+    """The instructions of every submesh (in pipeline order) under schedule `kind`."""
+    writer = _Writer(main, meshes)
+    for event in total_order(main, kind, meshes):
+        writer.emit(event)
+    writer.emit_rest()
+    return {mesh: _with_frees(main, mesh, lane) for mesh, lane in writer.lanes.items()}
+
+
+def total_order(main: PlanMain, kind: str, meshes: Sequence[str]) -> list[Event]:
+    """All runs and transfers of a step in one order that respects every dependency."""
+    acting = [s for s in main.steps if isinstance(s, (Fragment, Transfer))]
+    once = [Event(s, ONCE) for s in acting if not main.runs_per_microbatch(s)]
+    before = [e for e in once if e.step.phase == "prologue"]
+    after = [e for e in once if e.step.phase != "prologue"]
+    return before + _microbatch_order(main, kind, meshes) + after
+
+
+def _microbatch_order(main: PlanMain, kind: str, meshes: Sequence[str]) -> list[Event]:
+    fragments = [s for s in main.steps if isinstance(s, Fragment) and main.runs_per_microbatch(s)]
+    start = play(*_pipeline(main, kind, meshes, fragments))
+    finish = {job: at + TICKS[_fragment(main, job[0]).phase] for job, at in start.items()}
+    timed: list[tuple[tuple[float, int, int, int], Event]] = []
+    for m in range(main.microbatches):
+        for f in fragments:
+            timed.append(((start[f.id, m], 1, f.id, m), Event(f, m)))
+        for step in main.steps:
+            if isinstance(step, Transfer) and main.runs_per_microbatch(step):
+                timed.append(((_ready(main, step, m, start, finish), 0, step.id, m), Event(step, m)))
+    return [event for _, event in sorted(timed, key=lambda pair: pair[0])]
+
+
+def _fragment(main: PlanMain, number: int) -> Fragment:
+    step = main.step(number)
+    assert isinstance(step, Fragment)
+    return step
+
+
+def _pipeline(
+    main: PlanMain, kind: str, meshes: Sequence[str], fragments: Sequence[Fragment]
+) -> tuple[list[list[Job]], dict[Job, float], dict[Job, list[tuple[Job, float]]]]:
+    """What `play` needs: the order on each submesh, durations, and dependencies of all microbatches."""
+    lanes: list[list[Job]] = []
+    for s, mesh in enumerate(meshes):
+        here = {phase: [f.id for f in fragments if (f.mesh, f.phase) == (mesh, phase)] for phase in TICKS}
+        order = stage_order(kind, s, len(meshes), main.microbatches)
+        lanes.append([(number, task.microbatch) for task in order for number in here[task.kind]])
+    duration = {job: TICKS[_fragment(main, job[0]).phase] for lane in lanes for job in lane}
+    sources = {f.id: _sources(main, f.operands) for f in fragments}
+    chain = _chain(meshes, fragments)
+    after = {job: [((n, job[1]), 0.0) for n in (*sources[job[0]], *chain.get(job[0], ()))] for job in duration}
+    return lanes, duration, after
+
+
+def _chain(meshes: Sequence[str], fragments: Sequence[Fragment]) -> dict[int, list[int]]:
+    """The pipeline's own order: forward after the stage before, backward after the stage behind.
+
+    Kept even where no value flows, so that stages without a common value still run in step.
+    """
+    chain: dict[int, list[int]] = {}
+    for phase, way in ((FORWARD, 1), (BACKWARD, -1)):
+        ordered = [f.id for mesh in meshes[::way] for f in fragments if (f.mesh, f.phase) == (mesh, phase)]
+        for before, behind in pairwise(ordered):
+            chain.setdefault(behind, []).append(before)
+    return chain
+
+
+def _sources(main: PlanMain, operands: Sequence[Ref]) -> list[int]:
+    """The per-microbatch fragment calls that operands come from, through transfers."""
+    found: list[int] = []
+    for ref in operands:
+        if main.per_microbatch(ref):
+            step = main.step(ref.op)
+            found += [step.id] if isinstance(step, Fragment) else _sources(main, step.operands)
+    return list(dict.fromkeys(found))
+
+
+def _ready(main: PlanMain, step: Step, m: int, start: dict[Job, float], finish: dict[Job, float]) -> float:
+    """When a transfer happens: its value is made; a slice or number is made when first wanted."""
+    sources = _sources(main, step.operands)
+    if sources:
+        return max(finish[n, m] for n in sources)
+    readers = [s for s in main.steps if Ref(step.id) in s.operands]
+    times = [start[s.id, m] for s in readers if isinstance(s, Fragment) and (s.id, m) in start]
+    times += [_ready(main, s, m, start, finish) for s in readers if isinstance(s, Transfer)]
+    return min(times, default=float("inf"))
+
+
+class _Writer:
+    """The lists as they grow, and which slices are already cut."""
+
+    def __init__(self, main: PlanMain, meshes: Sequence[str]) -> None:
+        self.main = main
+        self.lanes: dict[str, list[Instruction]] = {mesh: [] for mesh in meshes}
+        self.cut: set[Job] = set()
+        self.collectors: dict[int, list[Step]] = {}
+        for step in main.steps:
+            if isinstance(step, (Accumulate, Stack)):
+                self.collectors.setdefault(step.operands[0].op, []).append(step)
+
+    def emit(self, event: Event) -> None:
+        """Append an event to the lists it takes part in, after the slices that it reads."""
+        step, m = event.step, event.microbatch
+        for ref in step.operands:
+            self._cut(ref, m)
+        if isinstance(step, Fragment):
+            self.lanes[step.mesh].append(Run(step.id, m))
+        else:
+            self.lanes[self.main.type_of(step.operands[0]).mesh].append(Send(step.id, m))
+            self.lanes[step.results[0].mesh].append(Recv(step.id, m))
+        if m != ONCE:
+            self._combine(step, m)
+
+    def _cut(self, ref: Ref, m: int) -> None:
+        step = None if ref.is_argument else self.main.step(ref.op)
+        if isinstance(step, (Slice, Index)) and (step.id, m) not in self.cut:
+            self.cut.add((step.id, m))
+            self.lanes[step.results[0].mesh].append(Run(step.id, m))
+            self._combine(step, m)
+
+    def _combine(self, made: Step, m: int) -> None:
+        """Add the results of `made` to whatever collects them."""
+        for step in self.collectors.get(made.id, ()):
+            self.lanes[step.results[0].mesh].append(Combine(step.id, m))
+
+    def emit_rest(self) -> None:
+        """What no run reads: slices that are only collected, and collected values of the whole step.
+
+        These come last on the list of their submesh, before the update that reads them.
+        """
+        for step in self.main.steps:
+            if isinstance(step, (Accumulate, Stack)) and not self._is_collected(step):
+                rest: list[Instruction] = []
+                for m in range(self.main.microbatches):
+                    source = step.operands[0]
+                    if self.main.per_microbatch(source):
+                        rest.append(Run(source.op, m))
+                    rest.append(Combine(step.id, m))
+                self._insert_before_readers(step, rest)
+
+    def _is_collected(self, step: Accumulate | Stack) -> bool:
+        return any(i == Combine(step.id, 0) for i in self.lanes[step.results[0].mesh])
+
+    def _insert_before_readers(self, step: Accumulate | Stack, rest: list[Instruction]) -> None:
+        lane = self.lanes[step.results[0].mesh]
+        readers = {s.id for s in self.main.steps if Ref(step.id) in s.operands}
+        places = (n for n, i in enumerate(lane) if isinstance(i, (Run, Send)) and i.id in readers)
+        at = next(places, len(lane))
+        lane[at:at] = rest
+
+
+Use = tuple[Ref, int]
+
+
+def uses(main: PlanMain, instruction: Instruction) -> list[Use]:
+    """The (value, microbatch) pairs that an instruction reads; arguments of `@main` are left out."""
+    if isinstance(instruction, (Recv, Free)):
+        return []
+    operands = main.step(instruction.id).operands
+    return [(r, instruction.microbatch if main.per_microbatch(r) else ONCE) for r in operands if not r.is_argument]
+
+
+def makes(main: PlanMain, instruction: Instruction) -> list[Use]:
+    """The (value, microbatch) pairs that exist after an instruction."""
+    if isinstance(instruction, (Send, Free)):
+        return []
+    step = main.step(instruction.id)
+    m = ONCE if isinstance(instruction, Combine) else instruction.microbatch
+    return [(Ref(step.id, k), m) for k in range(len(step.results))]
+
+
+def _with_frees(main: PlanMain, mesh: str, lane: Sequence[Instruction]) -> tuple[Instruction, ...]:
+    """The list with every value freed after its last use; results of `@main` stay."""
+    last: dict[Use, int] = {}
+    for n, instruction in enumerate(lane):
+        last.update(dict.fromkeys([*uses(main, instruction), *makes(main, instruction)], n))
+    dead: dict[int, list[Use]] = {}
+    for (ref, m), n in sorted(last.items()):
+        if ref not in main.results:
+            dead.setdefault(n, []).append((ref, m))
+    written: list[Instruction] = []
+    for n, instruction in enumerate(lane):
+        written.append(instruction)
+        written += [Free(ref, m) for ref, m in dead.get(n, ())]
+    return tuple(written)

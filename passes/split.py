@@ -1,0 +1,307 @@
+"""Splitting a sharded step into stage functions and the dataflow between them.
+
+After `alpa-shard` every op knows its stage, phase and sharding, and every crossing between submeshes
+is an `sdy.reshard`.  This pass only rearranges: the ops of one stage and phase become one function,
+crossings become transfers, and `@main` becomes the dataflow of one step.  What a stage's forward
+leaves for its own backward (the residuals) are plain results and arguments.  Compare Alpa §5 and
+Shardy's MPMD dialect, from which calls and transfers are borrowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.alpa import Binding
+from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.mesh import Mesh, meshes_of
+from alpa_mlir.dialect.plan import read_stages
+from alpa_mlir.dialect.sharding import (
+    SHARDING,
+    Sharding,
+    argument_attributes,
+    read_sharding,
+    result_attributes,
+    set_argument_attributes,
+)
+from alpa_mlir.dialect.staged import (
+    ARGUMENT,
+    Accumulate,
+    Argument,
+    Fragment,
+    Index,
+    MeshTensor,
+    PlanMain,
+    Ref,
+    Slice,
+    Stack,
+    Step,
+    Transfer,
+    microbatches_of,
+    write_main,
+)
+from alpa_mlir.passes.registry import Pass, register
+from alpa_mlir.passes.split_donation import donations
+from alpa_mlir.passes.split_fragments import Key, assign, names
+from alpa_mlir.passes.split_outline import Outliner, outputs_of
+from alpa_mlir.passes.split_parts import Part, classify, live_bindings, read_part, reshard_return
+
+PARTS = ("prologue", "microbatch", "update")
+
+
+@register
+@dataclass(frozen=True)
+class Split(Pass):
+    """Split a sharded step into one function per stage and phase.
+
+    IR before: level 5: `@prologue`, `@microbatch`, `@update` with shardings, stages and phases on every op.
+    IR after: level 6: private functions `@stage_<s>_forward`, `@stage_<s>_backward`, `@stage_<s>_update[_<r>]`,
+    `@stage_<s>_prologue[_<r>]`, and `@main` as calls and transfers of `!mpmd.mesh_tensor` values.
+    Precondition: forward edges run to equal or higher stages, backward edges to equal or lower ones.
+    """
+
+    name: ClassVar[str] = "alpa-split"
+
+    def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
+        level = alpa.get_string(module.operation, alpa.LEVEL)
+        if level != "sharded" or not {"main", "microbatch", "update"} <= set(functions(module)):
+            raise CompileError(
+                f"alpa-split needs a sharded module with @microbatch and @update (alpa.level is {level!r}): "
+                "run alpa-microbatch (one microbatch is enough), alpa-layers, alpa-stages and alpa-shard first",
+                module.operation.location,
+            )
+        _Splitter(module).run()
+        alpa.set_string(module.operation, alpa.LEVEL, "split")
+
+
+class _Splitter:
+    """The state of one split: the parts, the fragments found, and the steps of `@main` emitted so far."""
+
+    def __init__(self, module: ir.Module) -> None:
+        self.module = module
+        self.meshes: dict[str, Mesh] = meshes_of(module)
+        self.stages = {name: s for s, name in enumerate(read_stages(module))}
+        found = functions(module)
+        self.old_main = found["main"]
+        self.parts = {name: read_part(found[name]) for name in PARTS if name in found}
+        self.arguments = self._read_arguments()
+        self.keys: dict[str, dict[int, Key]] = {}
+        self.members: dict[Key, list[int]] = {}
+        self.outputs: dict[Key, list[ir.Value]] = {}
+        self.names: dict[Key, str] = {}
+        self.functions: dict[str, ir.Operation] = {}
+        self.steps: list[Step] = []
+        self.made: dict[ir.Value, Ref] = {}
+        self.shared: dict[object, Ref] = {}
+
+    def run(self) -> None:
+        """Rewrite the module."""
+        self._match_boundaries()
+        self._find_live()
+        self._group()
+        for key in sorted(self.members, key=lambda k: k.order):
+            self._emit_fragment(key)
+        update = self.parts["update"]
+        order = sorted(range(len(update.returns)), key=lambda k: update.result_bindings[k].number)
+        results = tuple(self._resolve(update, update.returns[k]) for k in order)
+        main = PlanMain(self.arguments, tuple(self.steps), results, (), microbatches_of(self.module))
+        self._finish(main)
+
+    # The interface of the program
+
+    def _read_arguments(self) -> tuple[Argument, ...]:
+        homes: dict[int, MeshTensor] = {}
+        block = self.old_main.regions[0].blocks[0]
+        for kind in ("arg", "batch"):
+            for part in self.parts.values():
+                for binding, entry in zip(part.argument_bindings, part.argument_entries, strict=True):
+                    if binding.kind == kind:
+                        self._add_home(homes, binding.number, entry, kind == "arg")
+        found = []
+        for i, (value, entry) in enumerate(zip(block.arguments, argument_attributes(self.old_main), strict=True)):
+            unused = MeshTensor.of(value.type, next(iter(self.stages)), _replicated(value))
+            role = ir.StringAttr(entry[alpa.ROLE]).value if alpa.ROLE in entry else "constant"
+            updates = int(ir.IntegerAttr(entry[alpa.UPDATES]).value) if alpa.UPDATES in entry else None
+            name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
+            found.append(Argument(homes.get(i, unused), role, updates, name))
+        return tuple(found)
+
+    def _add_home(self, homes: dict[int, MeshTensor], number: int, entry: dict[str, ir.Attribute], whole: bool) -> None:
+        value = self.old_main.regions[0].blocks[0].arguments[number]
+        kind = MeshTensor.of(value.type, *read_sharding(entry[SHARDING]))
+        known = homes.setdefault(number, kind)
+        if whole and known != kind:
+            raise CompileError(f"argument {number} lives as {known} in one function and as {kind} in another")
+
+    def _match_boundaries(self) -> None:
+        """Values returned by one part have the type their reader wants; new state that of the old."""
+        update = self.parts["update"]
+        for argument in self.arguments:
+            if argument.updates is not None:
+                self._match(update, Binding("out", argument.updates), argument.type, "update")
+        for reader in self.parts.values():
+            for value, number in reader.arguments.items():
+                binding = reader.argument_bindings[number]
+                if binding.kind == "prologue":
+                    self._match(self._prologue(reader), binding, reader.types[value], "prologue")
+                elif binding.kind in ("sum", "stack"):
+                    producer = self.parts["microbatch"]
+                    kind = reader.types[value]
+                    if binding.kind == "stack":
+                        kind = MeshTensor.of(producer.returned(binding).type, kind.mesh, kind.sharding)
+                    self._match(producer, binding, kind, "backward")
+
+    def _prologue(self, reader: Part) -> Part:
+        if "prologue" not in self.parts:
+            raise CompileError(f"@{reader.name} reads a prologue value, but there is no @prologue")
+        return self.parts["prologue"]
+
+    def _match(self, part: Part, binding: Binding, wanted: MeshTensor, phase: str) -> None:
+        value = part.returned(binding)
+        if part.types[value] != wanted:
+            if phase == "backward":
+                source = part.producer(value)
+                phase = "forward" if source is None else part.phase(source)
+            number = part.result_bindings.index(binding)
+            reshard_return(part, number, wanted, self.stages[wanted.mesh], phase)
+
+    # What is live, and in which fragment
+
+    def _find_live(self) -> None:
+        wanted: list[Binding] = []
+        for name in reversed(PARTS):
+            if name in self.parts:
+                part = self.parts[name]
+                numbers = range(len(part.returns))
+                classify(part, [k for k in numbers if name == "update" or part.result_bindings[k] in wanted])
+                wanted += live_bindings(part)
+
+    def _group(self) -> None:
+        for name, part in self.parts.items():
+            self.keys[name] = assign(part, self.stages)
+            for position, key in self.keys[name].items():
+                self.members.setdefault(key, []).append(position)
+        for name, part in self.parts.items():
+            elsewhere = self._read_elsewhere(part, self.keys[name])
+            for key in dict.fromkeys(self.keys[name].values()):
+                self.outputs[key] = outputs_of(part, self.members[key], elsewhere[key])
+        self.names = names(list(self.members))
+
+    def _read_elsewhere(self, part: Part, keys: dict[int, Key]) -> dict[Key, set[ir.Value]]:
+        """Per fragment the values of it that others, transfers, or the caller read."""
+        found: dict[Key, set[ir.Value]] = {key: set() for key in keys.values()}
+        for i, live in enumerate(part.live):
+            for value in part.inputs(i) if live else ():
+                source = part.producer(value)
+                repeated = source is not None and part.recomputable[source]
+                if source in keys and keys.get(i) != keys[source] and not repeated:
+                    found[keys[source]].add(value)
+        for value in part.returns:
+            source = part.producer(value)
+            if source in keys:
+                found[keys[source]].add(value)
+        return found
+
+    # Emission of @main, operands before their readers
+
+    def _emit_fragment(self, key: Key) -> None:
+        part = self.parts[key.phase if key.phase in self.parts else "microbatch"]
+        members, outputs = self.members[key], self.outputs[key]
+        mesh = self.meshes[part.mesh(members[0])]
+        outliner = Outliner(part, mesh, lambda v: self._resolve(part, v), self._type_of)
+        made = outliner.outline(self.module, self.names[key], members, outputs)
+        self.functions[self.names[key]] = made.function
+        results = tuple(part.types[v] for v in outputs)
+        number = self._next_id()
+        self.steps.append(Fragment(number, key.phase, mesh.name, self.names[key], made.operands, results))
+        self.made.update({v: Ref(number, k) for k, v in enumerate(outputs)})
+
+    def _next_id(self) -> int:
+        return len(self.steps)
+
+    def _type_of(self, ref: Ref) -> MeshTensor:
+        if ref.is_argument:
+            return self.arguments[ref.result].type
+        return self.steps[ref.op].results[ref.result]
+
+    def _share(self, what: object, step: Step) -> Ref:
+        """The result of `step`, emitted now unless an equal one (by `what`) was."""
+        if what not in self.shared:
+            self.steps.append(step)
+            self.shared[what] = Ref(step.id)
+        return self.shared[what]
+
+    def _resolve(self, part: Part, value: ir.Value) -> Ref:
+        """The value of `@main` that a part's value stands for."""
+        if value in self.made:
+            return self.made[value]
+        source = part.producer(value)
+        if source is None:
+            return self._resolve_argument(part, part.binding(value), part.types[value])
+        origin = part.ops[source].operands[0]
+        wanted = part.types[value]
+        if part.producer(origin) is None and part.binding(origin).kind in ("batch", "index"):
+            return self._resolve_argument(part, part.binding(origin), wanted)
+        ref = self._resolve(part, origin)
+        if self._type_of(ref) == wanted:
+            return ref
+        phase = "prologue" if part.name == "microbatch" and self._is_per_step(ref) else None
+        phase = phase or (part.phase(source) if part.name == "microbatch" else part.name)
+        return self._share(("transfer", ref, wanted), Transfer(self._next_id(), phase, (ref,), (wanted,)))
+
+    def _is_per_step(self, ref: Ref) -> bool:
+        return not PlanMain((), tuple(self.steps), ()).per_microbatch(ref)
+
+    def _resolve_argument(self, part: Part, binding: Binding, kind: MeshTensor) -> Ref:
+        if binding.kind == "arg":
+            return Ref(ARGUMENT, binding.number)
+        if binding.kind == "batch":
+            ref, dim = Ref(ARGUMENT, binding.number), self._dim(part.argument_entries, part.argument_bindings, binding)
+            return self._share(("batch", ref, kind), Slice(self._next_id(), dim, (ref,), (kind,)))
+        if binding.kind == "index":
+            return self._share(("index", kind), Index(self._next_id(), (kind,)))
+        if binding.kind == "prologue":
+            prologue = self._prologue(part)
+            return self._resolve(prologue, prologue.returned(binding))
+        return self._collect(binding, kind)
+
+    def _collect(self, binding: Binding, kind: MeshTensor) -> Ref:
+        part = self.parts["microbatch"]
+        ref = self._resolve(part, part.returned(binding))
+        entry = part.result_entries[part.result_bindings.index(binding)]
+        if binding.kind == "stack":
+            dim = self._dim(part.result_entries, part.result_bindings, binding)
+            return self._share(("stack", ref, dim), Stack(self._next_id(), dim, (ref,), (kind,)))
+        combine = ir.StringAttr(entry[alpa.COMBINE]).value if alpa.COMBINE in entry else "add"
+        return self._share(("sum", ref, combine), Accumulate(self._next_id(), combine, (ref,), (kind,)))
+
+    @staticmethod
+    def _dim(entries: Sequence[dict[str, ir.Attribute]], found: Sequence[Binding], binding: Binding) -> int:
+        entry = entries[found.index(binding)]
+        return int(ir.IntegerAttr(entry[alpa.DIM]).value) if alpa.DIM in entry else 0
+
+    # The new module
+
+    def _finish(self, main: PlanMain) -> None:
+        entries = [
+            {n: a for n, a in entry.items() if n not in (SHARDING, alpa.BINDING)}
+            for entry in result_attributes(self.old_main)
+        ]
+        for part in self.parts.values():
+            part.function.erase()
+        self.old_main.erase()
+        for name, pairs in donations(main).items():
+            attributes = argument_attributes(self.functions[name])
+            for argument, result in pairs:
+                attributes[argument][alpa.DONATE] = alpa.i64(result, self.module.context)
+            set_argument_attributes(self.functions[name], attributes)
+        write_main(self.module, main, entries)
+
+
+def _replicated(value: ir.Value) -> Sharding:
+    return Sharding.replicated(len(ir.RankedTensorType(value.type).shape))

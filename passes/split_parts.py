@@ -1,0 +1,218 @@
+"""The three functions of a sharded module, read once: what is live, what is cheap, what crosses submeshes.
+
+A *part* is one of @prologue, @microbatch, @update.  Its top-level ops fall into
+
+* *transfers*: an `sdy.reshard` whose operand lives on another mesh (docs/ir.md, level 5);
+* *recomputable* ops: constants, iotas, and what is made from those alone by ops that only move or map
+  elements (every factor is `pass`), cheaper to repeat in each fragment than to keep or send;
+* all others, which belong to exactly one fragment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.alpa import Binding, bindings
+from alpa_mlir.dialect.context import op_id
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors
+from alpa_mlir.dialect.sharding import (
+    SHARDING,
+    Sharding,
+    argument_attributes,
+    op_shardings,
+    read_sharding,
+    result_attributes,
+    sharding_attribute,
+)
+from alpa_mlir.dialect.staged import MeshTensor
+
+RESHARD = "sdy.reshard"
+
+
+@dataclass
+class Part:
+    """One function: its values' types, and per live op its kind. Ops are known by their position."""
+
+    name: str
+    function: ir.Operation
+    ops: list[ir.Operation]
+    arguments: dict[ir.Value, int]
+    argument_entries: list[dict[str, ir.Attribute]]
+    argument_bindings: list[Binding]
+    returns: list[ir.Value]
+    result_entries: list[dict[str, ir.Attribute]]
+    result_bindings: list[Binding]
+    types: dict[ir.Value, MeshTensor]
+    position: dict[int, int]
+    live: list[bool] = field(default_factory=list)
+    transfer: list[bool] = field(default_factory=list)
+    recomputable: list[bool] = field(default_factory=list)
+
+    def producer(self, value: ir.Value) -> int | None:
+        """The position of the op that makes a value; None for an argument."""
+        if value in self.arguments:
+            return None
+        return self.position[op_id(value.owner)]
+
+    def binding(self, value: ir.Value) -> Binding:
+        """What an argument stands for."""
+        return self.argument_bindings[self.arguments[value]]
+
+    def returned(self, binding: Binding) -> ir.Value:
+        """The value returned under a binding; CompileError where none is."""
+        if binding not in self.result_bindings:
+            raise CompileError(f"@{self.name} returns no {binding}", self.function.location)
+        return self.returns[self.result_bindings.index(binding)]
+
+    def mesh(self, position: int) -> str:
+        """The mesh of an op's results."""
+        return self.types[self.ops[position].results[0]].mesh
+
+    def phase(self, position: int) -> str:
+        """The `alpa.phase` of an op; CompileError where it has none."""
+        phase = alpa.get_string(self.ops[position], alpa.PHASE)
+        if phase is None:
+            raise CompileError(
+                f"{self.ops[position].name} has no alpa.phase: run alpa-layers first", self.location(position)
+            )
+        return phase
+
+    def location(self, position: int) -> ir.Location:
+        """The location of an op."""
+        return self.ops[position].location
+
+    def inputs(self, position: int) -> list[ir.Value]:
+        """The values an op reads, those captured by its regions included, each once."""
+        return list(dict.fromkeys(self._reads(self.ops[position])))
+
+    def _reads(self, op: ir.Operation) -> Iterator[ir.Value]:
+        for value in op.operands:
+            if value in self.types:
+                yield value
+        if len(op.regions):
+            for inner in alpa.walk(op):
+                for value in inner.operands:
+                    if value in self.types:
+                        yield value
+
+
+def read_part(function: ir.Operation) -> Part:
+    """Read a function of level 5; CompileError where an annotation is missing."""
+    block = function.regions[0].blocks[0]
+    ops = [view.operation for view in block.operations]
+    entries, results = argument_attributes(function), result_attributes(function)
+    name = ir.StringAttr(function.attributes["sym_name"]).value
+    for entry in (*entries, *results):
+        if alpa.BINDING not in entry or SHARDING not in entry:
+            raise CompileError(f"an argument or result of @{name} has no alpa.binding or sharding", function.location)
+    types: dict[ir.Value, MeshTensor] = {}
+    for value, entry in zip(block.arguments, entries, strict=True):
+        types[value] = MeshTensor.of(value.type, *read_sharding(entry[SHARDING]))
+    for op in ops[:-1]:
+        types.update(_result_types(op))
+    return Part(
+        name,
+        function,
+        ops[:-1],
+        {v: i for i, v in enumerate(block.arguments)},
+        entries,
+        bindings(entries),
+        list(ops[-1].operands),
+        results,
+        bindings(results),
+        types,
+        {op_id(op): i for i, op in enumerate(ops[:-1])},
+    )
+
+
+def _result_types(op: ir.Operation) -> Iterator[tuple[ir.Value, MeshTensor]]:
+    found = op_shardings(op)
+    if found is None:
+        raise CompileError(f"{op.name} has no sharding: run alpa-shard first", op.location)
+    for value, sharding in zip(op.results, found[1], strict=True):
+        yield value, MeshTensor.of(value.type, found[0], sharding)
+
+
+def reshard_return(part: Part, number: int, wanted: MeshTensor, stage: int, phase: str) -> None:
+    """Give a returned value the type its reader wants, by an `sdy.reshard` before the return."""
+    value = part.returns[number]
+    context = part.function.context
+    terminator = list(part.function.regions[0].blocks[0].operations)[-1].operation
+    op = make_reshard(value, wanted, ir.InsertionPoint(terminator))
+    alpa.set_int(op, alpa.STAGE, stage)
+    alpa.set_string(op, alpa.PHASE, phase)
+    terminator.operands[number] = op.results[0]
+    part.result_entries[number][SHARDING] = sharding_attribute(wanted.sharding, wanted.mesh, context)
+    part.returns[number] = op.results[0]
+    part.types[op.results[0]] = wanted
+    part.position[op_id(op)] = len(part.ops)
+    part.ops.append(op)
+
+
+def make_reshard(value: ir.Value, wanted: MeshTensor, ip: ir.InsertionPoint) -> ir.Operation:
+    """An `sdy.reshard` of a value to the mesh and sharding of `wanted`."""
+    sharding = sharding_attribute(wanted.sharding, wanted.mesh, value.type.context)
+    location = ir.Location.unknown(value.type.context) if isinstance(value.owner, ir.Block) else value.owner.location
+    return ir.Operation.create(
+        RESHARD, results=[value.type], operands=[value], attributes={"sharding": sharding}, loc=location, ip=ip
+    )
+
+
+def classify(part: Part, wanted: Iterable[int]) -> None:
+    """Fill `transfer`, `recomputable` and `live`, where only the results numbered `wanted` are needed."""
+    factors = read_factors(part.function)
+    part.transfer = [_crosses(part, i) for i in range(len(part.ops))]
+    part.recomputable = []
+    for i in range(len(part.ops)):
+        part.recomputable.append(_is_recomputable(part, i, factors))
+    needed = {part.returns[k] for k in wanted}
+    part.live = [False] * len(part.ops)
+    for i in reversed(range(len(part.ops))):
+        if any(r in needed for r in part.ops[i].results):
+            part.live[i] = True
+            needed.update(part.inputs(i))
+
+
+def live_bindings(part: Part) -> list[Binding]:
+    """The bindings of arguments that live ops or the return read, in order."""
+    read = set(part.returns) if part.name == "update" else set()
+    for i, live in enumerate(part.live):
+        if live:
+            read.update(part.inputs(i))
+    return [part.binding(v) for v in part.arguments if v in read]
+
+
+def _crosses(part: Part, position: int) -> bool:
+    op = part.ops[position]
+    if op.name != RESHARD:
+        meshes = {part.types[v].mesh for v in part.inputs(position)} - {part.mesh(position)}
+        if meshes:
+            raise CompileError(
+                f"{op.name} on {part.mesh(position)} reads a value of {min(meshes)} without an sdy.reshard",
+                op.location,
+            )
+        return False
+    return part.types[op.operands[0]].mesh != part.mesh(position)
+
+
+def _is_recomputable(part: Part, position: int, factors: Mapping[int, OpFactors]) -> bool:
+    op = part.ops[position]
+    if len(op.regions) or len(op.results) != 1:
+        return False
+    sources = [part.producer(v) for v in op.operands]
+    if any(s is None or not part.recomputable[s] for s in sources):
+        return False
+    if op.name == RESHARD or not sources:
+        return True
+    known = factors[op_id(op)]
+    return not known.reason and all(k == PASS or n == 1 for k, n in zip(known.kinds, known.sizes, strict=True))
+
+
+def replicated(kind: MeshTensor, mesh: str) -> MeshTensor:
+    """The same tensor, whole on every device of another mesh."""
+    return MeshTensor(mesh, kind.shape, kind.element, Sharding.replicated(len(kind.shape)))
