@@ -29,7 +29,7 @@ from .layers import (
     token_losses,
 )
 from .optimizer import initial_state, step_function
-from .step import Model, Shapes, Source, Training, TrainStep, Tree, Values, option, require_divides
+from .step import Model, Role, Shapes, Source, Training, TrainStep, Tree, Values, option, require_divides
 
 MASKED_EVERY = 7  # about the 15 % of the paper
 
@@ -146,11 +146,12 @@ def build(config: BertConfig) -> TrainStep:
 
     params = parameters(config, Shapes())
     shapes = batch(config, Shapes())
+    roles: list[Role] = ["batch"] * len(shapes)
     return TrainStep(
         "bert",
         step_function("bert", config, loss),
         (params, initial_state(config, params, Shapes()), *shapes),
-        ("state", "state", *("batch" for _ in shapes)),
+        ("state", "state", *roles),
         ((0, 0), (1, 1)),
     )
 

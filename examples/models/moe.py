@@ -34,7 +34,7 @@ from .layers import (
     token_losses,
 )
 from .optimizer import initial_state, step_function
-from .step import Model, Shapes, Source, Training, TrainStep, Tree, Values, option, require_divides
+from .step import Model, Role, Shapes, Source, Training, TrainStep, Tree, Values, option, require_divides
 
 batches = text.batches
 
@@ -235,11 +235,12 @@ def build(config: MoeConfig) -> TrainStep:
 
     params = parameters(config, Shapes())
     shapes = gpt.batch_shapes(config) if config.embeddings else batch(config, Shapes())
+    roles: list[Role] = ["batch"] * len(shapes)
     return TrainStep(
         "moe",
         step_function("moe", config, loss),
         (params, initial_state(config, params, Shapes()), *shapes),
-        ("state", "state", *("batch" for _ in shapes)),
+        ("state", "state", *roles),
         ((0, 0), (1, 1)),
     )
 

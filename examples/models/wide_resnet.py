@@ -20,6 +20,7 @@ from .layers import Parameters, token_losses
 from .optimizer import OptimizerState, apply_gradients, initial_state
 from .step import (
     Model,
+    Role,
     Shapes,
     Source,
     Training,
@@ -229,7 +230,7 @@ def build(config: WideResnetConfig) -> TrainStep:
         params, optimizer = apply_gradients(config, params, optimizer, gradients)
         return WideResnetResult(params, optimizer, new, value / config.loss_scale)
 
-    roles = ("state", "state", "state", "batch", "batch")
+    roles: tuple[Role, ...] = ("state", "state", "state", "batch", "batch")
     return TrainStep("wide_resnet", wide_resnet, _arguments(config, Shapes()), roles, ((0, 0), (1, 1), (2, 2)))
 
 
