@@ -1,0 +1,33 @@
+"""Take the start value out of a sum: `sum(x, start = b)` becomes `sum(x, start = 0) + b`.
+
+A microbatch's part of a sum must start from zero, else the start value were added M times.
+"""
+
+from __future__ import annotations
+
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+
+from alpa_mlir.passes.local.time_linear import base_operands
+
+
+def detach_base(op: ir.Operation) -> None:
+    """Rewrite a `reduce` or `scatter` that adds, in place: same value (up to the order of additions)."""
+    ip = ir.InsertionPoint(op)
+    base = base_operands(op)
+    with ip, op.location:
+        clone = op.clone(ip).operation
+        for i in base:
+            clone.operands[i] = stablehlo.constant(_zeros(op.operands[i].type))
+        for i, old, new in zip(base, op.results, clone.results, strict=True):
+            start = op.operands[i]
+            if start.type != old.type:
+                start = stablehlo.broadcast_in_dim(old.type, start, ir.DenseI64ArrayAttr.get([]))
+            old.replace_all_uses_with(stablehlo.add(new, start))
+    op.erase()
+
+
+def _zeros(kind: ir.Type) -> ir.Attribute:
+    element = ir.RankedTensorType(kind).element_type
+    zero = ir.IntegerAttr.get(element, 0) if isinstance(element, ir.IntegerType) else ir.FloatAttr.get(element, 0.0)
+    return ir.DenseElementsAttr.get_splat(kind, zero)

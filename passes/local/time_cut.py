@@ -1,0 +1,133 @@
+"""Where to add up: the cheapest set of partial values between the microbatches and the update.
+
+A partial value may be added over the microbatches at once, or after further linear ops (`lr * g`, a transpose,
+the sum of the two gradients of a tied embedding).  Which values to accumulate is a minimum cut: ops that
+see examples belong to the microbatch (source), nonlinear uses to the update (sink), a linear op to either; a value
+made on the source side and used on the other costs its bytes once.  Among equal cuts the one nearest to the
+producers is taken, so that as little as possible is done M times.
+
+Floats narrower than 32 bits are charged as four bytes and one more: adding M of them loses digits, and
+where the program itself widens a gradient next, the wide one is the better sum.
+Theory: Picard 1976, maximal closure of a graph; the nearest cut is what the source reaches in the residual graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import networkx as nx
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.context import op_id
+from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.passes.local.time_analysis import TimeAnalysis, inputs
+from alpa_mlir.passes.local.time_demand import BARRIER
+
+Node = int
+
+
+@dataclass
+class _Uses:
+    """Uses of one partial value: by free ops (their nodes), in the update, in ops of the microbatch."""
+
+    node: Node | None
+    free: list[Node] = field(default_factory=list)
+    finished: bool = False
+    local: bool = False
+
+
+def accumulated(analysis: TimeAnalysis, results: Sequence[ir.Value], beforehand: dict[ir.Value, None]) -> set[ir.Value]:
+    """The partial values that stay on the microbatch's side: those of them used in the update are its sums.
+
+    `results` are the program's results, `beforehand` the values that the update has without a sum.
+    Membership is all that may be asked of the returned set (its order means nothing).
+    """
+    graph = _collect(analysis, results, beforehand)
+    side = _microbatch_side(graph)
+    return {v for v, uses in graph.items() if uses.node is None or uses.node in side}
+
+
+def _collect(
+    analysis: TimeAnalysis, results: Sequence[ir.Value], beforehand: dict[ir.Value, None]
+) -> dict[ir.Value, _Uses]:
+    graph: dict[ir.Value, _Uses] = {}
+    nodes: dict[ir.Value, Node | None] = {}
+    for number, op in enumerate(analysis.ops[:-1]):
+        if op.name == BARRIER:
+            for i, (value, result) in enumerate(zip(op.operands, op.results, strict=True)):
+                made = [result] if analysis.state(result).is_partial else []
+                _enter(analysis, graph, nodes, op, [value], made, number * 1024 + i)
+        else:
+            made = [r for r in op.results if analysis.state(r).is_partial]
+            _enter(analysis, graph, nodes, op, inputs(op), made, number * 1024)
+    for value in results:
+        if value in graph:
+            graph[value].finished = True
+    for value in beforehand:
+        if value in graph:
+            graph[value].finished = False
+    return graph
+
+
+def _enter(
+    analysis: TimeAnalysis,
+    graph: dict[ir.Value, _Uses],
+    nodes: dict[ir.Value, Node | None],
+    op: ir.Operation,
+    used: Sequence[ir.Value],
+    made: Sequence[ir.Value],
+    name: Node,
+) -> None:
+    pinned = op_id(op) in analysis.places or op_id(op) in analysis.entered
+    statistic = any(r in analysis.statistics for r in op.results)
+    for value in used:
+        uses = graph.get(value)
+        if uses is None:
+            continue
+        if pinned or statistic:
+            uses.local = True
+        elif made:
+            uses.free.append(name)
+        else:
+            uses.finished = True
+    for value in made:
+        graph[value] = _Uses(None if pinned or statistic else name)
+
+
+def _microbatch_side(graph: dict[ir.Value, _Uses]) -> set[Node]:
+    """The free ops that stay with the microbatches: the smallest source side of all minimum cuts.
+
+    networkx returns the largest source side; on the reversed graph its complement is the smallest.
+    """
+    flow: nx.DiGraph = nx.DiGraph()
+    flow.add_nodes_from(["source", "sink"])
+    for i, (value, uses) in enumerate(graph.items()):
+        if uses.node is None and not uses.free:
+            continue
+        maker = "source" if uses.node is None else uses.node
+        flow.add_edge(("value", i), maker, capacity=_price(value))
+        if uses.finished:
+            flow.add_edge("sink", ("value", i))
+        if uses.local and maker != "source":
+            flow.add_edge(maker, "source")
+        for user in uses.free:
+            flow.add_edge(user, ("value", i))
+            flow.add_edge(maker, user)
+    side: set[Node] = set()
+    for part in nx.connected_components(flow.subgraph(n for n in flow if n not in ("source", "sink")).to_undirected()):
+        piece = flow.subgraph([*part, "source", "sink"]).copy()
+        _, kept = nx.minimum_cut(piece, "sink", "source")
+        side.update(n for n in kept if isinstance(n, int))
+    return side
+
+
+def _price(value: ir.Value) -> int:
+    element = ir.RankedTensorType(value.type).element_type
+    size = prod(shape_of(value) or ())
+    if isinstance(element, ir.FloatType):
+        return size * (element.width // 8 if element.width >= 32 else 5)
+    if isinstance(element, ir.IntegerType):
+        return size * max(1, element.width // 8)
+    return size * 8

@@ -1,0 +1,145 @@
+"""The executable `@main` of a microbatched program: prologue, a loop over the microbatches, update.
+
+The loop is a plain `stablehlo.while` whose body cuts one microbatch out of each batch argument, calls `@microbatch`,
+adds the sums and writes the per-example outputs into their stacks; so level 2 runs wherever level 1 did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import func, stablehlo
+
+from alpa_mlir.dialect.alpa import Binding
+from alpa_mlir.passes.local.shrink import cut, integer
+
+EXTREMES = {"max": stablehlo.maximum, "min": stablehlo.minimum}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An argument or result of a derived function: its binding, type, and how parts make the whole."""
+
+    binding: Binding
+    type: ir.Type
+    dim: int = -1
+    combine: str = "add"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A derived function: its name and its arguments and results."""
+
+    name: str
+    arguments: tuple[Port, ...]
+    results: tuple[Port, ...]
+
+
+def emit_main(
+    block: ir.Block, microbatch: Piece, update: Piece, prologue: Piece | None, stacks: Sequence[ir.Type], parts: int
+) -> None:
+    """Fill the entry block of the new `@main`; `stacks[k]` is the type of stack k over all microbatches."""
+    ip = ir.InsertionPoint(block)
+    known: dict[Binding, ir.Value] = {Binding("arg", i): a for i, a in enumerate(block.arguments)}
+    with ip, ir.Location.unknown(block.owner.context):
+        if prologue is not None:
+            known |= _call(prologue, known)
+        known |= _loop(block, ip, microbatch, known, stacks, parts)
+        results = _call(update, known)
+        func.ReturnOp([results[port.binding] for port in update.results])
+
+
+def _call(piece: Piece, known: dict[Binding, ir.Value]) -> dict[Binding, ir.Value]:
+    values = [known[port.binding] for port in piece.arguments]
+    call = func.CallOp([port.type for port in piece.results], ir.FlatSymbolRefAttr.get(piece.name), values)
+    return {port.binding: value for port, value in zip(piece.results, call.results, strict=True)}
+
+
+def _loop(
+    block: ir.Block,
+    ip: ir.InsertionPoint,
+    microbatch: Piece,
+    known: dict[Binding, ir.Value],
+    stacks: Sequence[ir.Type],
+    parts: int,
+) -> dict[Binding, ir.Value]:
+    """Run `@microbatch` for each microbatch; returns sums and stacks by binding."""
+    location = ir.Location.unknown(block.owner.context)
+    number = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
+    through = [_whole(p) for p in microbatch.arguments if p.binding.kind != "index"]
+    starts = [
+        integer(0, number),
+        *[_start(p, stacks) for p in microbatch.results],
+        *[known[b] for b in through],
+    ]
+    types = [v.type for v in starts]
+    loop = ir.Operation.create("stablehlo.while", types, starts, regions=2)
+    condition, body = (r.blocks.append(*types, arg_locs=[location] * len(types)) for r in loop.regions)
+    with ir.InsertionPoint(condition):
+        go = stablehlo.compare(
+            condition.arguments[0], integer(parts, number), stablehlo.ComparisonDirectionAttr.get("LT")
+        )
+        stablehlo.return_([go])
+    with ir.InsertionPoint(body) as inside:
+        index, *rest = body.arguments
+        count = len(microbatch.results)
+        inner = dict(zip(through, rest[count:], strict=True)) | {Binding("index"): index}
+        for port in microbatch.arguments:
+            if port.binding.kind == "batch":
+                inner[port.binding] = _cut_batch(port, inner[_whole(port)], index, inside, location)
+        parts_of = _call(microbatch, inner)
+        ends = [
+            _add(p, old, parts_of[p.binding], index) for p, old in zip(microbatch.results, rest[:count], strict=True)
+        ]
+        following = stablehlo.add(index, integer(1, number))
+        stablehlo.return_([following, *ends, *rest[count:]])
+    results = list(loop.results)[1:]
+    return {p.binding: v for p, v in zip(microbatch.results, results, strict=False)}
+
+
+def _whole(port: Port) -> Binding:
+    return Binding("arg", port.binding.number) if port.binding.kind == "batch" else port.binding
+
+
+def _cut_batch(port: Port, whole: ir.Value, index: ir.Value, ip: ir.InsertionPoint, location: ir.Location) -> ir.Value:
+    shape = ir.RankedTensorType(port.type).shape
+    offset = stablehlo.multiply(index, integer(shape[port.dim], index.type))
+    return cut(whole, shape, {port.dim: offset}, ip, location)
+
+
+def _start(port: Port, stacks: Sequence[ir.Type]) -> ir.Value:
+    """Zeros for sums and stacks, the neutral element for extremes."""
+    kind = stacks[port.binding.number] if port.binding.kind == "stack" else port.type
+    element = ir.RankedTensorType(kind).element_type
+    if isinstance(element, ir.ComplexType):
+        zero = ir.FloatAttr.get(element.element_type, 0.0)
+        scalar = stablehlo.constant(ir.DenseElementsAttr.get_splat(ir.RankedTensorType.get([], zero.type), zero))
+        whole = stablehlo.broadcast_in_dim(
+            ir.RankedTensorType.get(ir.RankedTensorType(kind).shape, zero.type), scalar, []
+        )
+        return stablehlo.complex(whole, whole)
+    combine = "add" if port.binding.kind == "stack" else port.combine
+    return stablehlo.constant(ir.DenseElementsAttr.get_splat(kind, _neutral(element, combine)))
+
+
+def _neutral(element: ir.Type, combine: str) -> ir.Attribute:
+    if isinstance(element, ir.IntegerType):
+        if combine == "add":
+            return ir.IntegerAttr.get(element, 0)
+        top = (1 << (element.width - (0 if element.is_unsigned or element.width == 1 else 1))) - 1
+        low = 0 if element.is_unsigned or element.width == 1 else -top - 1
+        return ir.IntegerAttr.get(element, low if combine == "max" else top)
+    return ir.FloatAttr.get(element, {"add": 0.0, "max": -float("inf"), "min": float("inf")}[combine])
+
+
+def _add(port: Port, old: ir.Value, new: ir.Value, index: ir.Value) -> ir.Value:
+    """One microbatch's part joined to what the earlier ones gave."""
+    if port.binding.kind == "sum":
+        return EXTREMES.get(port.combine, stablehlo.add)(old, new)
+    size = ir.RankedTensorType(port.type).shape[port.dim]
+    offset = stablehlo.multiply(index, integer(size, index.type))
+    zero = integer(0, index.type)
+    starts = [offset if d == port.dim else zero for d in range(len(ir.RankedTensorType(port.type).shape))]
+    return stablehlo.dynamic_update_slice(old, new, starts)

@@ -1,0 +1,60 @@
+"""Emission of the programs that run once per step on whole values: the prologue and the update.
+
+Given the values to return and a rule that says which values come in as arguments, everything in between
+is cloned as it was, in program order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.passes.local.time_analysis import captures, inputs
+from alpa_mlir.passes.local.time_demand import BARRIER
+from alpa_mlir.passes.local.time_emit import barrier, replace_inside
+
+Given = Callable[[ir.Value], bool]
+
+
+class WholeProgram:
+    """What computing `targets` from given values takes: `arguments` (in program order) and ops."""
+
+    def __init__(self, block: ir.Block, targets: Sequence[ir.Value], given: Given) -> None:
+        self.targets = list(targets)
+        needed: dict[ir.Value, None] = dict.fromkeys(targets)
+        given_needed: dict[ir.Value, None] = {}
+        self.ops: list[ir.Operation] = []
+        self.kept: list[list[int]] = []
+        for view in reversed(list(block.operations)[:-1]):
+            op = view.operation
+            wanted = [i for i, r in enumerate(op.results) if r in needed]
+            taken = [i for i in wanted if given(op.results[i])]
+            made = [i for i in wanted if i not in taken]
+            for i in reversed(taken):
+                given_needed[op.results[i]] = None
+            if made:
+                self.ops.append(op)
+                self.kept.append(made)
+                values = [op.operands[i] for i in made] if op.name == BARRIER else inputs(op)
+                needed.update(dict.fromkeys(values))
+        self.ops.reverse()
+        self.kept.reverse()
+        self.arguments = [a for a in block.arguments if a in needed] + list(reversed(given_needed))
+
+    def emit(self, env: dict[ir.Value, ir.Value], ip: ir.InsertionPoint) -> list[ir.Value]:
+        """Clone the ops at `ip`; `env` holds the new values of `arguments`. Returns the targets' new values."""
+        for op, kept in zip(self.ops, self.kept, strict=True):
+            if op.name == BARRIER:
+                values = barrier(op, [env[op.operands[i]] for i in kept], ip)
+                env.update(zip([op.results[i] for i in kept], values, strict=True))
+                continue
+            clone = op.clone(ip).operation
+            for i, value in enumerate(op.operands):
+                clone.operands[i] = env[value]
+            if len(op.regions):
+                outer = captures(op)
+                replace_inside(clone, {v: env[v] for v in outer})
+            for old, new in zip(op.results, clone.results, strict=True):
+                env.setdefault(old, new)
+        return [env[v] for v in self.targets]
