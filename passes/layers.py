@@ -21,6 +21,7 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.passes.inter import assign
 from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
 from alpa_mlir.passes.inter.phases import forward_ops, state_updates
+from alpa_mlir.passes.inter.repeat import repeat_cheap_ops
 from alpa_mlir.passes.registry import Pass, option, register
 
 AUTOMATIC_LAYERS = 8
@@ -38,7 +39,8 @@ class Layers(Pass):
     """
 
     name: ClassVar[str] = "alpa-layers"
-    count: int = option(0, f"number of layers; 0: {AUTOMATIC_LAYERS}, or fewer where the model has fewer contractions")
+    count: int = option(0, f"number of layers; 0: {AUTOMATIC_LAYERS} (2·stages if more), at most one per contraction")
+    stages: int = option(0, "with count=0: the number of stages that will be made of the layers, if known")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         level = alpa.get_string(module.operation, alpa.LEVEL)
@@ -47,12 +49,12 @@ class Layers(Pass):
                 f"alpa-layers needs a microbatched module (run alpa-microbatch first), got level {level or 'source'}",
                 module.operation.location,
             )
-        if self.count < 0:
-            raise CompileError(f"the number of layers must not be negative, got {self.count}")
+        if min(self.count, self.stages) < 0:
+            raise CompileError(f"the number of layers must not be negative, got {min(self.count, self.stages)}")
         flows = {name: read_dataflow(f) for name, f in functions(module).items() if name != "main"}
         micro, update = flows["microbatch"], flows["update"]
         forward = forward_ops(micro, update, state_updates(functions(module)["main"]))
-        ahead, layers = _forward_layers(micro, forward, self.count, remarks)
+        ahead, layers = _forward_layers(micro, forward, self.count, max(AUTOMATIC_LAYERS, 2 * self.stages), remarks)
         behind = assign.backward_layers(micro, ahead, layers)
         of_micro = [ahead[o] if o in ahead else behind[o] for o in range(len(micro.ops))]
         of_update = assign.update_layers(update, _produced_at(micro, of_micro))
@@ -62,13 +64,15 @@ class Layers(Pass):
             needed = _needed_at([(micro, of_micro), (update, of_update)])
             of_prologue = assign.prologue_layers(flows["prologue"], needed)
             _write(flows["prologue"], of_prologue, ["prologue"] * len(of_prologue))
+        for flow in flows.values():
+            repeat_cheap_ops(flow)
         alpa.set_string(module.operation, alpa.LEVEL, "layered")
 
 
 def _forward_layers(
-    micro: Dataflow, forward: set[int], count: int, remarks: list[Remark]
+    micro: Dataflow, forward: set[int], count: int, automatic: int, remarks: list[Remark]
 ) -> tuple[dict[int, int], int]:
-    """Layer of each forward op, and the number of layers."""
+    """Layer of each forward op, and the number of layers (`count`, or at most `automatic` where that is 0)."""
     given = assign.user_layers(micro, forward)
     if given is not None:
         layers = max(given.values()) + 1
@@ -82,7 +86,7 @@ def _forward_layers(
     if not spine:
         return dict.fromkeys(sorted(forward), 0), 1
     possible = assign.segments_of(micro, spine)[-1] + 1
-    layers = count or min(AUTOMATIC_LAYERS, possible)
+    layers = count or min(automatic, possible)
     if layers > possible:
         raise CompileError(
             f"{layers} layers were asked for, but the forward pass has only {possible} contractions to cut between",

@@ -1,12 +1,4 @@
-"""From layers to stages in the IR: `alpa.stage` on ops, copies of cheap ops, the home of every argument.
-
-A value that is used in several stages is transferred. Two kinds are made again instead, in every stage
-that needs them:
-
-* what depends on no argument (masks, constants, iota);
-* in `@update`, what depends on arguments of `@main` alone and is small (bias corrections from the
-  step count: otherwise each stage's update would wait for the first one's), and what only enlarges a value
-  (the broadcast of a clipping factor: the factor travels, not the broadcast).
+"""From layers to stages in the IR: `alpa.stage` on ops, and the home of every argument.
 
 An argument has one home: a state the stage of the op that makes its next value; `sum:k` and `stack:k`
 the stage of their producer; every other the lowest stage that uses it.
@@ -26,18 +18,14 @@ from alpa_mlir.dialect.sharding import argument_attributes, set_argument_attribu
 from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
 from alpa_mlir.passes.inter.phases import state_updates
 
-SMALL = 1024
-"""Bytes up to which a result of @update that needs no sum is computed again rather than transferred."""
-
 
 def place(module: ir.Module, stage_of_layer: Sequence[int]) -> None:
     """Write `alpa.stage` on all ops and arguments of @prologue, @microbatch and @update."""
     derived = {name: f for name, f in functions(module).items() if name != "main"}
-    for name, function in derived.items():
+    for function in derived.values():
         flow = read_dataflow(function)
         for op in flow.ops:
             alpa.set_int(op, alpa.STAGE, stage_of_layer[alpa.get_int(op, alpa.LAYER) or 0])
-        _repeat_cheap(flow, _cheap_in_update(flow) if name == "update" else _without_arguments(flow))
     flows = {name: read_dataflow(function) for name, function in derived.items()}
     homes = _homes(flows, state_updates(functions(module)["main"]))
     for flow in flows.values():
@@ -46,80 +34,6 @@ def place(module: ir.Module, stage_of_layer: Sequence[int]) -> None:
             entry[alpa.STAGE] = alpa.i64(homes[_key(binding)], module.context)
         set_argument_attributes(flow.function, entries)
     check_order(flows["microbatch"])
-
-
-def _without_arguments(flow: Dataflow) -> list[bool]:
-    bound = [d < 0 for d in flow.definition]
-    for o in range(len(flow.ops)):
-        for v in flow.results[o]:
-            bound[v] = any(bound[i] for i in flow.operands[o])
-    return [all(not bound[v] for v in flow.results[o]) for o in range(len(flow.ops))]
-
-
-def _cheap_in_update(flow: Dataflow) -> list[bool]:
-    early = [b.kind == "arg" for b in flow.arguments]
-    early += [False] * (len(flow.definition) - len(early))
-    cheap = []
-    for o, op in enumerate(flow.ops):
-        made = sum(flow.nbytes[v] for v in flow.results[o])
-        read = sum(flow.nbytes[v] for v in flow.operands[o])
-        alone = all(early[v] for v in flow.operands[o])
-        for v in flow.results[o]:
-            early[v] = alone
-        cheap.append((alone and made <= SMALL and read <= SMALL) or (made > read and not op.regions))
-    return cheap
-
-
-def _repeat_cheap(flow: Dataflow, cheap: Sequence[bool]) -> None:
-    """Give every stage that uses a cheap op its own copy, last ops first so that copies of users count."""
-    block = flow.function.regions[0].blocks[0]
-    for o in range(len(flow.ops) - 1, -1, -1):
-        op = flow.ops[o]
-        if not cheap[o]:
-            continue
-        users = [(_top(use.owner.operation, block), use) for r in op.results for use in r.uses]
-        wanted: dict[int, list[tuple[ir.Operation, ir.OpOperand]]] = {}
-        for user, use in users:
-            stage = alpa.get_int(user, alpa.STAGE)
-            if stage is not None:
-                wanted.setdefault(stage, []).append((user, use))
-        returned = any(alpa.get_int(user, alpa.STAGE) is None for user, _ in users)
-        own = alpa.get_int(op, alpa.STAGE)
-        if wanted and not returned and own not in wanted:
-            own = min(wanted)
-            _settle(op, own, [user for user, _ in wanted[own]])
-        for stage in sorted(wanted):
-            if stage != own:
-                _copy_into(op, stage, wanted[stage])
-
-
-def _copy_into(op: ir.Operation, stage: int, users: Sequence[tuple[ir.Operation, ir.OpOperand]]) -> None:
-    copy = op.clone(ip=ir.InsertionPoint(op)).operation
-    numbers = [(_result_of(use), use) for _, use in users]
-    _settle(copy, stage, [user for user, _ in users])
-    for number, use in numbers:
-        use.owner.operation.operands[use.operand_number] = copy.results[number]
-
-
-def _result_of(use: ir.OpOperand) -> int:
-    value = use.owner.operation.operands[use.operand_number]
-    return int(ir.OpResult(value).result_number)
-
-
-def _settle(op: ir.Operation, stage: int, users: Sequence[ir.Operation]) -> None:
-    """Put an op into the stage, layer and phase of its first user there."""
-    alpa.set_int(op, alpa.STAGE, stage)
-    alpa.set_int(op, alpa.LAYER, min(alpa.get_int(u, alpa.LAYER) or 0 for u in users))
-    phases = {alpa.get_string(u, alpa.PHASE) for u in users}
-    if phases == {"backward"}:
-        alpa.set_string(op, alpa.PHASE, "backward")
-
-
-def _top(op: ir.Operation, block: ir.Block) -> ir.Operation:
-    """The op of the function's own block that holds `op`."""
-    while op.block != block:
-        op = op.parent.operation
-    return op
 
 
 def _key(binding: Binding) -> Binding:

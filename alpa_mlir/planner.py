@@ -1,0 +1,193 @@
+"""From a program to a plan: which passes run, in which order, with which options.
+
+    normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ localize ─ schedule
+
+`plan` is the public function; `alpa-mlir-plan` is a command line around it.  The number of microbatches, where it is
+not given, is the one whose stages the cost model likes best among the powers of two that divide the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+
+from jaxlib.mlir import ir
+
+import alpa_mlir.passes.all  # noqa: F401  (registers every pass)
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.alpa import walk
+from alpa_mlir.dialect.context import clone_module, functions
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.dialect.sharding import argument_attributes
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.pipeline import run_pipeline
+
+SCHEDULES = ("auto", "1f1b", "gpipe", "inference")
+PARTITIONERS = ("local", "xla")
+MOST_MICROBATCHES = 32
+"""The largest number of microbatches that is tried where none is given."""
+
+Progress = Callable[[str], None]
+"""Called with the text of a pass before it runs."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user decides; everything else is the planner's. 0 and "" mean: choose.
+
+    mesh:         logical mesh such as "2x4": one stage on all devices, no search over stages.
+    microbatches, stages, layers: numbers, or 0.
+    schedule:     one of SCHEDULES. partitioner: who makes one device's program of a sharded stage.
+    batch_args, state_args: argument numbers such as "3,5-7" where the program does not say its roles.
+    """
+
+    cluster: Cluster
+    mesh: str = ""
+    microbatches: int = 0
+    stages: int = 0
+    layers: int = 0
+    schedule: str = "auto"
+    partitioner: str = "local"
+    batch_args: str = ""
+    state_args: str = ""
+    allow_per_microbatch_statistics: bool = False
+    solver: str = "highs"
+
+
+def plan(
+    module: ir.Module,
+    options: PlanOptions,
+    remarks: list[Remark] | None = None,
+    progress: Progress | None = None,
+    stop_after: str = "",
+) -> ir.Module:
+    """The plan of a program as a new module; the program itself is left alone.
+
+    Notes to the user are appended to `remarks`. `stop_after` names the last pass to run. Raises `CompileError`
+    where the program or what is asked of it cannot be.
+    """
+    notes: list[Remark] = [] if remarks is None else remarks
+    road = _Road(options, notes, progress, stop_after)
+    normal = clone_module(module)
+    road.run(normal, _text("alpa-normalize", batch_args=options.batch_args, state_args=options.state_args))
+    normal.operation.attributes[alpa.CLUSTER] = options.cluster.attribute(normal.context)
+    if road.stopped:
+        return normal
+    staged = road.staged(normal)
+    for text in road.rest(staged):
+        road.run(staged, text)
+    return staged
+
+
+@dataclass
+class _Road:
+    """The passes of one planning, in order, until `stop_after` has run."""
+
+    options: PlanOptions
+    remarks: list[Remark]
+    progress: Progress | None
+    stop_after: str
+    stopped: bool = False
+
+    def run(self, module: ir.Module, text: str) -> None:
+        if self.stopped:
+            return
+        if self.progress is not None:
+            self.progress(text)
+        run_pipeline(module, text, self.remarks)
+        self.stopped = text.partition("{")[0] == self.stop_after
+
+    def staged(self, normal: ir.Module) -> ir.Module:
+        """Level 4, with the number of microbatches that was asked for or that costs least."""
+        best: tuple[float, ir.Module, list[Remark]] | None = None
+        candidates = self.candidates(normal)
+        failed: CompileError | None = None
+        before = list(self.remarks)
+        for count in candidates:
+            self.remarks[:] = before
+            module = clone_module(normal)
+            self.stopped = False
+            try:
+                self.run(module, self.microbatch(count))
+                self.run(module, _text("alpa-layers", count=self.options.layers, stages=self.options.stages))
+                self.run(module, self.stages(module))
+            except CompileError as e:
+                if len(candidates) == 1 or "fits" not in e.message:
+                    raise
+                failed = e
+                continue
+            seconds = _seconds(module)
+            if best is None or seconds < best[0]:
+                best = (seconds, module, list(self.remarks))
+        if best is None:
+            assert failed is not None
+            raise failed
+        self.remarks[:] = best[2]
+        return best[1]
+
+    def candidates(self, normal: ir.Module) -> list[int]:
+        """Numbers of microbatches to try."""
+        options = self.options
+        if options.microbatches:
+            return [options.microbatches]
+        if options.mesh or options.stages == 1 or self.stop_after == "alpa-microbatch":
+            return [1]
+        size = batch_size(normal)
+        return [m for m in (2**k for k in range(MOST_MICROBATCHES.bit_length())) if size % m == 0] or [1]
+
+    def microbatch(self, count: int) -> str:
+        allowed = self.options.allow_per_microbatch_statistics
+        return _text("alpa-microbatch", count=count, allow_per_microbatch_statistics=allowed)
+
+    def stages(self, module: ir.Module) -> str:
+        options = self.options
+        schedule = "1f1b" if options.schedule == "auto" else options.schedule
+        return _text("alpa-stages", stages=options.stages, mesh=options.mesh, schedule=schedule, solver=options.solver)
+
+    def rest(self, staged: ir.Module) -> list[str]:
+        """The passes from level 4 to the plan."""
+        kind = self.options.schedule
+        if kind == "auto":
+            kind = "1f1b" if has_backward(staged) else "inference"
+        localize = ["alpa-localize"] if self.options.partitioner == "local" else []
+        return [
+            _text("alpa-shard", solver=self.options.solver),
+            "alpa-split",
+            *localize,
+            _text("alpa-schedule", kind=kind),
+        ]
+
+
+def _text(name: str, **options: str | int | bool) -> str:
+    """`name{a=1 b="x y"}` of the options that are set."""
+    written = []
+    for key, value in options.items():
+        if value:
+            shown = "true" if value is True else str(value)
+            written.append(f"{key.replace('_', '-')}={{{shown}}}")
+    return name + (f"{{{' '.join(written)}}}" if written else "")
+
+
+def _seconds(module: ir.Module) -> float:
+    if alpa.COST not in module.operation.attributes:
+        return 0.0
+    return float(ir.FloatAttr(module.operation.attributes[alpa.COST]).value)
+
+
+def has_backward(module: ir.Module) -> bool:
+    """Whether a layered module has a backward pass."""
+    return any(alpa.get_string(op, alpa.PHASE) == "backward" for op in walk(functions(module)["microbatch"]))
+
+
+def batch_size(normal: ir.Module) -> int:
+    """The greatest number that divides the batch dimension of all batch arguments of @main; 1 without any."""
+    main = functions(normal)["main"]
+    size = 0
+    for value, entry in zip(main.regions[0].blocks[0].arguments, argument_attributes(main), strict=True):
+        if alpa.ROLE in entry and ir.StringAttr(entry[alpa.ROLE]).value == "batch":
+            dim = int(ir.IntegerAttr(entry[alpa.DIM]).value) if alpa.DIM in entry else 0
+            shape = shape_of(value)
+            size = gcd(size, shape[dim]) if shape else size
+    return size or 1
