@@ -8,7 +8,7 @@ L are the bytes one device holds *before* the step, R those it holds *after* it:
     C3  reduce_scatter  s +  (n-1)h +  (n-1)/n · L/B
     C4  all_gather      s +  (n-1)h +  (n-1)/n · R/B
     C5  all_to_all      s +  (n-1)h +  (n-1)/n · L/B
-    C6  slice           0   (a view of what is there already)
+    C6  slice           half of R / memory bandwidth (fused into what reads it, as rule C12)
     C7  a reshard costs the sum of the steps that `reshard_steps` plans and the localiser emits
 
 (Thakur, Rabenseifner, Gropp 2005; NCCL's bus-bandwidth definitions.) All are affine in the bytes of
@@ -44,9 +44,9 @@ class Affine:
 
 def step_cost(step: Step, links: MeshLinks) -> Affine:
     """What one step of a reshard costs (rules C2 to C6)."""
-    if step.kind == SLICE:
-        return Affine(0.0, 0.0)
     mesh = links.mesh
+    if step.kind == SLICE:
+        return Affine(0.0, 0.5 / mesh.extent(step.after.axes) / links.memory_bandwidth)
     n = mesh.extent(step.axes)
     link = links.joint(step.axes)
     held = step.after if step.kind == ALL_GATHER else step.before

@@ -26,11 +26,12 @@ class AxisLink:
 
 @dataclass(frozen=True)
 class MeshLinks:
-    """The links of a mesh: one per axis, in mesh order, and those to the neighbouring stage."""
+    """The links of a mesh: one per axis, in mesh order, those to another stage, and a device's own memory."""
 
     mesh: Mesh
     axes: tuple[AxisLink, ...]
     outside: AxisLink
+    memory_bandwidth: float
 
     def joint(self, axes: tuple[str, ...]) -> AxisLink:
         """The link of one ring over several axes: the slowest of each figure (rule C1)."""
@@ -48,10 +49,12 @@ def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks
     axes = tuple(_axis_link(mesh, name, cluster, first_device % per_node) for name in mesh.axis_names)
     inside = cluster.device_link
     if cluster.nodes == 1:
-        return MeshLinks(mesh, axes, AxisLink(inside.bandwidth, inside.start, inside.hop))
+        return MeshLinks(mesh, axes, AxisLink(inside.bandwidth, inside.start, inside.hop), cluster.memory_bandwidth)
     sharing = min(per_node, mesh.device_count)
     bandwidth = min(inside.bandwidth, cluster.node_link.bandwidth / sharing)
-    return MeshLinks(mesh, axes, AxisLink(bandwidth, cluster.node_link.start, cluster.node_link.hop))
+    return MeshLinks(
+        mesh, axes, AxisLink(bandwidth, cluster.node_link.start, cluster.node_link.hop), cluster.memory_bandwidth
+    )
 
 
 def _axis_link(mesh: Mesh, axis: str, cluster: Cluster, offset: int) -> AxisLink:
@@ -68,7 +71,10 @@ def _axis_link(mesh: Mesh, axis: str, cluster: Cluster, offset: int) -> AxisLink
     return AxisLink(bandwidth, between.start, between.hop)
 
 
-def uniform_links(mesh: Mesh, alpha: tuple[float, ...], beta: tuple[float, ...]) -> MeshLinks:
+def given_links(
+    mesh: Mesh, alpha: tuple[float, ...], beta: tuple[float, ...], memory_bandwidth: float = float("inf")
+) -> MeshLinks:
     """Links given directly: per axis `alpha` seconds to start a collective and `beta` seconds per byte."""
     axes = tuple(AxisLink(1.0 / b, a) for a, b in zip(alpha, beta, strict=True))
-    return MeshLinks(mesh, axes, AxisLink(min(k.bandwidth for k in axes), max(k.start for k in axes)))
+    outside = AxisLink(min(k.bandwidth for k in axes), max(k.start for k in axes))
+    return MeshLinks(mesh, axes, outside, memory_bandwidth)

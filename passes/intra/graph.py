@@ -185,7 +185,7 @@ class _Builder:
     def _slot(self, name: str) -> int:
         if name not in self.slots:
             choices = self.enumerator.of_value(self.program.slots[name].type, given=self.given.get(name))
-            self.slots[name] = self._add(Node(choices, 0, Source(-1, 0, name)))
+            self.slots[name] = self._add(Node(choices, 1, Source(-1, 0, name)))
         return self.slots[name]
 
     def _arrival(self, source: Source, kind: TensorType) -> int:

@@ -27,7 +27,7 @@ from alpa_mlir.passes.intra.problem import Array, Problem
 BIAS = 1e-9
 ECOS_LIMIT = 300
 SETTINGS: dict[str, dict[str, object]] = {
-    "HIGHS": {"highs_options": {"threads": 1, "random_seed": 1, "mip_rel_gap": 1e-9}},
+    "HIGHS": {"highs_options": {"threads": 1, "random_seed": 1, "mip_rel_gap": 1e-9, "output_flag": False}},
     "ECOS_BB": {"mi_max_iters": 100_000, "mi_abs_eps": 1e-9, "mi_rel_eps": 1e-9},
 }
 

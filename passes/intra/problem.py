@@ -54,10 +54,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """The label of every node, its cost in seconds, and a proven lower bound on any cost."""
+    """The label of every node and its cost in seconds."""
 
     labels: tuple[int, ...]
     cost: float
-    bound: float
     steps: tuple[str, ...] = ()
     """One line per reduction and solver call: what it did and the sizes it left."""

@@ -76,8 +76,10 @@ class OpRecord:
 
     @property
     def is_source(self) -> bool:
-        """Constants and iota: any part can be made anywhere at no cost."""
-        return not self.operands and all(k == PASS for k in self.factors.kinds)
+        """Constants, iota, and what is spread out of scalars: any part can be made anywhere at no cost."""
+        if any(t.shape for t in self.operand_types) or not any(t.shape for t in self.result_types):
+            return not self.operands and all(k == PASS for k in self.factors.kinds)
+        return all(k == PASS for k in self.factors.kinds)
 
 
 @dataclass(frozen=True)

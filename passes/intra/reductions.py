@@ -3,7 +3,7 @@
 Each reduction rewrites a working graph in place and remembers how to extend a labelling of what is left
 to what it removed (CVXPY's apply/invert). None loses the optimum:
 
-* `Eliminate`  a node with at most two neighbours is minimised out: for every pair of labels of its
+* `Eliminate`  a node with one label or at most two neighbours is minimised out: for every pair of labels of its
   neighbours its best label is known, so it becomes an edge between them (min-plus product; variable
   elimination, Bertelè and Brioschi 1972). Chains of element-wise ops, constants and arguments vanish here.
 * `Prune`      a label that another label of the node beats whatever the neighbours do is dropped
@@ -35,6 +35,7 @@ class WorkingGraph:
         for (u, v), matrix in problem.edges.items():
             self.add_edge(u, v, matrix)
         counted = np.asarray(problem.rows.sum(axis=0)).ravel() if problem.rows.shape[0] else np.zeros(len(self.costs))
+        self.constant = 0.0
         self.bytes: dict[int, Array] = {v: problem.bytes[v] for v in self.costs if counted[v] > 0}
 
     def add_edge(self, u: int, v: int, matrix: Array) -> None:
@@ -49,6 +50,14 @@ class WorkingGraph:
         for u in self.around.pop(v):
             del self.around[u][v]
         del self.costs[v]
+
+    def keep(self, v: int, keep: np.ndarray) -> None:
+        """Leave a node only the labels where `keep` is true."""
+        self.costs[v] = self.costs[v][keep]
+        self.labels[v] = self.labels[v][keep]
+        for u, matrix in list(self.around[v].items()):
+            self.around[v][u] = matrix[keep]
+            self.around[u][v] = self.around[v][u].T
 
     def size(self) -> str:
         """Nodes, edges and edge entries, in words."""
@@ -91,17 +100,31 @@ class Eliminate(Reduction):
         while waiting:
             touched: set[int] = set()
             for v in waiting:
-                if v in graph.costs and v not in graph.bytes and len(graph.around[v]) <= 2:
+                if v not in graph.costs or v in graph.bytes:
+                    continue
+                if len(graph.costs[v]) == 1:
+                    touched.update(graph.around[v])
+                    self._fold(graph, v)
+                elif len(graph.around[v]) <= 2:
                     touched.update(graph.around[v])
                     self._remove(graph, v)
             waiting = sorted(touched)
         return len(self.removed) - before
+
+    def _fold(self, graph: WorkingGraph, v: int) -> None:
+        """A node without a choice: its edges are costs of its neighbours."""
+        for u, matrix in graph.around[v].items():
+            graph.costs[u] = graph.costs[u] + matrix[0]
+        graph.constant += float(graph.costs[v][0])
+        graph.remove(v)
+        self._remember(graph, v, (), np.array(0))
 
     def _remove(self, graph: WorkingGraph, v: int) -> None:
         neighbours = tuple(sorted(graph.around[v]))
         cost = graph.costs[v]
         if not neighbours:
             choice = np.array(int(np.argmin(cost)))
+            graph.constant += float(cost.min())
         elif len(neighbours) == 1:
             (u,) = neighbours
             table = graph.around[u][v] + cost
@@ -161,15 +184,8 @@ class Prune(Reduction):
         keep = _survivors(allowed)
         if keep.all():
             return 0
-        self._keep(graph, v, keep)
+        graph.keep(v, keep)
         return int(n - keep.sum())
-
-    def _keep(self, graph: WorkingGraph, v: int, keep: np.ndarray) -> None:
-        graph.costs[v] = graph.costs[v][keep]
-        graph.labels[v] = graph.labels[v][keep]
-        for u, matrix in list(graph.around[v].items()):
-            graph.around[v][u] = matrix[keep]
-            graph.around[u][v] = graph.around[v][u].T
 
     def invert(self, labels: dict[int, int]) -> None:
         """Nothing to add: labels keep their original numbers."""

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.intra.bounds import FixByBound
 from alpa_mlir.passes.intra.milp import check_solver, solve_program
 from alpa_mlir.passes.intra.problem import Problem, Solution
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph, components
@@ -64,14 +65,7 @@ def undominated_rows(rows: sparse.csr_matrix) -> sparse.csr_matrix:
 def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
     graph = WorkingGraph(problem)
     steps = [f"problem: {graph.size()}"]
-    chain: list[Reduction] = []
-    while reduce:
-        elimination, pruning = Eliminate(), Prune()
-        gone, dropped = elimination.apply(graph), pruning.apply(graph)
-        chain += [elimination, pruning]
-        steps.append(f"eliminated {gone} nodes, pruned {dropped} labels: {graph.size()}")
-        if not dropped:
-            break
+    chain = _reduce(graph, problem.rows.shape[0] > 0, steps) if reduce else []
     labels: dict[int, int] = {}
     groups = [sorted(graph.costs)] if problem.rows.shape[0] else components(graph)
     for group in groups:
@@ -80,8 +74,24 @@ def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
     for reduction in reversed(chain):
         reduction.invert(labels)
     chosen = tuple(labels[v] for v in range(len(problem.costs)))
-    cost = problem.cost(chosen)
-    return Solution(chosen, cost, cost, tuple(steps))
+    return Solution(chosen, problem.cost(chosen), tuple(steps))
+
+
+def _reduce(graph: WorkingGraph, memory: bool, steps: list[str]) -> list[Reduction]:
+    """Eliminate and prune, then drop labels by bound, and again what that made possible."""
+    chain: list[Reduction] = []
+    for by_bound in (True, False):
+        for reduction in (Eliminate(), Prune(), Eliminate()):
+            count = reduction.apply(graph)
+            chain.append(reduction)
+            steps.append(f"{type(reduction).__name__.lower()}: {count} gone: {graph.size()}")
+        if not by_bound or memory or not graph.costs:
+            break
+        bound = FixByBound()
+        count = bound.apply(graph)
+        chain.append(bound)
+        steps.append(f"fix by bound: {count} labels gone, gap {bound.upper - bound.lower:.3g} of {bound.upper:.3g}")
+    return chain
 
 
 def _solve_group(

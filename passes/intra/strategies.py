@@ -25,6 +25,9 @@ from alpa_mlir.passes.costs.links import MeshLinks
 from alpa_mlir.passes.intra.program import OpRecord, TensorType
 from alpa_mlir.passes.local.steps import Step, reshard_steps
 
+STORED = 1e-3
+"""Rule C14: of equally fast plans the one that stores less: local bytes / memory bandwidth / 1000 per stored value."""
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -104,6 +107,7 @@ class Enumerator:
 
     def _held(self, sharding: Sharding, kind: TensorType, incoming: bool) -> Strategy:
         seconds = transfer_cost(sharding, self.links).at(kind.bytes) if incoming else 0.0
+        seconds += STORED * kind.bytes / self.mesh.extent(sharding.axes) / self.cluster.memory_bandwidth
         return Strategy((), (sharding,), (sharding,), (sharding,), 0.0, seconds)
 
     def _arrays(self, strategies: list[Strategy], types: tuple[TensorType, ...]) -> StrategySet:
