@@ -1,0 +1,137 @@
+"""`alpa-mlir-run`: execute a plan, under mpirun, by starting mpirun, or in one process."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from alpa_mlir.runtime.job import Job, run_local, run_under_mpi
+from alpa_mlir.runtime.launch import start_mpirun, under_mpirun
+from alpa_mlir.tools.diagnostics import UsageError, guarded
+
+NAME = "alpa-mlir-run"
+EPILOG = """\
+Three ways to start, with the same results:
+  mpirun -n N alpa-mlir-run PLAN …     a rank for each N-th of the plan's devices; N must divide their number
+  alpa-mlir-run -n N PLAN …            starts mpirun itself, with the environment it needs
+  alpa-mlir-run --local PLAN …         all devices in this process, no MPI
+
+Transports between submeshes: copies within a process, MPI between processes.
+
+Without --inputs argument i is drawn from numpy's default_rng([SEED, i]): floats normal with scale 0.02, integers
+uniform in 0…7; every step gets the same batch. In a file they are arg0, arg1, …; a batch that changes is arg3@0,
+arg3@1, … by step. Results are written as out0, out1, … after the last step.
+
+Exit status: 0 done, 1 an error or a difference above the tolerance, 2 wrong usage, 124 no progress, 130 Ctrl-C.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description="Execute a plan made by alpa-mlir-plan.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("plan", metavar="PLAN", help="the plan's file")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("-n", dest="ranks", type=_positive, metavar="N", help="start mpirun with N ranks")
+    start.add_argument("--local", action="store_true", help="run all devices in this process")
+    parser.add_argument("--steps", type=_positive, default=1, metavar="K", help="how many steps; default 1")
+    parser.add_argument("--inputs", metavar="FILE.npz", help="arguments of the first step, and later batches")
+    parser.add_argument("--outputs", metavar="FILE.npz", help="where to write the results of the last step")
+    parser.add_argument("--seed", type=_natural, default=0, help="seed of drawn arguments; default 0")
+    parser.add_argument(
+        "--init", choices=("normal", "nonnegative"), default="normal",
+        help="how state is drawn; nonnegative: magnitudes, as an optimizer with a square root of its state needs",
+    )  # fmt: skip
+    parser.add_argument("--reference", metavar="MODEL", help="the original program: run it on one device and compare")
+    parser.add_argument(
+        "--tolerance", type=_not_negative, metavar="R",
+        help="largest difference relative to a result's largest magnitude; default 1e-4, with 16-bit types 2e-2",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=_not_negative, default=600.0, metavar="SECONDS",
+        help="end the job when an instruction takes longer; 0: never; default 600",
+    )  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, not {value}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, not {text}")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command on `argv` and return its exit status.  Raises `UsageError` and `CompileError`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = make_parser().parse_args(arguments)
+    if options.tolerance is not None and options.reference is None:
+        raise UsageError("--tolerance is for --reference")
+    if options.ranks is not None:
+        if under_mpirun():
+            raise UsageError("-n starts mpirun, but this is already a rank of mpirun")
+        try:
+            return start_mpirun(options.ranks, "alpa_mlir.tools.run", _without_ranks(arguments))
+        except FileNotFoundError as e:
+            raise UsageError(str(e)) from None
+    job = _job(options)
+    if options.local:
+        return run_local(job)
+    if not under_mpirun():
+        raise UsageError(f"start it as mpirun -n N {NAME} PLAN, or give -n N or --local")
+    return run_under_mpi(job)
+
+
+def _without_ranks(arguments: list[str]) -> list[str]:
+    """The command line without `-n N` or `-nN`."""
+    at = next(i for i, a in enumerate(arguments) if a.startswith("-n") and not a.startswith("--"))
+    return arguments[:at] + arguments[at + (2 if arguments[at] == "-n" else 1) :]
+
+
+def _job(options: argparse.Namespace) -> Job:
+    from alpa_mlir.dialect.context import make_context
+    from alpa_mlir.model_file import read_model
+
+    path = options.reference
+    return Job(
+        plan=options.plan,
+        steps=options.steps,
+        seed=options.seed,
+        nonnegative=options.init == "nonnegative",
+        inputs=options.inputs,
+        outputs=options.outputs,
+        reference=None if path is None else lambda: read_model(path, make_context()),
+        reference_name="-" if path is None else f"{path}:1:1",
+        tolerance=options.tolerance,
+        timeout=options.timeout,
+    )
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(guarded(NAME, main))
+
+
+if __name__ == "__main__":
+    entry()

