@@ -16,9 +16,10 @@ def detach_base(op: ir.Operation) -> None:
     ip = ir.InsertionPoint(op)
     base = base_operands(op)
     with ip, op.location:
+        zeros = [stablehlo.constant(_zeros(op.operands[i].type)) for i in base]
         clone = op.clone(ip).operation
-        for i in base:
-            clone.operands[i] = stablehlo.constant(_zeros(op.operands[i].type))
+        for i, zero in zip(base, zeros, strict=True):
+            clone.operands[i] = zero
         for i, old, new in zip(base, op.results, clone.results, strict=True):
             start = op.operands[i]
             if start.type != old.type:

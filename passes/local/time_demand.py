@@ -88,14 +88,14 @@ class BlockDemand:
             self.ends.append((value, form))
             self.ask(value, form)
 
-    def process(self) -> None:
-        """Walk backwards over the block and ask for operands."""
+    def process(self, entering: Sequence[Form] = ()) -> None:
+        """Walk backwards over the block and ask for operands; arguments come in the forms `entering`, else LOCAL."""
         for op in reversed(self.ops):
             if any(r in self.forms for r in op.results):
                 self._serve_all(op)
-        for argument in self.block.arguments:
+        for i, argument in enumerate(self.block.arguments):
             for form in list(self.forms.get(argument, ())):
-                if form.is_split:
+                if form.is_split and form not in entering[i : i + 1] and not self.trial:
                     self._slice(argument, form)
 
     def _serve_all(self, op: ir.Operation) -> None:
@@ -219,7 +219,7 @@ class BlockDemand:
             values = list(inner.ops[-1].operands)
             leaving = [LOCAL] if loop and n == 0 else forms
             inner.end(values, [_leave(inner, v, f) for v, f in zip(values, leaving, strict=True)])
-            inner.process()
+            inner.process(forms if loop else ())
         if not trial:
             for value, form in zip(op.operands, forms if loop else [LOCAL], strict=True):
                 self.ask(value, _leave(self, value, form))
