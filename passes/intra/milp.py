@@ -8,6 +8,7 @@ so that only s needs to be integral (e follows). Without binding memory this rel
 transformer graphs, so the linear program is solved first and branch and bound only called where it left
 fractions. All variables stand in one vector and all constraints in two sparse matrices: CVXPY then
 canonicalises in a fraction of a second. Forbidden pairs (infinite cost) get no variable.
+CVXPY takes over a second to import, so only the functions that solve do.
 Deterministic: one thread, fixed seed, and a bias towards low label numbers far below any real cost.
 """
 
@@ -16,9 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cvxpy
 import numpy as np
-from cvxpy.reductions.solvers.defines import MI_SOLVERS
 from scipy import sparse
 
 from alpa_mlir.dialect.diagnostics import CompileError
@@ -134,6 +133,9 @@ def solve_program(problem: Problem, solver: str = "highs") -> tuple[tuple[int, .
 
 def check_solver(solver: str) -> str:
     """The CVXPY name of a mixed-integer solver; CompileError with the installed ones otherwise."""
+    import cvxpy
+    from cvxpy.reductions.solvers.defines import MI_SOLVERS
+
     name = solver.upper()
     known = [s for s in cvxpy.installed_solvers() if s in MI_SOLVERS]
     if name not in known:
@@ -143,6 +145,8 @@ def check_solver(solver: str) -> str:
 
 def _solve(encoding: Encoding, name: str, *, integral: bool) -> Array:
     """Values of the s columns."""
+    import cvxpy
+
     rest = len(encoding.cost) - encoding.count
     chosen = cvxpy.Variable(encoding.count, boolean=True) if integral else cvxpy.Variable(encoding.count)
     x = cvxpy.hstack([chosen, cvxpy.Variable(rest)]) if rest else chosen
