@@ -9,7 +9,7 @@ to what its consumer wants, times how often the consumer runs in a step (M in `@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,8 @@ class Node:
     choices: StrategySet
     weight: int
     source: Source
+    function: str
+    """The function whose runs the weight counts."""
     incoming: bool = False
 
 
@@ -43,6 +45,7 @@ class Edge:
     operand: int
     size: float
     weight: int
+    function: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +79,21 @@ class StageGraph:
         rows = (self.rows.indptr.tobytes(), self.rows.indices.tobytes(), self.rows.data.tobytes())
         return nodes, self.edges, rows
 
-    def seconds(self, labels: Iterable[int]) -> tuple[float, float]:
-        """(seconds of all microbatches, seconds once per step) of a labelling, by the function they run in."""
-        chosen = tuple(labels)
+    def seconds(self, labels: tuple[int, ...], program: Program) -> tuple[float, float]:
+        """(seconds of all runs of @microbatch, seconds of everything else) of a labelling.
+
+        A level-1 program has only @main, which counts as the microbatch.
+        """
+        often = {"microbatch", "main"} & set(program.functions)
         repeated = once = 0.0
-        for node, x in zip(self.nodes, chosen, strict=True):
-            cost = node.weight * float(node.choices.seconds[x])
-            repeated, once = (repeated + cost, once) if node.weight > 1 else (repeated, once + cost)
         table = self.enumerator.table
+        for node, x in zip(self.nodes, labels, strict=True):
+            cost = node.weight * float(node.choices.seconds[x])
+            repeated, once = (repeated + cost, once) if node.function in often else (repeated, once + cost)
         for e in self.edges:
-            pair = (self.nodes[e.u].choices.results[e.result], self.nodes[e.v].choices.operands[e.operand])
-            cost = e.weight * table.pair(int(pair[0][chosen[e.u]]), int(pair[1][chosen[e.v]])).at(e.size)
-            repeated, once = (repeated + cost, once) if e.weight > 1 else (repeated, once + cost)
+            sources, targets = self.nodes[e.u].choices.results[e.result], self.nodes[e.v].choices.operands[e.operand]
+            cost = e.weight * table.pair(int(sources[labels[e.u]]), int(targets[labels[e.v]])).at(e.size)
+            repeated, once = (repeated + cost, once) if e.function in often else (repeated, once + cost)
         return repeated, once
 
     def strategy(self, node: int, labels: tuple[int, ...]) -> Strategy:
@@ -155,12 +161,12 @@ class _Builder:
         choices = self.enumerator.of_op(op)
         weight = self.program.weight(op.function)
         producers = [self._producer(s, t) for s, t in zip(op.operands, op.operand_types, strict=True)]
-        number = self.ops[op.number] = self._add(Node(choices, weight, Source(op.number, 0)))
+        number = self.ops[op.number] = self._add(Node(choices, weight, Source(op.number, 0), op.function))
         for k, (producer, kind) in enumerate(zip(producers, op.operand_types, strict=True)):
             if producer is None:
                 continue
             self.users[producer[0]].append(op)
-            self.edges.append(Edge(producer[0], producer[1], number, k, kind.bytes, weight))
+            self.edges.append(Edge(producer[0], producer[1], number, k, kind.bytes, weight, op.function))
 
     def _producer(self, source: Source, kind: TensorType) -> tuple[int, int] | None:
         """(node, result number) that holds a value in this stage; None for constants."""
@@ -185,17 +191,18 @@ class _Builder:
     def _slot(self, name: str) -> int:
         if name not in self.slots:
             choices = self.enumerator.of_value(self.program.slots[name].type, given=self.given.get(name))
-            self.slots[name] = self._add(Node(choices, 1, Source(-1, 0, name)))
+            self.slots[name] = self._add(Node(choices, 1, Source(-1, 0, name), ""))
         return self.slots[name]
 
     def _arrival(self, source: Source, kind: TensorType) -> int:
         if source not in self.incoming:
-            choices = self.enumerator.of_value(kind, incoming=True)
-            repeated = source.slot.startswith("batch") or source.slot == "index"
-            if not source.slot:
-                repeated = self.program.ops[source.op].function == "microbatch"
+            fed_by_host = source.slot.startswith("batch") or source.slot == "index"
+            choices = self.enumerator.of_value(kind, incoming=not fed_by_host)
+            repeated = not source.slot and self.program.ops[source.op].function == "microbatch"
             weight = self.program.microbatches if repeated else 1
-            self.incoming[source] = self._add(Node(choices, weight, source, incoming=True))
+            self.incoming[source] = self._add(
+                Node(choices, weight, source, "microbatch" if repeated else "", incoming=True)
+            )
         return self.incoming[source]
 
     def _feed(self, feed: Feed) -> None:
@@ -214,7 +221,7 @@ class _Builder:
             return
         self.leaving.add(producer[0])
         weight = self.program.weight(feed.function)
-        self.edges.append(Edge(producer[0], producer[1], target, 0, slot.type.bytes, weight))
+        self.edges.append(Edge(producer[0], producer[1], target, 0, slot.type.bytes, weight, feed.function))
 
     def lifetimes(self, in_flight: int) -> list[Lifetime]:
         """When each op's and each arriving value is alive (rules M2 to M6)."""

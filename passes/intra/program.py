@@ -70,8 +70,6 @@ class OpRecord:
     captured: int
     operand_types: tuple[TensorType, ...]
     result_types: tuple[TensorType, ...]
-    neutral: bool
-    """Whether operands outside a sum (its initial value, a scatter's target) are zeros."""
     op: ir.Operation = field(compare=False, repr=False)
 
     @property
@@ -84,9 +82,10 @@ class OpRecord:
 
 @dataclass(frozen=True)
 class Feed:
-    """A function result that flows into a slot (`out:i` into the state slot it replaces)."""
+    """Result number `result` of a function that flows into a slot (`out:i` into the state slot it replaces)."""
 
     slot: str
+    result: int
     source: Source
     function: str
 
@@ -100,6 +99,11 @@ class Program:
     feeds: tuple[Feed, ...]
     microbatches: int
     functions: tuple[str, ...]
+
+    @property
+    def staged(self) -> bool:
+        """Whether ops say their stage (level 4)."""
+        return any(op.stage >= 0 for op in self.ops)
 
     def weight(self, function: str) -> int:
         """How often a function runs in a step."""
@@ -140,13 +144,12 @@ class _Reader:
         block = function.regions[0].blocks[0]
         self._arguments(name, function, block, values)
         factors = read_factors(function)
-        zeros: set[int] = set()
         for view in block.operations:
             op = view.operation
             if op.name == "func.return":
                 self._results(name, function, op, values, replaced)
                 continue
-            self._op(name, op, factors.get(op_id(op)), values, zeros)
+            self._op(name, op, factors.get(op_id(op)), values)
 
     def _arguments(self, name: str, function: ir.Operation, block: ir.Block, values: dict[ir.Value, Source]) -> None:
         for i, (value, entry) in enumerate(zip(block.arguments, argument_attributes(function), strict=True)):
@@ -172,7 +175,7 @@ class _Reader:
                 if binding.number not in replaced:
                     continue
                 text = f"arg:{replaced[binding.number]}"
-            self.feeds.append(Feed(text, values[value], name))
+            self.feeds.append(Feed(text, i, values[value], name))
             if text not in self.slots:
                 self.slots[text] = Slot(text, self.type_of(value), -1)
 
@@ -182,7 +185,6 @@ class _Reader:
         op: ir.Operation,
         factors: OpFactors | None,
         values: dict[ir.Value, Source],
-        zeros: set[int],
     ) -> None:
         number = len(self.ops)
         operands = [*op.operands, *_captures(op, values)]
@@ -198,12 +200,9 @@ class _Reader:
             len(op.operands),
             tuple(self.type_of(v) for v in operands),
             tuple(self.type_of(v) for v in op.results),
-            all(s.op in zeros for s in _outside_sum(factors, sources)),
             op,
         )
         self.ops.append(record)
-        if record.is_source and _is_zero(op):
-            zeros.add(number)
         for i, value in enumerate(op.results):
             values[value] = Source(number, i)
 
@@ -236,27 +235,6 @@ def itemsize(dtype: str) -> float:
     digits = "".join(c if c.isdigit() else " " for c in dtype).split()
     bits = int(digits[0]) if digits else 32
     return 1.0 if bits == 1 else bits / 8
-
-
-def _outside_sum(factors: OpFactors | None, sources: tuple[Source, ...]) -> list[Source]:
-    """Operands that carry no reduction factor of an op which has additive ones."""
-    if factors is None:
-        return []
-    summed = {f for f, k in enumerate(factors.kinds) if k == "add"}
-    if not summed:
-        return []
-    carried = [any(f in summed for d in m for f in d) for m in factors.operands]
-    return [s for s, c in zip(sources, carried, strict=False) if not c]
-
-
-def _is_zero(op: ir.Operation) -> bool:
-    if "value" not in op.attributes or not isinstance(op.attributes["value"], ir.DenseElementsAttr):
-        return False
-    value = ir.DenseElementsAttr(op.attributes["value"])
-    if not value.is_splat:
-        return False
-    text = str(value.get_splat_value()).split(" ")[0]
-    return text in ("0", "-0", "false") or text.lstrip("-").startswith("0.0")
 
 
 def _captures(op: ir.Operation, values: dict[ir.Value, Source]) -> list[ir.Value]:

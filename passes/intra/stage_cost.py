@@ -103,22 +103,14 @@ class StageProfiler:
             solution = solve(problem, self.solver)
         except CompileError:
             return StageCost(float("inf"), float("inf"), least, False)
-        repeated, once = graph.seconds(solution.labels)
-        microbatches = self.program.microbatches
-        if microbatches == 1:
-            once_only = sum(seconds_of_updates(graph, solution.labels, self.program))
-            repeated, once = repeated + once - once_only, once_only
         peak = float(problem.usage(solution.labels).max(initial=0.0))
-        return StageCost(repeated / microbatches, once, peak, True)
+        return StageCost(*split_seconds(graph, solution.labels, self.program), peak, True)
 
 
-def seconds_of_updates(graph: StageGraph, labels: tuple[int, ...], program: Program) -> list[float]:
-    """With one microbatch, the seconds of each op that does not belong to @microbatch."""
-    found = []
-    for number, node in graph.of_op.items():
-        if program.ops[number].function in ("update", "prologue"):
-            found.append(float(graph.nodes[node].choices.seconds[labels[node]]))
-    return found
+def split_seconds(graph: StageGraph, labels: tuple[int, ...], program: Program) -> tuple[float, float]:
+    """(seconds of one microbatch, seconds once per step) of a labelling."""
+    repeated, once = graph.seconds(labels, program)
+    return repeated / program.microbatches, once
 
 
 def stage_cost(

@@ -1,0 +1,203 @@
+"""`alpa-shard`: a sharding for every value, chosen by the intra-operator program of each stage.
+
+Reads the module once (`intra/program.py`), makes one optimisation problem per stage (`intra/graph.py`),
+solves it exactly (`intra/solve.py`), and writes the choice down (`intra/annotate.py`).  Alpa, OSDI'22, §4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
+from alpa_mlir.dialect.mesh import AXIS_NAMES, Mesh, declare_mesh, meshes_of
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
+from alpa_mlir.passes.intra.annotate import Annotator
+from alpa_mlir.passes.intra.milp import check_solver
+from alpa_mlir.passes.intra.program import Program, read_program
+from alpa_mlir.passes.intra.stage_cost import StageCost
+from alpa_mlir.passes.intra.stages import StageSpec, solve_stages
+from alpa_mlir.passes.registry import Pass, option, register
+
+
+@register
+@dataclass(frozen=True)
+class Shard(Pass):
+    """Choose the sharding of every value and write it down, with explicit reshards.
+
+    IR before: level 4 (`alpa.stages` says each stage's mesh), or any of levels 1 to 3 with `mesh=`: one stage.
+    IR after: level 5: `sdy.sharding` on every argument, op result and function result, `sdy.reshard` wherever an
+    operand is wanted in another sharding than its value has; predicted seconds and bytes in `alpa.stages`, `alpa.cost`.
+    Precondition: static shapes. Postcondition: `alpa-check-shardings` holds.
+    User shardings on arguments (`sdy.sharding` over axes of the mesh) are kept as given.
+    """
+
+    name: ClassVar[str] = "alpa-shard"
+    mesh: str = option("", "logical mesh of the only stage, for example 2x4; empty: the stages of the module")
+    cluster: str = option("", "cluster preset; empty: the module's alpa.cluster, else cpu")
+    memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
+    solver: str = option("highs", "mixed-integer solver: any that CVXPY knows")
+    schedule: str = option("1f1b", "what decides how many microbatches are in flight: 1f1b, gpipe or inference")
+    scatter: bool = option(True, "consider ending sums by reduce-scatter (sharded updates as in ZeRO)")
+    statistics: bool = option(False, "remark the sizes of each reduction and solver call")
+
+    def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
+        check_solver(self.solver)
+        _drop_constraints(module, remarks)
+        cluster = self._cluster(module)
+        meshes = self._meshes(module, cluster)
+        program = read_program(module)
+        _remark_indivisible(program, remarks)
+        given = _given(program, [m for m, _ in meshes], remarks)
+        specs = self._specs(module, program, meshes, cluster)
+        solved = solve_stages(program, specs, cluster, self.solver, given, self.scatter)
+        if self.statistics:
+            where = location_text(module.operation.location)
+            remarks.extend(
+                Remark(f"stage {s}: {line}", where) for s, lines in enumerate(solved.steps) for line in lines
+            )
+        for mesh, _ in reversed(meshes):
+            declare_mesh(module, mesh)
+        Annotator(module, program, solved.choices).run()
+        _write(module, cluster, meshes, solved.costs, program.microbatches)
+
+    def _cluster(self, module: ir.Module) -> Cluster:
+        memory = parse_bytes(self.memory) if self.memory else 0
+        known = load_cluster(self.cluster) if self.cluster else module_cluster(module) or load_cluster("cpu")
+        devices = prod(parse_mesh(self.mesh)) if self.mesh else 0
+        if devices and not self.cluster and module_cluster(module) is not None and devices != known.device_count:
+            raise CompileError(
+                f"the mesh {self.mesh} has {devices} devices, but the cluster has {known.device_count} "
+                f"({known.nodes} nodes of {known.devices_per_node}): their numbers must agree",
+                module.operation.location,
+            )
+        if devices and known.nodes == 1:
+            known = known.with_sizes(devices_per_node=max(devices, known.devices_per_node))
+        return known.with_sizes(memory=memory)
+
+    def _meshes(self, module: ir.Module, cluster: Cluster) -> list[tuple[Mesh, tuple[int, ...]]]:
+        """Each stage's mesh and devices."""
+        attributes = module.operation.attributes
+        if self.mesh:
+            shape = parse_mesh(self.mesh)
+            return [(Mesh.from_shape("stage_0", shape), tuple(range(prod(shape))))]
+        if alpa.STAGES not in attributes:
+            raise CompileError(
+                "no stages: run alpa-stages first, or give the mesh of a single stage (mesh=2x4)",
+                module.operation.location,
+            )
+        declared = meshes_of(module)
+        found = []
+        for entry in map(ir.DictAttr, ir.ArrayAttr(attributes[alpa.STAGES])):
+            mesh = declared[ir.StringAttr(entry["mesh"]).value]
+            devices = tuple(ir.DenseI64ArrayAttr(entry["devices"]))
+            if len(devices) != mesh.device_count or max(devices) >= cluster.device_count:
+                raise CompileError(
+                    f"@{mesh.name} arranges {mesh.device_count} devices, {alpa.STAGES} gives it {list(devices)} "
+                    f"of the cluster's {cluster.device_count}",
+                    module.operation.location,
+                )
+            found.append((mesh, devices))
+        return found
+
+    def _specs(
+        self,
+        module: ir.Module,
+        program: Program,
+        meshes: Sequence[tuple[Mesh, tuple[int, ...]]],
+        cluster: Cluster,
+    ) -> tuple[StageSpec, ...]:
+        backward = any(op.phase == "backward" for op in program.ops)
+        schedule = self.schedule if backward else "inference"
+        if schedule not in ("1f1b", "gpipe", "inference"):
+            raise CompileError(
+                f"schedule must be 1f1b, gpipe or inference, got {schedule!r}", module.operation.location
+            )
+        count, m = len(meshes), program.microbatches
+        flying = {"1f1b": lambda s: min(count - s, m), "gpipe": lambda s: m, "inference": lambda s: 1}[schedule]
+        return tuple(
+            StageSpec(mesh, devices[0], flying(s), float(cluster.memory)) for s, (mesh, devices) in enumerate(meshes)
+        )
+
+
+def parse_mesh(text: str) -> tuple[int, ...]:
+    """`2x4` as (2, 4); CompileError for anything else."""
+    parts = text.split("x")
+    if not all(p.isdigit() and int(p) > 0 for p in parts) or len(parts) > len(AXIS_NAMES):
+        raise CompileError(f"a mesh is written as 2x4 (up to {len(AXIS_NAMES)} positive axis sizes), got {text!r}")
+    return tuple(int(p) for p in parts)
+
+
+def _drop_constraints(module: ir.Module, remarks: list[Remark]) -> None:
+    """The user's `sdy.sharding_constraint`s inside functions are not taken as choices."""
+    for function in functions(module).values():
+        for op in list(alpa.walk(function)):
+            if op.name == "sdy.sharding_constraint":
+                remarks.append(
+                    Remark("this sharding constraint is ignored: the plan decides", location_text(op.location))
+                )
+                op.results[0].replace_all_uses_with(op.operands[0])
+                op.erase()
+
+
+def _remark_indivisible(program: Program, remarks: list[Remark]) -> None:
+    for op in program.ops:
+        if op.factors.reason:
+            where = location_text(op.op.location)
+            remarks.append(Remark(f"{op.op.name} runs replicated on all devices: {op.factors.reason}", where))
+
+
+def _given(program: Program, meshes: Sequence[Mesh], remarks: list[Remark]) -> dict[str, Sharding]:
+    """User shardings of arguments that the stage's mesh can express."""
+    found = {}
+    for name, slot in program.slots.items():
+        if slot.given is None:
+            continue
+        mesh = meshes[max(slot.stage, 0)]
+        known = all(a in mesh.axis_names for a in slot.given.axes) and not slot.given.partial
+        if known and slot.given.divides(slot.type.shape, mesh):
+            found[name] = slot.given
+        else:
+            text = f"the given sharding of {name} does not suit mesh {mesh.axes}: it is ignored"
+            remarks.append(Remark(text, "-", "warning"))
+    return found
+
+
+def _write(
+    module: ir.Module,
+    cluster: Cluster,
+    meshes: Sequence[tuple[Mesh, tuple[int, ...]]],
+    costs: Sequence[StageCost],
+    microbatches: int,
+) -> None:
+    context, attributes = module.context, module.operation.attributes
+    before = [ir.DictAttr(a) for a in ir.ArrayAttr(attributes[alpa.STAGES])] if alpa.STAGES in attributes else []
+    stages = []
+    with ir.Location.unknown(context):
+        f64 = ir.F64Type.get(context)
+        for s, ((mesh, devices), cost) in enumerate(zip(meshes, costs, strict=True)):
+            entry = {before[s][i].name: before[s][i].attr for i in range(len(before[s]))} if before else {}
+            entry["mesh"] = alpa.string(mesh.name, context)
+            entry["devices"] = ir.DenseI64ArrayAttr.get(list(devices), context=context)
+            entry["microbatch_seconds"] = ir.FloatAttr.get(f64, cost.microbatch_seconds)
+            entry["step_seconds"] = ir.FloatAttr.get(f64, cost.step_seconds)
+            entry["memory_bytes"] = ir.FloatAttr.get(f64, cost.memory_bytes)
+            stages.append(ir.DictAttr.get(dict(sorted(entry.items())), context=context))
+        attributes[alpa.COST] = ir.FloatAttr.get(f64, step_seconds(costs, microbatches))
+    attributes[alpa.STAGES] = ir.ArrayAttr.get(stages, context=context)
+    if alpa.CLUSTER not in attributes:
+        attributes[alpa.CLUSTER] = cluster.attribute(context)
+    alpa.set_string(module.operation, alpa.LEVEL, "sharded")
+
+
+def step_seconds(costs: Sequence[StageCost], microbatches: int) -> float:
+    """A pipelined step: Σ t_i + max_j ((M−1)·t_j + seconds once per step) (Alpa §5.1, with the per-step part)."""
+    slowest = max((microbatches - 1) * c.microbatch_seconds + c.step_seconds for c in costs)
+    return sum(c.microbatch_seconds for c in costs) + slowest
