@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import ClassVar
 
 from jaxlib.mlir import ir
@@ -155,7 +155,7 @@ def _pack(meshes: Sequence[Mesh], cluster: Cluster) -> list[tuple[int, ...]]:
 
 def _write(module: ir.Module, cluster: Cluster, stages: Sequence[Stage], seconds: float | None) -> None:
     context = module.context
-    for stage in reversed(stages):
+    for stage in stages:
         declare_mesh(module, stage.mesh)
     attributes = module.operation.attributes
     attributes[alpa.CLUSTER] = cluster.attribute(context)
@@ -172,11 +172,9 @@ def _stage_attribute(stage: Stage, context: ir.Context) -> ir.Attribute:
         "devices": ir.DenseI64ArrayAttr.get(list(stage.devices), context=context),
         "layers": ir.DenseI64ArrayAttr.get([stage.first, stage.last], context=context),
     }
-    figures = {
-        "microbatch_seconds": stage.microbatch_seconds,
-        "step_seconds": stage.step_seconds,
-        "memory_bytes": stage.memory_bytes,
-    }
+    if stage.memory_bytes is not None:
+        entries["memory_bytes"] = alpa.i64(ceil(stage.memory_bytes), context)
+    figures = {"microbatch_seconds": stage.microbatch_seconds, "step_seconds": stage.step_seconds}
     with ir.Location.unknown(context):
         for name, value in figures.items():
             if value is not None:

@@ -164,7 +164,7 @@ def _forward_presence(micro: Dataflow, forward: dict[int, int]) -> dict[int, lis
     """
     bound = {v: True for v in range(len(micro.arguments))}
     presence: dict[int, list[int]] = {}
-    for o in forward:
+    for o in sorted(forward):
         for v in micro.results[o]:
             bound[v] = any(bound.get(i, False) for i in micro.operands[o])
     for v, is_bound in bound.items():

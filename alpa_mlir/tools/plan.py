@@ -1,0 +1,215 @@
+"""`alpa-mlir-plan`: from a model file and a cluster to a plan file, with the plan as a table.
+
+The planning itself is `alpa_mlir.planner`; this is its command line.  The plan is written whole or not at
+all, and planning twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from alpa_mlir.clusters import preset_names
+from alpa_mlir.dialect.context import make_context, print_module
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.model_file import read_model
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
+from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
+from alpa_mlir.tools.output import write_output
+from alpa_mlir.tools.plan_table import PlanSummary, print_table, summarize
+
+NAME = "alpa-mlir-plan"
+LEVELS = (
+    "alpa-normalize",
+    "alpa-microbatch",
+    "alpa-layers",
+    "alpa-stages",
+    "alpa-shard",
+    "alpa-split",
+    "alpa-localize",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command on `argv` (default: the process's arguments) and return its exit status."""
+    arguments = make_parser().parse_args(argv)
+    context = make_context()
+    options = _options(arguments)
+    filename = source_name(arguments.model)
+    module = read_model(arguments.model, context)
+    remarks: list[Remark] = []
+    clock = _Clock(sys.stderr.isatty())
+    try:
+        planned = plan(module, options, remarks, clock.begin, arguments.emit_after or "")
+    except CompileError as e:
+        clock.end()
+        raise in_file(e, filename) from None
+    clock.end()
+    print_remarks(remarks, filename)
+    whole = arguments.emit_after is None
+    summary = summarize(planned) if whole else None
+    write_output(arguments.output, print_module(planned).encode())
+    if summary is not None:
+        _report(summary, arguments)
+    return 0
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(guarded(NAME, main))
+
+
+def _report(summary: PlanSummary, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        write_output(arguments.json, (json.dumps(summary.as_dict(), indent=2) + "\n").encode())
+    if arguments.output != "-" and arguments.json != "-":
+        print_table(summary, sys.stdout)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description="Plan how to spread a StableHLO program over a cluster: an MLIR file, and a table of it.",
+        epilog="Run a plan with: mpirun -n N alpa-mlir-run PLAN.mlir. Exit status: 0 planned, 1 the program or the "
+        "request cannot be planned (one located error, nothing written), 2 wrong usage.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="StableHLO text or bytecode, portable artifact or jax.export; - is standard input",
+    )
+    add("-o", dest="output", metavar="PLAN.mlir", required=True, help="where to write the plan; - is standard output")
+    _add_cluster(parser)
+    _add_choices(parser)
+    add("--json", metavar="FILE", help="also write the table as JSON; - is standard output")
+    add(
+        "--emit-after",
+        metavar="PASS",
+        choices=LEVELS,
+        help=f"stop after this pass and write its IR: {', '.join(LEVELS)}",
+    )
+    return parser
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("the cluster").add_argument
+    presets = ", ".join(preset_names())
+    add(
+        "--cluster",
+        metavar="FILE|PRESET",
+        default="cpu",
+        help=f"a TOML file or a preset: {presets} (default: cpu, 4 devices)",
+    )
+    add("--nodes", metavar="N", type=_positive, default=0, help="nodes (default: the cluster's)")
+    add(
+        "--devices-per-node",
+        metavar="D",
+        type=_positive,
+        default=0,
+        help="devices of a node (default: as the cluster says)",
+    )
+    add(
+        "--memory",
+        metavar="BYTES",
+        type=_memory,
+        default=0,
+        help="per device, e.g. 16GB (default: as the cluster says)",
+    )
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what is decided by you rather than by the planner").add_argument
+    add("--mesh", metavar="2x4", default="", help="one stage on all devices in this logical mesh: no pipeline")
+    add("--microbatches", metavar="M|auto", type=_count, default=0, help="microbatches per step (default: auto)")
+    add("--stages", metavar="S|auto", type=_count, default=0, help="number of pipeline stages (default: auto)")
+    add("--layers", metavar="L|auto", type=_count, default=0, help="layers that stages are made of (default: auto)")
+    add("--schedule", choices=SCHEDULES, default="auto", help="pipeline schedule (default: auto)")
+    add(
+        "--partitioner",
+        choices=PARTITIONERS,
+        default="local",
+        help="explicit collectives, or XLA's Shardy (default: local)",
+    )
+    add("--batch-args", metavar="3,5-7", default="", help="numbers of the arguments that hold the batch")
+    add("--state-args", metavar="0-2", default="", help="numbers of the arguments that results replace every step")
+    add("--allow-per-microbatch-statistics", action="store_true", help="batch statistics may be those of a microbatch")
+    add("--solver", default="highs", help="mixed-integer solver, any that CVXPY knows (default: highs)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    """A positive number, or 0 for auto."""
+    return 0 if text == "auto" else _positive(text)
+
+
+def _memory(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except CompileError as e:
+        raise argparse.ArgumentTypeError(e.message) from None
+
+
+def _options(arguments: argparse.Namespace) -> PlanOptions:
+    return PlanOptions(
+        _cluster(arguments),
+        arguments.mesh,
+        arguments.microbatches,
+        arguments.stages,
+        arguments.layers,
+        arguments.schedule,
+        arguments.partitioner,
+        arguments.batch_args,
+        arguments.state_args,
+        arguments.allow_per_microbatch_statistics,
+        arguments.solver,
+    )
+
+
+def _cluster(arguments: argparse.Namespace) -> Cluster:
+    name: str = arguments.cluster
+    if name in preset_names():
+        known = load_cluster(name)
+    else:
+        try:
+            known = parse_cluster(Path(name).read_text(), name)
+        except (OSError, UnicodeDecodeError) as e:
+            why = e.strerror if isinstance(e, OSError) else "not a text file"
+            presets = ", ".join(preset_names())
+            raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", f"{name}:1:1") from None
+    return known.with_sizes(arguments.nodes, arguments.devices_per_node, arguments.memory)
+
+
+class _Clock:
+    """The passes with their seconds on stderr, where somebody watches."""
+
+    def __init__(self, watched: bool) -> None:
+        self.watched = watched
+        self.text = ""
+        self.since = 0.0
+
+    def begin(self, text: str) -> None:
+        self.end()
+        self.text, self.since = text, time.perf_counter()
+
+    def end(self) -> None:
+        if self.text and self.watched:
+            print(f"{time.perf_counter() - self.since:8.2f} s  {self.text}", file=sys.stderr)
+        self.text = ""
+
+
+if __name__ == "__main__":
+    entry()
