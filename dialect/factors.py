@@ -80,6 +80,36 @@ def read_factors(root: ir.Operation) -> dict[int, OpFactors]:
     return found
 
 
+def indivisible_ops(function: ir.Operation) -> list[tuple[ir.Operation, str]]:
+    """The outermost ops of a function that cannot be split along any dimension, each with the reason, in order.
+
+    Much cheaper than `read_factors`: no rule is decoded.
+    """
+    # The copy stands in the module: rules look up the meshes that shardings name, and crash without one.
+    copy = function.operation.clone(ip=ir.InsertionPoint(function)).operation
+    _populate(copy)
+    found = list(_indivisible(function.operation, copy))
+    copy.erase()
+    return found
+
+
+def _indivisible(root: ir.Operation, ruled: ir.Operation) -> Iterator[tuple[ir.Operation, str]]:
+    for op, same in zip(_children(root), _children(ruled), strict=True):
+        special = _OWN.get(op.name)
+        if special is not None:
+            reason = special(same).reason
+        else:
+            reason = "" if RULE in same.attributes or not len(op.results) else f"{op.name} has no sharding rule"
+        if not reason:
+            yield from _indivisible(op, same)
+        elif any(size != 1 for result in op.results for size in shape_of(result) or ()):
+            yield op, reason
+
+
+def _children(op: ir.Operation) -> Iterator[ir.Operation]:
+    return (child.operation for region in op.regions for block in region.blocks for child in block.operations)
+
+
 def _populate(root: ir.Operation) -> None:
     name = "func.func" if root.name == "func.func" else "builtin.module"
     rules = "sdy-populate-op-sharding-rules"

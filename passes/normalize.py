@@ -16,6 +16,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.context import functions, passmanager
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, from_mlir_error, location_text
+from alpa_mlir.dialect.factors import indivisible_ops
 from alpa_mlir.dialect.sharding import (
     SHARDING,
     argument_attributes,
@@ -50,7 +51,8 @@ class Normalize(Pass):
     StableHLO ops expressed in current ones; algebraic identities simplified, equal ops merged, dead ones removed.
     Constants that are splats or of at most 1 KiB stand once per use, right before it. Every argument has `alpa.role`,
     every state argument `alpa.updates`; of the results' attributes only `jax.result_info` and `sdy.sharding` stay.
-    GSPMD annotations (`mhlo.sharding`, `@Sharding`) are removed with a remark; Shardy's are kept.
+    GSPMD annotations (`mhlo.sharding`, `@Sharding`) are removed with a remark; Shardy's are kept. A remark tells
+    of each op that cannot be split along any dimension, and why.
 
     Errors: no entry function, recursion, dynamic shapes, branches between blocks, chlo ops without a StableHLO form,
     roles that contradict each other, state that no result can replace.
@@ -76,6 +78,7 @@ class Normalize(Pass):
         simplify(main)
         _upstream(module, _CLEAN)
         split_constants(main)
+        _report_indivisible(main, remarks)
         module.operation.attributes[alpa.LEVEL] = alpa.string("normal", module.context)
 
 
@@ -180,6 +183,12 @@ def _trim_attributes(module: ir.Module, main: ir.Operation) -> None:
     set_result_attributes(main, [{n: a for n, a in e.items() if n in kept} for e in result_attributes(main)])
     for name in [n for n in module.operation.attributes if n.startswith(("mhlo.", "jax."))]:
         del module.operation.attributes[name]
+
+
+def _report_indivisible(main: ir.Operation, remarks: list[Remark]) -> None:
+    """Say of each op that the compiler cannot split why that is."""
+    for op, reason in indivisible_ops(main):
+        remarks.append(Remark(f"every device computes the whole {op.name}: {reason}", location_text(op.location)))
 
 
 def split_constants(root: ir.Operation) -> None:

@@ -13,7 +13,7 @@ from math import prod
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.sharding import argument_attributes, set_argument_attributes
 
 ALIAS = "tf.aliasing_output"
@@ -33,11 +33,10 @@ def assign_roles(main: ir.Operation, state_args: str, batch_args: str, remarks: 
     state = _numbers(state_args, "state-args", count, main)
     batch = _numbers(batch_args, "batch-args", count, main)
     roles = _said(attributes, state, batch, main)
-    if state is None:
-        for i, entry in enumerate(attributes):
-            if roles[i] is None and (ALIAS in entry or _is_donor(entry)):
-                roles[i] = "state"
-    updates = _updates(main, attributes, roles, donated=state is None)
+    donors = _donors(attributes, roles) if state is None else []
+    for i in donors:
+        roles[i] = "state"
+    updates = _updates(main, attributes, roles, donors, remarks)
     if batch is None and "batch" not in roles and "state" in roles:
         _guess_batch(main, arguments, roles, remarks)
     for i, entry in enumerate(attributes):
@@ -78,7 +77,7 @@ def _said(
     attributes: list[dict[str, ir.Attribute]], state: list[int] | None, batch: list[int] | None, main: ir.Operation
 ) -> list[str | None]:
     """The roles that the file or the options state; None where neither does."""
-    in_file = [str(ir.StringAttr(e[alpa.ROLE]).value) if alpa.ROLE in e else None for e in attributes]
+    in_file = [_role_in_file(i, entry, main) for i, entry in enumerate(attributes)]
     roles = list(in_file)
     for name, role, numbers in (("state-args", "state", state), ("batch-args", "batch", batch)):
         for i in numbers or ():
@@ -92,36 +91,56 @@ def _said(
     return roles
 
 
-def _is_donor(entry: dict[str, ir.Attribute]) -> bool:
-    return DONOR in entry and bool(ir.BoolAttr(entry[DONOR]).value)
+def _role_in_file(number: int, entry: dict[str, ir.Attribute], main: ir.Operation) -> str | None:
+    """What the file says of one argument; `alpa.updates` alone says state."""
+    role = str(ir.StringAttr(entry[alpa.ROLE]).value) if alpa.ROLE in entry else None
+    if alpa.UPDATES in entry and role not in (None, "state"):
+        raise CompileError(f'argument {number} has alpa.updates, but alpa.role = "{role}"', main.location)
+    return "state" if alpa.UPDATES in entry else role
+
+
+def _donors(attributes: list[dict[str, ir.Attribute]], roles: list[str | None]) -> list[int]:
+    """The arguments without a role whose buffers the frontend gives away."""
+    given = [ALIAS in e or (DONOR in e and bool(ir.BoolAttr(e[DONOR]).value)) for e in attributes]
+    return [i for i, role in enumerate(roles) if role is None and given[i]]
 
 
 def _updates(
-    main: ir.Operation, attributes: list[dict[str, ir.Attribute]], roles: list[str | None], donated: bool
+    main: ir.Operation,
+    attributes: list[dict[str, ir.Attribute]],
+    roles: list[str | None],
+    donors: list[int],
+    remarks: list[Remark],
 ) -> dict[int, int]:
-    """For each state argument the result that replaces it: the one named, else the first free one of its type."""
+    """For each state argument the result that replaces it: the one named, else the first free one of its type.
+
+    A donor that no result can replace is not state after all: frontends also give away what is merely used up.
+    """
     kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
     inputs, results = list(kind.inputs), list(kind.results)
     taken: dict[int, int] = {}
     for i, entry in enumerate(attributes):
-        for name in (alpa.UPDATES, ALIAS) if donated else (alpa.UPDATES,):
-            if roles[i] == "state" and name in entry:
-                result = int(ir.IntegerAttr(entry[name]).value)
-                _check_update(f"{name} = {result} on argument {i}", inputs[i], results, result, taken, main.location)
-                taken[result] = i
-                break
+        name = alpa.UPDATES if alpa.UPDATES in entry else ALIAS
+        if roles[i] == "state" and name in entry:
+            result = int(ir.IntegerAttr(entry[name]).value)
+            _check_update(f"{name} = {result} on argument {i}", inputs[i], results, result, taken, main.location)
+            taken[result] = i
     known = {i: result for result, i in taken.items()}
     for i, role in enumerate(roles):
-        if role == "state" and i not in known:
-            free = (r for r, t in enumerate(results) if t == inputs[i] and r not in taken)
-            found = next(free, None)
-            if found is None:
-                raise CompileError(
-                    f"argument {i} is state, but no result of type {inputs[i]} is left to replace it",
-                    main.location,
-                )
+        if role != "state" or i in known:
+            continue
+        found = next((r for r, t in enumerate(results) if t == inputs[i] and r not in taken), None)
+        if found is not None:
             taken[found] = i
             known[i] = found
+        elif i in donors:
+            roles[i] = None
+            said = f"argument {i} is donated, but no result of type {inputs[i]} is left to replace it: it is not state"
+            remarks.append(Remark(said, location_text(main.location)))
+        else:
+            raise CompileError(
+                f"argument {i} is state, but no result of type {inputs[i]} is left to replace it", main.location
+            )
     return known
 
 
@@ -150,7 +169,7 @@ def _guess_batch(main: ir.Operation, arguments: list[ir.Value], roles: list[str 
         Remark(
             f"taken for batch: argument{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} (dimension 0 is"
             f" {size}); name them with batch-args=… if that is wrong",
-            CompileError("", main.location).location,
+            location_text(main.location),
         )
     )
 

@@ -54,3 +54,20 @@ func.func public @keeps_shardy(%w: tensor<4xf32> {sdy.sharding = #sdy.sharding<@
   %0 = sdy.sharding_constraint %w <@mesh, [{"x"}]> : tensor<4xf32>
   return %0 : tensor<4xf32>
 }
+
+// -----
+
+// A donated argument that no result can replace is merely used up.
+// CHECK: @main(%arg0: tensor<4xf32> {alpa.role = "state", alpa.updates = 0 : i64}, %arg1: tensor<8x4xf32> {alpa.role = "batch"})
+// expected-remark@+2 {{argument 1 is donated, but no result of type tensor<8x4xf32> is left to replace it: it is not state}}
+// expected-remark@+1 {{taken for batch: argument 1 (dimension 0 is 8)}}
+func.func public @batch_given_away(%w: tensor<4xf32> {jax.buffer_donor = true}, %x: tensor<8x4xf32> {jax.buffer_donor = true}) -> tensor<4xf32> {
+  return %w : tensor<4xf32>
+}
+
+// -----
+
+// expected-error@below {{argument 0 has alpa.updates, but alpa.role = "batch"}}
+func.func public @batch_is_not_replaced(%w: tensor<4xf32> {alpa.role = "batch", alpa.updates = 0 : i64}) -> tensor<4xf32> {
+  return %w : tensor<4xf32>
+}

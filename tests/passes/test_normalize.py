@@ -143,6 +143,7 @@ STEP = (step, (*SHAPES, KEY, jax.ShapeDtypeStruct((), jnp.float32)))
 def test_donated_arguments_are_state_and_what_shares_the_leading_dimension_is_batch():
     module = lowered(*STEP, donate_argnums=(0, 1))
     after, remarks = normalized(module)
+    assert [r.message for r in remarks if "threefry" in r.message or "control flow" in r.message]
     assert roles(after) == [("state", 1), ("state", 2), ("batch", None), ("batch", None), *[("constant", None)] * 2]
     assert "arguments 2, 3 (dimension 0 is 4)" in remarks[0].message
 
@@ -151,13 +152,13 @@ def test_options_name_state_and_batch():
     after, remarks = normalized(lowered(*STEP), "alpa-normalize{state-args=1 batch-args=2-3,5}")
     assert [r for r, _ in roles(after)] == ["constant", "state", "batch", "batch", "constant", "batch"]
     assert roles(after)[1] == ("state", 1)
-    assert not remarks
+    assert not [r for r in remarks if r.message.startswith("taken")]
 
 
 def test_without_state_everything_is_constant():
     after, remarks = normalized(lowered(*STEP))
     assert {r for r, _ in roles(after)} == {"constant"}
-    assert not remarks
+    assert not [r for r in remarks if r.message.startswith("taken")]
 
 
 def test_the_file_says_roles():
