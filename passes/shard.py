@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import ClassVar
 
 from jaxlib.mlir import ir
@@ -188,7 +188,7 @@ def _write(
             entry["devices"] = ir.DenseI64ArrayAttr.get(list(devices), context=context)
             entry["microbatch_seconds"] = ir.FloatAttr.get(f64, cost.microbatch_seconds)
             entry["step_seconds"] = ir.FloatAttr.get(f64, cost.step_seconds)
-            entry["memory_bytes"] = ir.FloatAttr.get(f64, cost.memory_bytes)
+            entry["memory_bytes"] = alpa.i64(ceil(cost.memory_bytes), context)
             stages.append(ir.DictAttr.get(dict(sorted(entry.items())), context=context))
         attributes[alpa.COST] = ir.FloatAttr.get(f64, step_seconds(costs, microbatches))
     attributes[alpa.STAGES] = ir.ArrayAttr.get(stages, context=context)
