@@ -45,9 +45,13 @@ class CheckSchedule(Pass):
 
 def check_schedule(module: ir.Module) -> None:
     """CompileError unless the lists of a plan obey S1 to S8."""
-    plan = read_plan(module)
+    check_plan(read_plan(module))
+
+
+def check_plan(plan: Plan) -> None:
+    """The same for a decoded plan."""
     if sorted(s.mesh for s in plan.schedules) != sorted(plan.stages):
-        raise CompileError("a plan has one alpa.schedule for each submesh (S1)", module.operation.location)
+        raise CompileError("a plan has one alpa.schedule for each submesh (S1)")
     expected = _expected(plan.main)
     for schedule in plan.schedules:
         _check_list(plan, schedule, expected)

@@ -1,0 +1,123 @@
+"""Built-in models at level 5 without a solver: replicated stages, or the real passes (tests only)."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
+from alpa_mlir.dialect.mesh import Mesh, declare_mesh
+from alpa_mlir.dialect.sharding import (
+    SHARDING,
+    Sharding,
+    argument_attributes,
+    result_attributes,
+    set_argument_attributes,
+    set_op_shardings,
+    set_result_attributes,
+    sharding_attribute,
+)
+from alpa_mlir.lowering import lower
+from alpa_mlir.models import MODELS
+from alpa_mlir.passes import all as every_pass
+from alpa_mlir.passes.inter.placement import place
+from alpa_mlir.passes.pipeline import parse_pipeline, run_pipeline
+
+
+def layered(name: str, microbatches: int, layers: int) -> tuple[ir.Module, list[np.ndarray]]:
+    """A tiny built-in train step at level 3, and values for its arguments."""
+    model = MODELS[name]
+    config = model.presets["tiny"]
+    module = parse_module(print_module(lower(model.build(config))), make_context(), name)
+    options = f"count={microbatches} allow-per-microbatch-statistics=true"
+    text = f"alpa-normalize,alpa-microbatch{{{options}}},alpa-layers{{count={layers}}}"
+    assert every_pass
+    run_pipeline(module, parse_pipeline(text), [])
+    return module, [np.asarray(v) for v in jax.tree.leaves(model.initial_values(config, 0))]
+
+
+def replicated(module: ir.Module, stages: int) -> ir.Module:
+    """Level 3 → level 5: consecutive layers form stages of one device, everything is replicated there."""
+    layers = 1 + max(alpa.get_int(op, alpa.LAYER) or 0 for f in functions(module).values() for op in alpa.walk(f))
+    place(module, [k * stages // layers for k in range(layers)])
+    context = module.context
+    entries = []
+    for s in reversed(range(stages)):
+        declare_mesh(module, Mesh.from_shape(f"stage_{s}", (1,)))
+    for s in range(stages):
+        devices = ir.DenseI64ArrayAttr.get([s], context)
+        entries.append(ir.DictAttr.get({"devices": devices, "mesh": alpa.string(f"stage_{s}", context)}, context))
+    module.operation.attributes[alpa.STAGES] = ir.ArrayAttr.get(entries, context)
+    for name, function in functions(module).items():
+        if name != "main":
+            _annotate(function)
+    alpa.set_string(module.operation, alpa.LEVEL, "sharded")
+    assert module.operation.verify()
+    return module
+
+
+def _annotate(function: ir.Operation) -> None:
+    block = function.regions[0].blocks[0]
+    arguments = argument_attributes(function)
+    stage = {v: int(ir.IntegerAttr(e[alpa.STAGE]).value) for v, e in zip(block.arguments, arguments, strict=True)}
+    for entry, value in zip(arguments, block.arguments, strict=True):
+        entry[SHARDING] = _whole(value, stage[value])
+    set_argument_attributes(function, arguments)
+    there: dict[tuple[ir.Value, int], ir.Value] = {}
+    for view in list(block.operations)[:-1]:
+        op = view.operation
+        here = alpa.get_int(op, alpa.STAGE)
+        assert here is not None
+        for user in (op, *alpa.walk(op)):
+            for i, value in enumerate(user.operands):
+                if stage.get(value, here) != here:
+                    user.operands[i] = _reshard(value, here, op, there)
+        set_op_shardings(op, [_replicated(r) for r in op.results], f"stage_{here}")
+        stage.update(dict.fromkeys(op.results, here))
+    results = result_attributes(function)
+    for entry, value in zip(results, list(block.operations)[-1].operands, strict=True):
+        entry[SHARDING] = _whole(value, stage[value])
+    set_result_attributes(function, results)
+
+
+def _reshard(value: ir.Value, stage: int, user: ir.Operation, there: dict[tuple[ir.Value, int], ir.Value]) -> ir.Value:
+    if (value, stage) not in there:
+        attributes = {"sharding": _whole(value, stage)}
+        for name in (alpa.STAGE, alpa.LAYER, alpa.PHASE):
+            attributes[name] = user.attributes[name]
+        op = ir.Operation.create(
+            "sdy.reshard",
+            results=[value.type],
+            operands=[value],
+            attributes=attributes,
+            loc=user.location,
+            ip=ir.InsertionPoint(user),
+        )
+        there[value, stage] = op.results[0]
+    return there[value, stage]
+
+
+def _replicated(value: ir.Value) -> Sharding:
+    return Sharding.replicated(len(ir.RankedTensorType(value.type).shape))
+
+
+def _whole(value: ir.Value, stage: int) -> ir.Attribute:
+    return sharding_attribute(_replicated(value), f"stage_{stage}", value.type.context)
+
+
+def one_device(module: ir.Module) -> ir.Module:
+    """`@main` of a module of level 5 or below, with what it calls and without shardings."""
+    alone = parse_module(print_module(module), make_context())
+    main = functions(alone)["main"]
+    called = {str(op.attributes["callee"]).lstrip("@") for op in alpa.walk(main) if op.name == "func.call"}
+    for view in list(alone.body.operations):
+        op = view.operation
+        name = ir.StringAttr(op.attributes["sym_name"]).value
+        if op.name == "sdy.mesh" or (name != "main" and name not in called):
+            op.erase()
+    for name in list(alone.operation.attributes):
+        if name.startswith("alpa."):
+            del alone.operation.attributes[name]
+    return alone
