@@ -5,7 +5,7 @@
 
 Nodes are numbers 0…n-1 (ops and stored values), labels their strategies; costs in seconds, memory in
 bytes per device. A row is a moment of the program: A[r, v] says how many copies of node v's value are
-alive then.
+alive then. Costs are not negative; an infinite entry forbids a pair.
 """
 
 from __future__ import annotations
@@ -37,14 +37,17 @@ class Problem:
 
     def usage(self, labels: Sequence[int]) -> Array:
         """Bytes alive at each memory row under a labelling."""
+        if not self.rows.shape[0]:
+            return np.zeros(0)
         chosen = np.array([b[x] for b, x in zip(self.bytes, labels, strict=True)])
-        result: Array = np.asarray(self.rows @ chosen) if self.rows.shape[0] else np.zeros(0)
+        result: Array = np.asarray(self.rows @ chosen)
         return result
 
     def least_usage(self) -> Array:
         """Bytes that each row needs at the very least (every node at its smallest strategy)."""
-        smallest = np.array([b.min() for b in self.bytes])
-        result: Array = np.asarray(self.rows @ smallest) if self.rows.shape[0] else np.zeros(0)
+        if not self.rows.shape[0]:
+            return np.zeros(0)
+        result: Array = np.asarray(self.rows @ np.array([b.min() for b in self.bytes]))
         return result
 
     def fits(self, labels: Sequence[int]) -> bool:

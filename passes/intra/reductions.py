@@ -26,14 +26,19 @@ TOLERANCE = 1e-12
 
 
 class WorkingGraph:
-    """A problem being reduced: costs and symmetric adjacency of the nodes still there."""
+    """A problem being reduced: costs and symmetric adjacency of the nodes still there.
+
+    Forbidden (infinite) entries become `forbidden`, more than any allowed labelling costs: differences stay defined.
+    """
 
     def __init__(self, problem: Problem) -> None:
+        everything = [*problem.costs, *problem.edges.values()]
+        self.forbidden = 1.0 + 2.0 * sum(float(np.max(t, where=np.isfinite(t), initial=0.0)) for t in everything)
         self.costs: dict[int, Array] = {v: np.array(c, dtype=float) for v, c in enumerate(problem.costs)}
         self.labels: dict[int, np.ndarray] = {v: np.arange(len(c)) for v, c in enumerate(problem.costs)}
         self.around: dict[int, dict[int, Array]] = {v: {} for v in self.costs}
         for (u, v), matrix in problem.edges.items():
-            self.add_edge(u, v, matrix)
+            self.add_edge(u, v, np.where(np.isfinite(matrix), matrix, self.forbidden))
         counted = np.asarray(problem.rows.sum(axis=0)).ravel() if problem.rows.shape[0] else np.zeros(len(self.costs))
         self.constant = 0.0
         self.bytes: dict[int, Array] = {v: problem.bytes[v] for v in self.costs if counted[v] > 0}

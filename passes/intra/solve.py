@@ -98,7 +98,13 @@ def _solve_group(
     problem: Problem, graph: WorkingGraph, group: list[int], solver: str, steps: list[str]
 ) -> dict[int, int]:
     place = {v: i for i, v in enumerate(group)}
-    edges = {(place[u], place[v]): m for u in group for v, m in sorted(graph.around[u].items()) if u < v}
+    inf = float("inf")
+    edges = {
+        (place[u], place[v]): np.where(m < graph.forbidden, m, inf)
+        for u in group
+        for v, m in sorted(graph.around[u].items())
+        if u < v
+    }
     costs = tuple(graph.costs[v] for v in group)
     if problem.rows.shape[0]:
         held = tuple(problem.bytes[v][graph.labels[v]] for v in group)
