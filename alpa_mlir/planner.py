@@ -143,17 +143,21 @@ class _Road:
 
     def stages(self, module: ir.Module) -> str:
         options = self.options
-        schedule = "1f1b" if options.schedule == "auto" else options.schedule
-        return _text("alpa-stages", stages=options.stages, mesh=options.mesh, schedule=schedule, solver=options.solver)
+        kind = self.kind(module)
+        return _text("alpa-stages", stages=options.stages, mesh=options.mesh, schedule=kind, solver=options.solver)
+
+    def kind(self, module: ir.Module) -> str:
+        """The schedule that was asked for, or 1F1B where there is a backward pass and inference where not."""
+        if self.options.schedule != "auto":
+            return self.options.schedule
+        return "1f1b" if has_backward(module) else "inference"
 
     def rest(self, staged: ir.Module) -> list[str]:
         """The passes from level 4 to the plan."""
-        kind = self.options.schedule
-        if kind == "auto":
-            kind = "1f1b" if has_backward(staged) else "inference"
+        kind = self.kind(staged)
         localize = ["alpa-localize"] if self.options.partitioner == "local" else []
         return [
-            _text("alpa-shard", solver=self.options.solver),
+            _text("alpa-shard", solver=self.options.solver, schedule=kind),
             "alpa-split",
             *localize,
             _text("alpa-schedule", kind=kind),

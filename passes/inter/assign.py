@@ -1,9 +1,10 @@
 """Which layer each op belongs to: forward by cutting, backward by following the data, update by its parameter.
 
-*Forward.* Ops without a contraction among themselves and their ancestors (casts of parameters, masks, embedding
-look-ups, one-hot targets) belong to their lowest user; the others, in program order, are the *spine*
-that `layer_dp` cuts.  A boundary may stand once between two consecutive contractions, where the fewest bytes
-are alive (after the residual addition, before the normalisation; where equal, as late as possible).
+*Forward.* Ops without a contraction among themselves and their ancestors (casts of parameters, masks,
+embedding look-ups, one-hot targets) belong to their lowest user; ops that no contraction follows (losses,
+metrics, statistics) to their highest operand; the others, in program order, are the *spine* that `layer_dp`
+cuts.  A boundary may stand once between two consecutive contractions, where the fewest bytes are alive (after
+the residual addition, before the normalisation; where equal, as late as possible).
 
 *Backward.* Let c be the lowest layer among an op's backward operands (the last layer if there are
 none); for each other operand take the highest layer ≤ c in which the forward pass defines or uses it;
@@ -36,11 +37,25 @@ Layers = list[int]
 
 
 def spine_of(micro: Dataflow, forward: set[int]) -> list[int]:
-    """Forward ops with a contraction among themselves and their ancestors; all of them where nothing contracts."""
+    """Forward ops between the first contractions and the last; in a forward pass without any, all with operands."""
+    contracts = _contracting(micro, forward)
+    ahead: set[int] = set()
+    for op in sorted(forward, reverse=True):
+        if contracts[op] or any(u in ahead for u in micro.users(op)):
+            ahead.add(op)
+    return [op for op in _after_contractions(micro, forward) if op in ahead]
+
+
+def _contracting(micro: Dataflow, forward: set[int]) -> Sequence[bool]:
+    return micro.heavy if any(micro.heavy[o] for o in forward) else [bool(r) for r in micro.operands]
+
+
+def _after_contractions(micro: Dataflow, forward: set[int]) -> list[int]:
+    """Forward ops with a contraction among themselves and their ancestors, in order."""
+    contracts = _contracting(micro, forward)
     below: set[int] = set()
-    contraction = micro.heavy if any(micro.heavy[o] for o in forward) else [bool(r) for r in micro.operands]
     for op in sorted(forward):
-        if contraction[op] or any(p in below for p in micro.producers(op)):
+        if contracts[op] or any(p in below for p in micro.producers(op)):
             below.add(op)
     return sorted(below)
 
@@ -99,9 +114,9 @@ def user_layers(micro: Dataflow, forward: set[int]) -> dict[int, int] | None:
     given = {o: alpa.get_int(micro.ops[o], alpa.LAYER) for o in sorted(forward)}
     if all(layer is None for layer in given.values()):
         return None
-    spine = set(spine_of(micro, forward)) | {o for o, layer in given.items() if layer is not None}
+    placed = set(_after_contractions(micro, forward)) | {o for o, layer in given.items() if layer is not None}
     known: dict[int, int] = {}
-    for o in sorted(spine):
+    for o in sorted(placed):
         floor = max((known[p] for p in micro.producers(o) if p in known), default=0)
         layer = given[o]
         if layer is not None and layer < floor:
@@ -115,8 +130,11 @@ def user_layers(micro: Dataflow, forward: set[int]) -> dict[int, int] | None:
 
 
 def complete_forward(micro: Dataflow, forward: set[int], spine: dict[int, int], layers: int) -> dict[int, int]:
-    """Layers of all forward ops, those outside the spine at their lowest forward user."""
+    """Layers of all forward ops: those after the spine at their highest operand, the others at their lowest user."""
     known = dict(spine)
+    for o in _after_contractions(micro, forward):
+        if o not in known:
+            known[o] = max(known[p] for p in micro.producers(o) if p in known)
     for o in sorted(forward, reverse=True):
         if o not in known:
             known[o] = min((known[u] for u in micro.users(o) if u in forward), default=layers - 1)
