@@ -89,6 +89,14 @@ class MeshTensor:
         return MeshTensor(found["mesh"], shape, found["element"], sharding)
 
 
+def element_bytes(element: str) -> float:
+    """Bytes of one element (`f32` 4, `bf16` 2, `i1` 1, `complex<f32>` 8)."""
+    if element.startswith("complex"):
+        return 2 * element_bytes(element[len("complex<") : -1])
+    digits = element.lstrip("abcdefghijklmnopqrstuvwxyz").split("E")[0]
+    return max(1.0, int(digits) / 8)
+
+
 @dataclass(frozen=True, order=True)
 class Ref:
     """A value of `@main`: result `result` of the op numbered `op`, or argument `result` (`op` = -1)."""
@@ -168,12 +176,16 @@ Step = Fragment | Transfer | Slice | Index | Accumulate | Stack
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of `@main`: its type, role, the result that replaces it (state), its name if known."""
+    """An argument of `@main`: its type, role, the result that replaces it (state), its name if known.
+
+    `nonnegative`: the program takes its root or logarithm, so random values must not be negative.
+    """
 
     type: MeshTensor
     role: str
     updates: int | None = None
     name: str = ""
+    nonnegative: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,7 +268,7 @@ def _read_arguments(main: ir.Operation, meshes: dict[str, Mesh]) -> tuple[Argume
         updates = int(ir.IntegerAttr(entry[alpa.UPDATES]).value) if alpa.UPDATES in entry else None
         role = _text(entry, alpa.ROLE) or "constant"
         name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
-        found.append(Argument(kind, role, updates, name))
+        found.append(Argument(kind, role, updates, name, alpa.NONNEGATIVE in entry))
     return tuple(found)
 
 
@@ -356,6 +368,8 @@ def _argument_entry(argument: Argument, context: ir.Context) -> dict[str, ir.Att
     entry = {alpa.ROLE: alpa.string(argument.role, context)}
     if argument.updates is not None:
         entry[alpa.UPDATES] = alpa.i64(argument.updates, context)
+    if argument.nonnegative:
+        entry[alpa.NONNEGATIVE] = ir.UnitAttr.get(context)
     return entry
 
 

@@ -18,7 +18,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
 from alpa_mlir.dialect.plan import Schedule, read_stages, seal, write_schedules
-from alpa_mlir.dialect.staged import Fragment, MeshTensor, PlanMain, Ref, read_main
+from alpa_mlir.dialect.staged import Fragment, MeshTensor, PlanMain, Ref, element_bytes, read_main
 from alpa_mlir.passes.inter.schedules import KINDS
 from alpa_mlir.passes.inter.simulate import StageCosts, Timeline, choose, simulate
 from alpa_mlir.passes.registry import Pass, option, register
@@ -133,11 +133,3 @@ def residual_bytes(main: PlanMain, mesh: str, meshes: dict[str, Mesh]) -> float:
 def local_bytes(kind: MeshTensor, mesh: Mesh) -> float:
     """Bytes that one device holds of a value."""
     return prod(kind.sharding.local_shape(kind.shape, mesh)) * element_bytes(kind.element)
-
-
-def element_bytes(element: str) -> float:
-    """Bytes of one element (`f32` 4, `bf16` 2, `i1` 1, `complex<f32>` 8)."""
-    if element.startswith("complex"):
-        return 2 * element_bytes(element[len("complex<") : -1])
-    digits = element.lstrip("abcdefghijklmnopqrstuvwxyz").split("E")[0]
-    return max(1.0, int(digits) / 8)

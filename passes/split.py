@@ -128,7 +128,7 @@ class _Splitter:
             role = ir.StringAttr(entry[alpa.ROLE]).value if alpa.ROLE in entry else "constant"
             updates = int(ir.IntegerAttr(entry[alpa.UPDATES]).value) if alpa.UPDATES in entry else None
             name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
-            found.append(Argument(homes.get(i, unused), role, updates, name))
+            found.append(Argument(homes.get(i, unused), role, updates, name, alpa.NONNEGATIVE in entry))
         return tuple(found)
 
     def _add_home(self, homes: dict[int, MeshTensor], number: int, entry: dict[str, ir.Attribute], whole: bool) -> None:
@@ -196,16 +196,25 @@ class _Splitter:
         """Per fragment the values of it that others, transfers, or the caller read."""
         found: dict[Key, set[ir.Value]] = {key: set() for key in keys.values()}
         for i, live in enumerate(part.live):
-            for value in part.inputs(i) if live else ():
+            for value in self._kept_for(part, i, keys) if live else ():
                 source = part.producer(value)
-                repeated = source is not None and part.recomputable[source]
-                if source in keys and keys.get(i) != keys[source] and not repeated:
+                if source in keys and not part.recomputable[source]:
                     found[keys[source]].add(value)
         for value in part.returns:
             source = part.producer(value)
             if source in keys:
                 found[keys[source]].add(value)
         return found
+
+    @staticmethod
+    def _kept_for(part: Part, position: int, keys: dict[int, Key]) -> list[ir.Value]:
+        """What an op reads of other fragments: a value, or the leaves from which its fragment repeats it."""
+        kept: list[ir.Value] = []
+        for value in part.inputs(position):
+            source = part.producer(value)
+            if source is not None and (source not in keys or keys.get(position) != keys[source]):
+                kept += [value] if part.transfer[position] else part.leaves.get(value, (value,))
+        return kept
 
     # Emission of @main, operands before their readers
 

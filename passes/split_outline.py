@@ -97,7 +97,7 @@ class Outliner:
         """The value inside the function: made here, repeated here, or a new argument."""
         if value not in self.values:
             source = self.part.producer(value)
-            if source is not None and self.part.recomputable[source]:
+            if source is not None and (self.part.recomputable[source] or value in self.part.leaves):
                 self.values[value] = self._repeat(value, source)
             else:
                 self.values[value] = self._argument(value)

@@ -3,15 +3,20 @@
 A *part* is one of @prologue, @microbatch, @update.  Its top-level ops fall into
 
 * *transfers*: an `sdy.reshard` whose operand lives on another mesh (docs/ir.md, level 5);
-* *recomputable* ops: constants, iotas, and what is made from those alone by ops that only move or map
-  elements (every factor is `pass`), cheaper to repeat in each fragment than to keep or send;
+* *recomputable* ops: constants, iotas, and what is made from those alone by cheap ops, which only move or
+  map elements (every factor is `pass`): repeated in each fragment rather than kept or sent;
 * all others, which belong to exactly one fragment.
+
+Among the last, a cheap op is *repeated* in other fragments of its submesh where that keeps fewer bytes than
+keeping its result (the broadcast of a normalisation's scale, the cast of a weight): its *leaves*, what must
+be kept to repeat it, are smaller than the result. Arguments of the program are there anyway and count nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from jaxlib.mlir import ir
 
@@ -29,7 +34,7 @@ from alpa_mlir.dialect.sharding import (
     result_attributes,
     sharding_attribute,
 )
-from alpa_mlir.dialect.staged import MeshTensor
+from alpa_mlir.dialect.staged import MeshTensor, element_bytes
 
 RESHARD = "sdy.reshard"
 
@@ -52,6 +57,7 @@ class Part:
     live: list[bool] = field(default_factory=list)
     transfer: list[bool] = field(default_factory=list)
     recomputable: list[bool] = field(default_factory=list)
+    leaves: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def producer(self, value: ir.Value) -> int | None:
         """The position of the op that makes a value; None for an argument."""
@@ -167,9 +173,11 @@ def classify(part: Part, wanted: Iterable[int]) -> None:
     """Fill `transfer`, `recomputable` and `live`, where only the results numbered `wanted` are needed."""
     factors = read_factors(part.function)
     part.transfer = [_crosses(part, i) for i in range(len(part.ops))]
-    part.recomputable = []
-    for i in range(len(part.ops)):
-        part.recomputable.append(_is_recomputable(part, i, factors))
+    for i, op in enumerate(part.ops):
+        cheap = _is_cheap(op, factors)
+        part.recomputable.append(_is_recomputable(part, i, cheap))
+        if cheap and not part.recomputable[i]:
+            _add_leaves(part, op)
     needed = {part.returns[k] for k in wanted}
     part.live = [False] * len(part.ops)
     for i in reversed(range(len(part.ops))):
@@ -200,17 +208,41 @@ def _crosses(part: Part, position: int) -> bool:
     return part.types[op.operands[0]].mesh != part.mesh(position)
 
 
-def _is_recomputable(part: Part, position: int, factors: Mapping[int, OpFactors]) -> bool:
-    op = part.ops[position]
-    if len(op.regions) or len(op.results) != 1:
+def _is_cheap(op: ir.Operation, factors: Mapping[int, OpFactors]) -> bool:
+    """Whether an op with one result only moves or maps elements."""
+    if len(op.regions) or len(op.results) != 1 or op.name == RESHARD:
         return False
+    known = factors[op_id(op)]
+    return not known.reason and all(k == PASS or n == 1 for k, n in zip(known.kinds, known.sizes, strict=True))
+
+
+def _is_recomputable(part: Part, position: int, cheap: bool) -> bool:
+    op = part.ops[position]
     sources = [part.producer(v) for v in op.operands]
     if any(s is None or not part.recomputable[s] for s in sources):
         return False
-    if op.name == RESHARD or not sources:
-        return True
-    known = factors[op_id(op)]
-    return not known.reason and all(k == PASS or n == 1 for k, n in zip(known.kinds, known.sizes, strict=True))
+    alone = len(op.results) == 1 and not len(op.regions)
+    return alone and (cheap or op.name == RESHARD or not sources)
+
+
+def _add_leaves(part: Part, op: ir.Operation) -> None:
+    leaves: dict[ir.Value, None] = {}
+    for value in op.operands:
+        leaves.update(dict.fromkeys(part.leaves.get(value, (value,))))
+    kept = [v for v in leaves if not _is_at_hand(part, v)]
+    if sum(map(_size, kept)) < _size(op.results[0]):
+        part.leaves[op.results[0]] = tuple(leaves)
+
+
+def _is_at_hand(part: Part, value: ir.Value) -> bool:
+    source = part.producer(value)
+    return part.binding(value).kind == "arg" if source is None else part.recomputable[source]
+
+
+def _size(value: ir.Value) -> float:
+    """Bytes of a whole tensor."""
+    kind = ir.RankedTensorType(value.type)
+    return element_bytes(str(kind.element_type)) * prod(int(n) for n in kind.shape)
 
 
 def replicated(kind: MeshTensor, mesh: str) -> MeshTensor:

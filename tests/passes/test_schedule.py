@@ -31,8 +31,9 @@ from alpa_mlir.dialect.staged import (
     Stack,
     Step,
     Transfer,
+    element_bytes,
 )
-from alpa_mlir.passes.schedule import SchedulePass, element_bytes, plan_timeline, residual_bytes
+from alpa_mlir.passes.schedule import SchedulePass, plan_timeline, residual_bytes
 from alpa_mlir.passes.schedule_check import check_plan
 from alpa_mlir.passes.schedule_lists import instruction_lists
 from alpa_mlir.passes.split import Split

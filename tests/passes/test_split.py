@@ -14,7 +14,7 @@ from staged_steps import layered, one_device, replicated
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.dialect.staged import Accumulate, Fragment, PlanMain, Slice, Stack, Transfer, read_main
+from alpa_mlir.dialect.staged import ARGUMENT, Accumulate, Fragment, PlanMain, Ref, Slice, Stack, Transfer, read_main
 from alpa_mlir.passes.schedule import SchedulePass
 from alpa_mlir.passes.split import Split
 from alpa_mlir.runtime.execute import run_plan
@@ -22,6 +22,39 @@ from alpa_mlir.runtime.execute import run_plan
 INPUTS = Path(__file__).parents[2] / "lit_tests" / "split"
 MLP = (INPUTS / "mlp.mlir").read_text()
 CLIPPED = (INPUTS / "clipped.mlir").read_text()
+
+ROW = "sdy.sharding = #sdy.sharding<@stage_0, [{}]>"
+BATCH = "sdy.sharding = #sdy.sharding<@stage_0, [{}, {}]>"
+FORWARD = 'alpa.phase = "forward", alpa.stage = 0 : i64, sdy.sharding = #sdy.sharding_per_value<[<@stage_0, [{}, {}]>]>'
+BACKWARD = FORWARD.replace("forward", "backward")
+UPDATE = FORWARD.replace("forward", "update").replace("[{}, {}]", "[{}]")
+BIASED = f"""
+module attributes {{alpa.level = "sharded", alpa.microbatches = 2 : i64,
+    alpa.stages = [{{devices = array<i64: 0>, mesh = "stage_0"}}]}} {{
+  sdy.mesh @stage_0 = <["x"=1]>
+  func.func private @microbatch(%b: tensor<8xf32> {{alpa.binding = "arg:0", alpa.stage = 0 : i64, {ROW}}},
+      %x: tensor<4x8xf32> {{alpa.binding = "batch:1", alpa.dim = 0 : i64, alpa.stage = 0 : i64, {BATCH}}})
+      -> (tensor<4x8xf32> {{alpa.binding = "sum:0", {BATCH}}}, tensor<4x8xf32> {{alpa.binding = "stack:1", {BATCH}}}) {{
+    %wide = stablehlo.broadcast_in_dim %b, dims = [1] {{{FORWARD}}} : (tensor<8xf32>) -> tensor<4x8xf32>
+    %y = stablehlo.add %x, %wide {{{FORWARD}}} : tensor<4x8xf32>
+    %g = stablehlo.multiply %x, %wide {{{BACKWARD}}} : tensor<4x8xf32>
+    return %g, %y : tensor<4x8xf32>, tensor<4x8xf32>
+  }}
+  func.func private @update(%b: tensor<8xf32> {{alpa.binding = "arg:0", alpa.stage = 0 : i64, {ROW}}},
+      %g: tensor<4x8xf32> {{alpa.binding = "sum:0", alpa.stage = 0 : i64, {BATCH}}},
+      %y: tensor<8x8xf32> {{alpa.binding = "stack:1", alpa.stage = 0 : i64, {BATCH}}})
+      -> (tensor<8xf32> {{alpa.binding = "out:0", {ROW}}}, tensor<4x8xf32> {{alpa.binding = "out:1", {BATCH}}},
+          tensor<8x8xf32> {{alpa.binding = "out:2", {BATCH}}}) {{
+    %new = stablehlo.negate %b {{{UPDATE}}} : tensor<8xf32>
+    return %new, %g, %y : tensor<8xf32>, tensor<4x8xf32>, tensor<8x8xf32>
+  }}
+  func.func public @main(%b: tensor<8xf32> {{alpa.role = "state", alpa.updates = 0 : i64}},
+      %x: tensor<8x8xf32> {{alpa.role = "batch"}}) -> (tensor<8xf32>, tensor<4x8xf32>, tensor<8x8xf32>) {{
+    %g = stablehlo.slice %x [0:4, 0:8] : (tensor<8x8xf32>) -> tensor<4x8xf32>
+    return %b, %g, %x : tensor<8xf32>, tensor<4x8xf32>, tensor<8x8xf32>
+  }}
+}}
+"""
 
 
 def split(text: str):
@@ -71,6 +104,18 @@ def test_residuals_are_results_and_constants_are_not() -> None:
         assert str(functions(module)[name]).count("stablehlo.constant") == 1
 
 
+def test_what_only_enlarges_is_repeated_not_kept() -> None:
+    """A broadcast of a bias that both passes need: the backward pass broadcasts again, from the parameter."""
+    module = parse_module(BIASED, make_context())
+    Split().apply(module, [])
+    main = read_main(module)
+    forward, backward = calls(main)["stage_0_forward"], calls(main)["stage_0_backward"]
+    assert [main.type_of(r).shape for r in backward.operands if r.op == forward.id] == []
+    assert Ref(ARGUMENT, 0) in backward.operands
+    body = str(functions(module)["stage_0_backward"])
+    assert body.count("broadcast_in_dim") == 1 and "multiply" in body
+
+
 def test_microbatches_are_cut_where_they_are_used() -> None:
     """The targets' home is stage 0, but their slices are made on stage 1 and never sent."""
     main = read_main(split(MLP))
@@ -89,7 +134,7 @@ def test_sums_and_stacks_stand_between_microbatches_and_update() -> None:
     ]
     stack = next(s for s in main.steps if isinstance(s, Stack))
     assert (main.type_of(stack.operands[0]).shape, stack.results[0].shape) == ((4, 4), (16, 4))
-    assert main.results[3] == main.results[3].__class__(stack.id, 0)
+    assert main.results[3] == Ref(stack.id)
 
 
 def test_update_runs_in_as_few_rounds_as_its_crossings_need() -> None:
