@@ -45,7 +45,6 @@ class Shard(Pass):
     memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
     solver: str = option("highs", "mixed-integer solver: any that CVXPY knows")
     schedule: str = option("1f1b", "what decides how many microbatches are in flight: 1f1b, gpipe or inference")
-    scatter: bool = option(True, "consider ending sums by reduce-scatter (sharded updates as in ZeRO)")
     statistics: bool = option(False, "remark the sizes of each reduction and solver call")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -57,7 +56,7 @@ class Shard(Pass):
         _remark_indivisible(program, remarks)
         given = _given(program, [m for m, _ in meshes], remarks)
         specs = self._specs(module, program, meshes, cluster)
-        solved = solve_stages(program, specs, cluster, self.solver, given, self.scatter)
+        solved = solve_stages(program, specs, cluster, self.solver, given)
         if self.statistics:
             where = location_text(module.operation.location)
             remarks.extend(

@@ -43,7 +43,6 @@ def solve_stages(
     cluster: Cluster,
     solver: str,
     given: dict[str, Sharding],
-    scatter: bool,
 ) -> Solved:
     """Solve every stage. CompileError where memory cannot be kept."""
     ops: dict[int, Strategy] = {}
@@ -56,7 +55,7 @@ def solve_stages(
         links = mesh_links(spec.mesh, cluster, spec.first_device)
         key = (spec.mesh.axes, links.axes, links.outside)
         if key not in enumerators:
-            enumerators[key] = Enumerator(links, cluster, scatter)
+            enumerators[key] = Enumerator(links, cluster)
         graph = _stage_graph(program, enumerators[key], s, spec, given)
         solution = _solve_stage(program, graph, s, spec, solver)
         labels = solution.labels
@@ -110,7 +109,7 @@ def _words(program: Program, graph: StageGraph, node: int) -> str:
         return f"{source.slot} {kind.dtype}{list(kind.shape)}"
     op: OpRecord = program.ops[source.op]
     kind = op.result_types[source.index]
-    return f"{op.op.name} {kind.dtype}{list(kind.shape)} at {location_text(op.op.location)}"
+    return f"result of {op.op.name}, {kind.dtype}{list(kind.shape)}"
 
 
 def _location(program: Program, graph: StageGraph, nodes: list[int]) -> str:

@@ -74,8 +74,6 @@ class Enumerator:
 
     links: MeshLinks
     cluster: Cluster
-    scatter: bool = True
-    """Whether sums may end by reduce-scatter."""
     table: ReshardTable = field(init=False)
     _ops: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
     _values: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
@@ -184,7 +182,7 @@ def _op_strategies(op: OpRecord, enumerator: Enumerator) -> list[Strategy]:
 
 
 def _with_endings(op: OpRecord, held: tuple[tuple[str, ...], ...], enumerator: Enumerator) -> list[Strategy]:
-    factors = op.factors
+    factors, mesh = op.factors, enumerator.mesh
     operands = tuple(_sharding(m, held) for m in factors.operands)
     extra = [Sharding.replicated(len(t.shape)) for t in op.operand_types[len(operands) :]]
     operands = (*operands, *extra)
@@ -193,7 +191,7 @@ def _with_endings(op: OpRecord, held: tuple[tuple[str, ...], ...], enumerator: E
     partial = tuple(Sharding(s.dims, summed) for s in whole)
     compute = _compute(op, held, operands, whole, enumerator)
     found = []
-    for results in _endings(op, held, whole, summed, enumerator):
+    for results in _endings(op, held, whole, summed, mesh):
         pairs = zip(partial, results, op.result_types, strict=True)
         table = enumerator.table
         seconds = sum(table.pair(table.number(p), table.number(r)).at(t.bytes) for p, r, t in pairs)
@@ -210,13 +208,13 @@ def _endings(
     held: tuple[tuple[str, ...], ...],
     whole: tuple[Sharding, ...],
     summed: tuple[str, ...],
-    enumerator: Enumerator,
+    mesh: Mesh,
 ) -> list[tuple[Sharding, ...]]:
     """Result shardings after the sums have ended: each axis all-reduced or scattered onto one dimension."""
     if not summed:
         return [whole]
     kinds = {op.factors.kinds[f] for f, axes in enumerate(held) if axes and op.factors.is_reduction(f)}
-    if kinds != {"add"} or len(whole) != 1 or not enumerator.scatter:
+    if kinds != {"add"} or len(whole) != 1:
         return [whole]
     shape, base = op.result_types[0].shape, whole[0]
     found = []
@@ -226,7 +224,7 @@ def _endings(
             if place >= 0:
                 dims[place].append(axis)
         ended = Sharding(tuple(tuple(d) for d in dims))
-        if ended.divides(shape, enumerator.mesh):
+        if ended.divides(shape, mesh):
             found.append((ended,))
     return found
 

@@ -1,0 +1,147 @@
+"""`alpa-shard`: the plans that must be found, and that a sharded module computes the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import clone_module, make_context, parse_module, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.models import MODELS
+from alpa_mlir.passes.check import CheckShardings
+from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.costs.links import given_links
+from alpa_mlir.passes.intra.graph import build_graph
+from alpa_mlir.passes.intra.program import Program, read_program
+from alpa_mlir.passes.intra.solve import solve
+from alpa_mlir.passes.intra.strategies import Enumerator
+from alpa_mlir.passes.local.steps import reshard_steps
+from alpa_mlir.passes.localize import Localize
+from alpa_mlir.passes.normalize import Normalize
+from alpa_mlir.passes.shard import Shard
+from tests.on_devices import assert_close, random_inputs, run_all
+
+PRICED_BY_PRODUCTS = replace(load_cluster("cpu"), flops=(("f32", 1.0),), memory_bandwidth=float("inf"))
+"""Products dear, everything else free: with α = β = 1 the plan splits all products and then minds communication."""
+
+
+def train_step(name: str, **sizes: object) -> ir.Module:
+    """A built-in model's train step at level 1."""
+    model = MODELS[name]
+    step = model.build(model.config(**sizes))
+    text = jax.jit(step.function, keep_unused=True).lower(*step.arguments).as_text()
+    leaves = [len(jax.tree.leaves(a)) for a in step.arguments]
+    roles = [r for r, n in zip(step.roles, leaves, strict=True) for _ in range(n)]
+    module = parse_module(text, make_context())
+    named = {k: ",".join(str(i) for i, r in enumerate(roles) if r == k) for k in ("batch", "state")}
+    Normalize(batch_args=named["batch"], state_args=named["state"]).apply(module, [])
+    return module
+
+
+def collectives(program: Program, shape: tuple[int, ...], beta: tuple[float, ...]) -> Counter:
+    """(kind, axes, global shape) of every collective of the optimal plan with α = 1 and the given β."""
+    links = given_links(Mesh.from_shape("m", shape), (1.0,) * len(shape), beta)
+    graph = build_graph(program, Enumerator(links, PRICED_BY_PRODUCTS), lambda op: True)
+    labels = solve(graph.problem()).labels
+    found: Counter = Counter()
+    for number, node in graph.of_op.items():
+        for step in graph.strategy(node, labels).ending:
+            found[step.kind, step.axes, program.ops[number].result_types[0].shape] += 1
+    for e in graph.edges:
+        sources = graph.strategy(e.u, labels).results[e.result]
+        for step in reshard_steps(sources, graph.strategy(e.v, labels).operands[e.operand]):
+            if step.kind != "slice":
+                found[step.kind, step.axes, program.ops[graph.nodes[e.v].source.op].operand_types[e.operand].shape] += 1
+    return Counter({k: n for k, n in found.items() if k[2] != ()})
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4,)])
+def test_small_layers_and_a_large_batch_are_data_parallel(shape: tuple[int, ...]) -> None:
+    program = read_program(train_step("mlp", hidden=32, batch=256))
+    axis = ("y",) if shape == (1, 4) else ("x",)
+    expected = {("all_reduce", axis, (32, 32)): 6, ("all_reduce", axis, (32,)): 6}
+    assert collectives(program, shape, (1.0,) * len(shape)) == expected
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4)])
+def test_large_layers_and_a_small_batch_alternate_columns_and_rows(shape: tuple[int, ...]) -> None:
+    program = read_program(train_step("mlp", hidden=256, batch=32))
+    axis = ("y",) if shape == (1, 4) else ("x",)
+    assert collectives(program, shape, (1.0, 1.0)) == {("all_reduce", axis, (32, 256)): 5}
+
+
+def test_slow_and_fast_axes_beat_the_hand_written_plan() -> None:
+    """Batch on the slow axis, hidden on the fast one costs six halves of a gradient on x and five activations on y."""
+    program = read_program(train_step("mlp", hidden=32, batch=256))
+    slow, fast = 1.0, 0.1
+    links = given_links(Mesh.from_shape("m", (2, 2)), (1.0, 1.0), (slow, fast))
+    graph = build_graph(program, Enumerator(links, PRICED_BY_PRODUCTS), lambda op: True)
+    products = sum(2.0 * 256 * 32 * 32 for op in program.ops if op.op.name == "stablehlo.dot_general") / 0.7 / 4
+    by_hand = 6 * (1 + slow * 32 * 32 * 4 / 2) + 5 * (1 + fast * 256 * 32 * 4 / 2) + 6 * (1 + slow * 32 * 4)
+    assert solve(graph.problem()).cost - products <= by_hand
+
+
+CASES = [("mlp", {}, "2x2"), ("gpt", {"layers": 1, "hidden": 64, "vocabulary": 64, "sequence": 16}, "2x2")]
+
+
+@pytest.mark.parametrize(("name", "sizes", "mesh"), CASES)
+def test_a_sharded_step_computes_the_same(name: str, sizes: dict[str, object], mesh: str) -> None:
+    module = train_step(name, **sizes)
+    sharded = clone_module(module)
+    Shard(mesh=mesh, cluster="cpu").apply(sharded, [])
+    assert sharded.operation.verify()
+    alpa.verify(sharded)
+    CheckShardings().apply(sharded, [])
+    Localize().apply(sharded, [])
+    inputs = [np.abs(v) * 0.1 if v.dtype.kind == "f" else v for v in random_inputs(module, np.random.default_rng(0))]
+    expected = run_all([module], [inputs])[0]
+    found = run_all([sharded], [inputs], Mesh.from_shape("stage_0", tuple(int(n) for n in mesh.split("x"))))[0]
+    assert_close(found, expected, name, tolerance=1e-4)
+
+
+def test_same_bytes_twice_and_under_another_hash_seed(tmp_path: os.PathLike[str]) -> None:
+    source = os.path.join(tmp_path, "m.mlir")
+    with open(source, "w", encoding="utf-8") as f:
+        f.write(print_module(train_step("mlp")))
+    texts = []
+    for seed in ("1", "2"):
+        opt = os.path.join(os.path.dirname(sys.executable), "alpa-mlir-opt")
+        command = [opt, source, "--alpa-shard=mesh=2x2 cluster=cpu"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        texts.append(subprocess.run(command, env=environment, check=True, capture_output=True, timeout=240).stdout)
+    assert texts[0] == texts[1] and b"sdy.sharding" in texts[0]
+
+
+def test_less_memory_means_a_smaller_and_slower_plan() -> None:
+    module = train_step("mlp", layers=2, hidden=64, batch=16)
+    free, tight = clone_module(module), clone_module(module)
+    Shard(mesh="4", cluster="cpu").apply(free, [])
+    figures = [_figures(free)]
+    Shard(mesh="4", cluster="cpu", memory=f"{int(figures[0][1] * 0.9)}").apply(tight, [])
+    figures.append(_figures(tight))
+    CheckShardings().apply(tight, [])
+    assert figures[1][1] <= figures[0][1] * 0.9 and figures[1][0] >= figures[0][0]
+
+
+def _figures(module: ir.Module) -> tuple[float, int]:
+    stage = ir.DictAttr(ir.ArrayAttr(module.operation.attributes[alpa.STAGES])[0])
+    return ir.FloatAttr(module.operation.attributes[alpa.COST]).value, ir.IntegerAttr(stage["memory_bytes"]).value
+
+
+def test_a_mesh_must_have_the_clusters_devices() -> None:
+    module = train_step("mlp", layers=2, hidden=32, batch=16)
+    with pytest.raises(CompileError, match="a mesh is written as 2x4"):
+        Shard(mesh="2x", cluster="cpu").apply(module, [])
+    module.operation.attributes[alpa.CLUSTER] = load_cluster("cpu").attribute(module.context)
+    with pytest.raises(CompileError, match="has 8 devices, but the cluster has 4"):
+        Shard(mesh="2x4").apply(module, [])
