@@ -290,7 +290,8 @@ def _dynamic_update_slice(op: ir.Operation, factors: OpFactors) -> OpFactors:
 def added_once(op: ir.Operation) -> tuple[int, ...]:
     """Operands that start the op's sums: of a split reduction they must count once, not once per part.
 
-    Initial values of a reduce, the target of a scatter.
+    Initial values of a reduce, the target of a scatter.  (StableHLO lets a reduce use its initial value any number
+    of times, so only the monoid's identity is portable; XLA adds it once, except over dimensions of size one.)
     """
     if op.name == "stablehlo.reduce":
         return tuple(range(len(op.operands) // 2, len(op.operands)))

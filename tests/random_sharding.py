@@ -28,15 +28,25 @@ from alpa_mlir.dialect.sharding import (
 from alpa_mlir.passes.local.device_function import captured_values
 
 
-def annotate(module: ir.Module, function: ir.Operation, mesh: Mesh, rng: random.Random, partial: float = 0.15) -> None:
-    """Shard `function` at random on `mesh`; `partial` is how often a partial sum stays partial."""
+def annotate(
+    module: ir.Module,
+    function: ir.Operation,
+    mesh: Mesh,
+    rng: random.Random,
+    partial: float = 0.15,
+    follow: float = 0.0,
+) -> None:
+    """Shard `function` at random on `mesh`.
+
+    `partial` is how often a partial sum stays partial, `follow` how often an op takes its operands' axes.
+    """
     declare_mesh(module, mesh)
-    Annotator(function, mesh, rng, partial).run()
+    Annotator(function, mesh, rng, partial, follow).run()
 
 
 class Annotator:
-    def __init__(self, function: ir.Operation, mesh: Mesh, rng: random.Random, partial: float) -> None:
-        self.function, self.mesh, self.rng, self.partial = function, mesh, rng, partial
+    def __init__(self, function: ir.Operation, mesh: Mesh, rng: random.Random, partial: float, follow: float) -> None:
+        self.function, self.mesh, self.rng, self.partial, self.follow = function, mesh, rng, partial, follow
         self.factors = read_factors(function)
         self.known: dict[ir.Value, Sharding] = {}
 
@@ -52,6 +62,8 @@ class Annotator:
         results = []
         for number, value in enumerate(operations[-1].operands):
             wanted = self.any_sharding(value, 0)
+            if self.rng.random() < self.follow:
+                wanted = Sharding(self.known[value].dims)
             if self.rng.random() < self.partial:
                 wanted = Sharding(
                     tuple(tuple(a for a in d if a not in self.known[value].partial) for d in wanted.dims),
@@ -85,7 +97,8 @@ class Annotator:
     def annotate_op(self, op: ir.Operation) -> None:
         factors = self.factors[op_id(op)]
         carried = self.choose_carried(op)
-        axes = self.choose_axes(factors, set(carried))
+        follows = len(op.operands) and self.rng.random() < self.follow
+        axes = self.operand_axes(op, factors, set(carried)) if follows else self.choose_axes(factors, set(carried))
         reduced = [a for f in axes for a in axes[f] if factors.is_reduction(f)]
         kinds = {factors.kinds[f] for f in axes if axes[f] and factors.is_reduction(f)}
         for number in range(len(op.operands)):
@@ -114,6 +127,19 @@ class Annotator:
             fits = [f for f in axes if self.may_split(factors, axes, f, axis, bool(taken))]
             if axis not in taken and fits and self.rng.random() < 0.85:
                 axes[self.rng.choice(fits)].append(axis)
+        return axes
+
+    def operand_axes(self, op: ir.Operation, factors: OpFactors, taken: set[str]) -> dict[int, list[str]]:
+        """The axes that already split the operands, wherever the op can be split so."""
+        axes: dict[int, list[str]] = {f: [] for f in range(len(factors.sizes))}
+        used = set(taken)
+        for value, mapping in zip(op.operands, factors.operands, strict=True):
+            for on, dim in zip(self.known[value].dims, mapping, strict=True):
+                for axis in on:
+                    fits = [f for f in dim if axis not in used and self.may_split(factors, axes, f, axis, bool(taken))]
+                    if fits:
+                        axes[fits[0]].append(axis)
+                        used.add(axis)
         return axes
 
     def may_split(self, factors: OpFactors, axes: dict[int, list[str]], f: int, axis: str, carries: bool) -> bool:

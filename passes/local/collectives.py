@@ -186,7 +186,9 @@ def byte_size(kind: ir.Type) -> int:
     """Bytes of a static tensor; elements below one byte take one, complex numbers two floats."""
     tensor = ir.RankedTensorType(kind)
     element = tensor.element_type
-    width: int = 2 * ir.ComplexType(element).element_type.width if isinstance(element, ir.ComplexType) else element.width
+    width: int = (
+        2 * ir.ComplexType(element).element_type.width if isinstance(element, ir.ComplexType) else element.width
+    )
     return prod(tensor.shape) * max(1, width // 8)
 
 
@@ -199,9 +201,9 @@ _HLO_SHAPE = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 def _in_hlo(text: str) -> Iterator[tuple[str, int]]:
     for match in _HLO_KIND.finditer(text):
         shapes = _HLO_SHAPE.findall(match.group(1))
-        if match.group(3):
-            # An asynchronous start yields (operands, results): only the results are counted.
-            shapes = shapes[len(shapes) // 2 :]
+        if match.group(3) and match.group(2) in ("all-gather", "collective-permute"):
+            # An asynchronous start of these yields (operand, result, …): only the result is counted.
+            shapes = [s for s in shapes if s[2]][1:2] or shapes[1:2]
         yield match.group(2).replace("-", "_"), sum(_hlo_bytes(*s) for s in shapes)
 
 

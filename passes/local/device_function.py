@@ -36,10 +36,10 @@ from alpa_mlir.dialect.sharding import (
     set_result_attributes,
     sharding_attribute,
 )
-from alpa_mlir.passes.local.collectives import DeviceProgram
+from alpa_mlir.passes.local.collectives import CollectiveCount, DeviceProgram, byte_size
 from alpa_mlir.passes.local.device_placement import Placement, place
 from alpa_mlir.passes.local.shrink import shrink_op
-from alpa_mlir.passes.local.steps import Step, reshard_steps
+from alpa_mlir.passes.local.steps import SLICE, Step, reshard_steps
 
 RESHARDS = ("sdy.reshard", "sdy.sharding_constraint")
 
@@ -228,9 +228,7 @@ def _open(
     types = [boundary_type(v.type, s, mesh) for v, s in zip(terminator.operands, boundary.results, strict=True)]
     sources = [boundary_sharding(s) for s in boundary.arguments]
     targets = [boundary_sharding(s) for s in boundary.results]
-    for value, sharding in zip(block.arguments, boundary.arguments, strict=True):
-        if sharding.partial:
-            value.set_type(boundary_type(value.type, sharding, mesh))
+    inputs = [boundary_type(v.type, s, mesh) for v, s in zip(block.arguments, boundary.arguments, strict=True)]
     manual = sdy.ManualComputationOp(
         types,
         list(block.arguments),
@@ -239,7 +237,7 @@ def _open(
         _manual_axes(mesh, function.context),
         ip=ir.InsertionPoint(terminator),
     )
-    locals_ = [_local_type(v.type, s, mesh) for v, s in zip(block.arguments, sources, strict=True)]
+    locals_ = [_local_type(t, s, mesh) for t, s in zip(inputs, sources, strict=True)]
     inner = ir.Block.create_at_start(manual.operation.regions[0], locals_, [function.location] * len(locals_))
     return manual.operation, inner
 
@@ -363,8 +361,10 @@ def _splat(kind: ir.Type, value: int, ip: ir.InsertionPoint) -> ir.Value:
 def _retype(function: ir.Operation, mesh: Mesh, boundary: Boundary) -> None:
     """Write the boundary's types and shardings on the function."""
     block = function.regions[0].blocks[0]
-    with function.context:
-        inputs = [v.type for v in block.arguments]
+    with function.location:
+        inputs = [boundary_type(v.type, s, mesh) for v, s in zip(block.arguments, boundary.arguments, strict=True)]
+        for value, kind in zip(block.arguments, inputs, strict=True):
+            value.set_type(kind)
         outputs = [v.type for v in _body(function)[-1].operands]
         function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, outputs))
         for read, write, shardings in (
@@ -375,3 +375,17 @@ def _retype(function: ir.Operation, mesh: Mesh, boundary: Boundary) -> None:
             for entry, sharding in zip(attributes, shardings, strict=True):
                 entry[SHARDING] = sharding_attribute(boundary_sharding(sharding), mesh.name, function.context)
             write(function, attributes)
+
+
+def planned_collectives(function: ir.Operation, mesh: Mesh) -> dict[str, CollectiveCount]:
+    """The collectives that the shardings of a function ask for, by kind; what the localiser will emit."""
+    found: dict[str, CollectiveCount] = {}
+    for item in plan_function(function, mesh):
+        chains = [item.steps] if item.placement is None else item.placement.endings
+        for value, steps in zip(item.op.results, chains, strict=False):
+            for step in steps:
+                if step.kind != SLICE and mesh.extent(step.axes) > 1:
+                    with item.op.location:
+                        kind = _local_type(value.type, step.after, mesh)
+                    found[step.kind] = found.get(step.kind, CollectiveCount()).add(byte_size(kind))
+    return dict(sorted(found.items()))

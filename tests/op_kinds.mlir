@@ -695,7 +695,7 @@ func.func public @main(%arg0: tensor<8x4xbf16>) -> tensor<4xbf16> {
 // reduce_two: ij,ij,,->i,i j:add
 func.func public @main(%arg0: tensor<8x4xf32>, %arg1: tensor<8x4xi32>) -> (tensor<8xf32>, tensor<8xi32>) {
   %cst = stablehlo.constant dense<0.000000e+00> : tensor<f32>
-  %c = stablehlo.constant dense<1> : tensor<i32>
+  %c = stablehlo.constant dense<0> : tensor<i32>
   %0:2 = stablehlo.reduce(%arg0 init: %cst), (%arg1 init: %c) across dimensions = [1] : (tensor<8x4xf32>, tensor<8x4xi32>, tensor<f32>, tensor<i32>) -> (tensor<8xf32>, tensor<8xi32>)
    reducer(%arg2: tensor<f32>, %arg4: tensor<f32>) (%arg3: tensor<i32>, %arg5: tensor<i32>)  {
     %1 = stablehlo.add %arg2, %arg4 : tensor<f32>
@@ -1027,9 +1027,10 @@ func.func public @main(%arg0: tensor<8x4xf32>) -> (tensor<8x2xf32>, tensor<8x2xi
 // -----
 
 // rng_bit_generator: !->!,!!
-func.func public @main(%arg0: tensor<2xui64>) -> (tensor<2xui64>, tensor<8x4xui32>) {
-  %output_state, %output = stablehlo.rng_bit_generator %arg0, algorithm = THREE_FRY : (tensor<2xui64>) -> (tensor<2xui64>, tensor<8x4xui32>)
-  return %output_state, %output : tensor<2xui64>, tensor<8x4xui32>
+func.func public @main(%arg0: tensor<2x2xui32>) -> tensor<8x4xui32> {
+  %0 = stablehlo.bitcast_convert %arg0 : (tensor<2x2xui32>) -> tensor<2xui64>
+  %1:2 = stablehlo.rng_bit_generator %0, algorithm = THREE_FRY : (tensor<2xui64>) -> (tensor<2xui64>, tensor<8x4xui32>)
+  return %1#1 : tensor<8x4xui32>
 }
 
 // -----
