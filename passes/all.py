@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-
-_MODULES = ("normalize", "microbatch", "layers", "stages", "shard", "localize", "split", "schedule", "check")
-
-for _name in _MODULES:
-    with contextlib.suppress(ImportError):
-        importlib.import_module(f"alpa_mlir.passes.{_name}")
+from alpa_mlir.passes import check as check
+from alpa_mlir.passes import layers as layers
+from alpa_mlir.passes import localize as localize
+from alpa_mlir.passes import microbatch as microbatch
+from alpa_mlir.passes import normalize as normalize
+from alpa_mlir.passes import schedule as schedule
+from alpa_mlir.passes import shard as shard
+from alpa_mlir.passes import split as split
+from alpa_mlir.passes import stages as stages

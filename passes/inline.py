@@ -30,6 +30,14 @@ def inline_calls(module: ir.Module, root: str = "main") -> None:
             _expand(call, defined[_callee(call)], module)
 
 
+def require_no_recursion(module: ir.Module) -> None:
+    """`CompileError` at a call that is recursive, or that calls a function without a body."""
+    defined = functions(module)
+    calls = {name: _calls(function) for name, function in defined.items()}
+    for name in defined:
+        _callees_first(calls, defined, name)
+
+
 def _calls(function: ir.Operation) -> list[ir.Operation]:
     return [op for op in walk(function) if op.name == CALL]
 

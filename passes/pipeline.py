@@ -226,7 +226,7 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
 
 def _guarded(step: Upstream) -> bool:
     """Whether the input of this step must be looked at right before it runs."""
-    return any(n.startswith("sdy-") and n.endswith("-pipeline") for n in step.names)
+    return any(n.startswith("sdy-") or n == "inline" for n in step.names)
 
 
 def _run_upstream(module: ir.Module, step: Upstream, remarks: list[Remark], verify_each: bool) -> None:

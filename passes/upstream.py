@@ -1,17 +1,19 @@
 """The upstream C++ passes that may stand in a pipeline, and where.
 
-jaxlib links about 80 MLIR, Shardy and StableHLO passes.  The C++ pass manager checks names, but some
-passes abort the whole process when nested wrongly or run on a module they do not expect, so both
-are checked here first, against tables found by experiment with jaxlib 0.10: every name was run at
-both nestings in a child process.
+jaxlib links about 80 MLIR, Shardy and StableHLO passes.  The C++ pass manager checks names, but some passes
+abort the whole process when nested wrongly or run on a module they do not expect, so both are checked here
+first.  The tables were found by experiment with jaxlib 0.10: every name was run at both nestings, and on a
+dozen odd modules (empty, without bodies, recursive, with unregistered ops, …), each in a child process.
 """
 
 from __future__ import annotations
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.inline import require_no_recursion
 from alpa_mlir.passes.registry import PipelineError, did_you_mean, registered
 
 MODULE = "builtin.module"
@@ -63,7 +65,14 @@ ON_FUNCTIONS = _names(
 )
 NAMES = ANYWHERE | ON_MODULES | ON_FUNCTIONS
 
-_NEEDS_PUBLIC_MAIN = frozenset(("sdy-propagation-pipeline", "sdy-import-pipeline"))
+_NEEDS_PUBLIC_MAIN = _names("sdy-propagation-pipeline sdy-import-pipeline")
+_NEEDS_NO_RECURSION = _names("sdy-propagation-pipeline sdy-import-pipeline sdy-import-func-calls")
+_NEEDS_KNOWN_OPS = _names(
+    """
+    inline sdy-aggressive-propagate sdy-basic-propagate sdy-op-priority-propagate
+    sdy-user-priority-propagate sdy-propagation-pipeline sdy-resolve-permutation-factors
+    """
+)
 
 
 def check_name(name: str, anchor: str) -> None:
@@ -78,15 +87,41 @@ def check_name(name: str, anchor: str) -> None:
 
 def check_input(names: tuple[str, ...], module: ir.Module) -> None:
     """`CompileError` where one of the passes would abort the process on this module."""
-    risky = [n for n in names if n.startswith("sdy-")]
-    for op in module.body.operations if risky else ():
+    shardy = [n for n in names if n.startswith("sdy-")]
+    if shardy:
+        _check_functions(shardy[0], module)
+    for name in names:
+        if name in _NEEDS_PUBLIC_MAIN:
+            _check_public_main(name, module)
+        if name in _NEEDS_NO_RECURSION:
+            require_no_recursion(module)
+        if name in _NEEDS_KNOWN_OPS:
+            _check_ops(name, module)
+
+
+def _check_functions(name: str, module: ir.Module) -> None:
+    defined = functions(module)
+    for op in module.body.operations:
         if op.operation.name.startswith("vhlo."):
             raise CompileError(
-                f"{risky[0]} cannot run on VHLO: put vhlo-legalize-to-stablehlo before it", op.operation.location
+                f"{name} cannot run on VHLO: put vhlo-legalize-to-stablehlo before it", op.operation.location
             )
-    needs_main = [n for n in names if n in _NEEDS_PUBLIC_MAIN]
-    main = functions(module).get("main") if needs_main else None
+    if not defined:
+        raise CompileError(f"{name} needs a function, the module has none", module.operation.location)
+    for symbol, function in defined.items():
+        if len(function.regions[0].blocks) == 0:
+            raise CompileError(f"{name} needs a body for each function, @{symbol} has none", function.location)
+
+
+def _check_public_main(name: str, module: ir.Module) -> None:
+    main = functions(module).get("main")
     if main is not None and "sym_visibility" in main.attributes:
         visibility = ir.StringAttr(main.attributes["sym_visibility"]).value
         if visibility != "public":
-            raise CompileError(f"{needs_main[0]} needs a public @main, this one is {visibility}", main.location)
+            raise CompileError(f"{name} needs a public @main, this one is {visibility}", main.location)
+
+
+def _check_ops(name: str, module: ir.Module) -> None:
+    for op in walk(module.operation):
+        if op.name.startswith("alpa."):
+            raise CompileError(f"{name} cannot run on a module with instructions such as {op.name}", op.location)
