@@ -99,6 +99,8 @@ class Program:
     feeds: tuple[Feed, ...]
     microbatches: int
     functions: tuple[str, ...]
+    module: ir.Module = field(compare=False, repr=False)
+    """Kept alive for the ops of the records."""
 
     @property
     def staged(self) -> bool:
@@ -123,7 +125,7 @@ def read_program(module: ir.Module, microbatches: int = 0) -> Program:
         reader.read(name, found[name], replaced)
     attributes = module.operation.attributes
     stored = int(ir.IntegerAttr(attributes[alpa.MICROBATCHES]).value) if alpa.MICROBATCHES in attributes else 1
-    return Program(tuple(reader.ops), reader.slots, tuple(reader.feeds), microbatches or stored, names)
+    return Program(tuple(reader.ops), reader.slots, tuple(reader.feeds), microbatches or stored, names, module)
 
 
 def _replacements(main: ir.Operation) -> dict[int, int]:
