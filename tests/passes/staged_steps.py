@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 from jaxlib.mlir import ir
+from on_devices import random_inputs
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
@@ -26,16 +29,23 @@ from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.pipeline import parse_pipeline, run_pipeline
 
 
-def layered(name: str, microbatches: int, layers: int) -> tuple[ir.Module, list[np.ndarray]]:
-    """A tiny built-in train step at level 3, and values for its arguments."""
+def layered(name: str, microbatches: int, layers: int, *, train: bool = True) -> tuple[ir.Module, list[np.ndarray]]:
+    """A tiny built-in step at level 3, and values for its arguments.
+
+    The optimizer is SGD with momentum: its new state is linear in the gradients, so rounding stays small (Adam's
+    first step divides each gradient by its own magnitude).
+    """
     model = MODELS[name]
-    config = model.presets["tiny"]
-    module = parse_module(print_module(lower(model.build(config))), make_context(), name)
+    config = replace(model.presets["tiny"], optimizer="sgd")
+    step = model.build(config) if train else model.build_inference(config)
+    module = parse_module(print_module(lower(step)), make_context(), name)
     options = f"count={microbatches} allow-per-microbatch-statistics=true"
     text = f"alpa-normalize,alpa-microbatch{{{options}}},alpa-layers{{count={layers}}}"
     assert every_pass
     run_pipeline(module, parse_pipeline(text), [])
-    return module, [np.asarray(v) for v in jax.tree.leaves(model.initial_values(config, 0))]
+    if train:
+        return module, [np.asarray(v) for v in jax.tree.leaves(model.initial_values(config, 0))]
+    return module, random_inputs(one_device(module), np.random.default_rng(0))
 
 
 def replicated(module: ir.Module, stages: int) -> ir.Module:
@@ -121,3 +131,13 @@ def one_device(module: ir.Module) -> ir.Module:
         if name.startswith("alpa."):
             del alone.operation.attributes[name]
     return alone
+
+
+def assert_same_step(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    """Equal up to 1e-4 of each result's largest magnitude (at least 0.01: some gradients are zero but for rounding)."""
+    assert len(found) == len(expected)
+    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        scale = max(0.01, float(np.abs(b.astype(np.float64)).max(initial=0)))
+        worst = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0)) / scale
+        assert worst < 1e-4, f"result {number} differs by {worst} of its largest magnitude"

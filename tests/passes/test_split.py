@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jaxlib.mlir import ir
 from on_devices import assert_close, random_inputs, run_all
-from staged_steps import layered, one_device, replicated
+from staged_steps import assert_same_step, layered, one_device, replicated
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.plan import read_plan
 from alpa_mlir.dialect.staged import ARGUMENT, Accumulate, Fragment, PlanMain, Ref, Slice, Stack, Transfer, read_main
 from alpa_mlir.passes.schedule import SchedulePass
 from alpa_mlir.passes.split import Split
@@ -245,16 +246,27 @@ def test_split_step_equals_one_device(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "microbatches", "stages"),
-    [("mlp", 2, 1), ("mlp", 4, 2), ("gpt", 4, 4), ("moe", 2, 2), ("wide_resnet", 2, 2)],
+    [("mlp", 2, 1), ("mlp", 4, 2), ("gpt", 4, 4), ("moe", 2, 2), ("bert", 2, 2), ("wide_resnet", 2, 2)],
 )
 def test_models_equal_one_device(name: str, microbatches: int, stages: int) -> None:
-    """Built-in train steps (tied embeddings, experts, batch norm, Adam), replicated stages, scheduled."""
+    """Built-in train steps (tied embeddings, experts, token counts, batch norm), replicated stages, scheduled."""
     module, values = layered(name, microbatches, stages)
     expected = run_all([one_device(module)], [values])[0]
     module = replicated(module, stages)
     Split().apply(module, [])
     SchedulePass().apply(module, [])
-    assert_close(run_plan(print_module(module), values), expected, name)
+    assert_same_step(run_plan(print_module(module), values), expected)
+
+
+def test_inference_has_no_backward_and_no_update() -> None:
+    module, values = layered("mlp", 2, 2, train=False)
+    expected = run_all([one_device(module)], [values])[0]
+    module = replicated(module, 2)
+    Split().apply(module, [])
+    assert list(calls(read_main(module))) == ["stage_0_forward", "stage_1_forward"]
+    SchedulePass().apply(module, [])
+    assert {s.kind for s in read_plan(module).schedules} == {"inference"}
+    assert_same_step(run_plan(print_module(module), values), expected)
 
 
 def test_same_input_same_bytes() -> None:
