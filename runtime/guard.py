@@ -87,6 +87,7 @@ def die_with_parent() -> None:
 def guarded(rank: int, body: Callable[[], None]) -> None:
     """Run a rank's work; on any failure print it with the rank's number first and end the whole job."""
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     try:
         body()
     except CompileError as e:

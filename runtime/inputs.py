@@ -1,9 +1,8 @@
 """The arguments of a run: drawn from a seed, or read from an `.npz` file.
 
 Drawn: argument i comes from `numpy.random.default_rng([seed, i])`, so it is the same on every rank and for every
-number of ranks; floats are normal with scale 0.02, integers uniform in 0…7, booleans uniform.  `nonnegative`
-draws magnitudes for state arguments instead: an optimizer that takes the square root of its state (Adam) makes
-NaN of a negative one.
+number of ranks; floats are normal with scale 0.02, integers uniform in 0…7, booleans uniform.  Of an argument marked
+`alpa.nonnegative` (the program takes its root or logarithm, as Adam does) the magnitude is drawn.
 
 In a file argument i is called `arg<i>`; for a batch that changes from step to step `arg<i>@0`, `arg<i>@1`, ….
 numpy writes bfloat16 as two raw bytes, which are read back as such.  Only rank 0 reads the file.
@@ -33,7 +32,6 @@ class Drawn:
 
     arguments: tuple[Argument, ...]
     seed: int
-    nonnegative: bool = False
 
     def value(self, number: int, step: int) -> Array | None:
         """Argument `number` whole; None in all steps but the first, as it does not change."""
@@ -41,7 +39,7 @@ class Drawn:
             return None
         argument = self.arguments[number]
         found = draw(argument.type.shape, dtype_of(argument.type.element), self.seed, number)
-        if self.nonnegative and argument.role == "state" and found.dtype.kind not in "iub":
+        if argument.nonnegative:
             return np.asarray(np.abs(found), found.dtype)
         return found
 

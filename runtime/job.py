@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from jaxlib.mlir import ir
@@ -33,7 +33,6 @@ class Job:
     plan: str
     steps: int = 1
     seed: int = 0
-    nonnegative: bool = False
     inputs: str | None = None
     outputs: str | None = None
     reference: Callable[[], ir.Module] | None = None
@@ -48,19 +47,22 @@ def run_local(job: Job) -> int:
     return _Rank(job, module, plan, None).run()
 
 
-def run_under_mpi(job: Job) -> int:
-    """Run this rank's part of the plan and return the exit status; ends the process itself on failure."""
+def run_under_mpi(job: Job) -> NoReturn:
+    """Run this rank's part of the plan and end the process with the job's exit status."""
     die_with_parent()
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
-    status = [OK]
 
     def body() -> None:
-        status[0] = _run_rank(job, world)
+        status = _run_rank(job, world)
+        layout.disconnect()
+        MPI.Finalize()
+        # Taking apart the interpreter and XLA's clients has no order between ranks, and was seen to hang.
+        leave(status)
 
     guarded(world.rank, body)
-    return status[0]
+    leave(FAILED)
 
 
 def _run_rank(job: Job, world: Any) -> int:
@@ -140,7 +142,8 @@ class _Rank:
         from alpa_mlir.runtime.transport.mpi import MpiTransport
         from alpa_mlir.runtime.worker import Worker
 
-        self._peers = None if world is None or count == 1 else MpiTransport(world)
+        shared = len(self._layout.groups[self._rank]) > 1
+        self._peers = None if world is None or count == 1 else MpiTransport(world, threaded=shared)
         self._watchdog = Watchdog(self._rank, job.timeout)
         self._source = self._open_inputs()
         self._reference = self._open_reference()
@@ -168,7 +171,7 @@ class _Rank:
 
         arguments = self._plan.main.arguments
         if self._job.inputs is None:
-            return Drawn(arguments, self._job.seed, self._job.nonnegative)
+            return Drawn(arguments, self._job.seed)
         return self._on_rank_0(lambda: FromFile(str(self._job.inputs), arguments, self._job.steps))
 
     def _open_reference(self) -> Any:

@@ -104,6 +104,14 @@ def connect(layout: Layout, communicator: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def disconnect() -> None:
+    """Leave the group's jax job, if there is one; its members leave together."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
 def _meeting_point(communicator: Any) -> str:
     """`host:port` at which the group's first rank listens; agreed by a broadcast."""
     from mpi4py import MPI

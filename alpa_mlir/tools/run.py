@@ -45,10 +45,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--inputs", metavar="FILE.npz", help="arguments of the first step, and later batches")
     parser.add_argument("--outputs", metavar="FILE.npz", help="where to write the results of the last step")
     parser.add_argument("--seed", type=_natural, default=0, help="seed of drawn arguments; default 0")
-    parser.add_argument(
-        "--init", choices=("normal", "nonnegative"), default="normal",
-        help="how state is drawn; nonnegative: magnitudes, as an optimizer with a square root of its state needs",
-    )  # fmt: skip
     parser.add_argument("--reference", metavar="MODEL", help="the original program: run it on one device and compare")
     parser.add_argument(
         "--tolerance", type=_not_negative, metavar="R",
@@ -100,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_local(job)
     if not under_mpirun():
         raise UsageError(f"start it as mpirun -n N {NAME} PLAN, or give -n N or --local")
-    return run_under_mpi(job)
+    run_under_mpi(job)
 
 
 def _without_ranks(arguments: list[str]) -> list[str]:
@@ -110,18 +106,16 @@ def _without_ranks(arguments: list[str]) -> list[str]:
 
 
 def _job(options: argparse.Namespace) -> Job:
-    from alpa_mlir.dialect.context import make_context
-    from alpa_mlir.model_file import read_model
+    from alpa_mlir.reference import reference_program
 
     path = options.reference
     return Job(
         plan=options.plan,
         steps=options.steps,
         seed=options.seed,
-        nonnegative=options.init == "nonnegative",
         inputs=options.inputs,
         outputs=options.outputs,
-        reference=None if path is None else lambda: read_model(path, make_context()),
+        reference=None if path is None else lambda: reference_program(path, options.plan),
         reference_name="-" if path is None else f"{path}:1:1",
         tolerance=options.tolerance,
         timeout=options.timeout,

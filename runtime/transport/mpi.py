@@ -5,11 +5,15 @@ view of the array until the message has left: as long as the view lives XLA does
 it, a donation during the send was seen to corrupt the message).  Boxes that are not contiguous are packed.
 Messages above 1 GiB go in chunks, because Open MPI refuses counts above 2³¹-1.
 
-Only one thread talks to MPI, so any thread level will do.
+Where a submesh spans ranks, a program of its may hold the calling thread until its peers arrive, and a peer may
+be waiting for a message of ours: there a thread makes the progress.  One lock keeps the two threads from talking
+to MPI at once.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +23,13 @@ from alpa_mlir.runtime.transport.base import Array, Held, Transport, Window
 from alpa_mlir.runtime.transport.local import is_ready
 
 CHUNK = 1 << 30
+_PAUSE = 2e-4
 
 
 class MpiTransport(Transport):
     """Point-to-point messages on one communicator (duplicated, so that no other message can match)."""
 
-    def __init__(self, communicator: Any) -> None:
+    def __init__(self, communicator: Any, *, threaded: bool) -> None:
         from mpi4py import MPI
 
         self._comm = communicator.Dup()
@@ -32,40 +37,52 @@ class MpiTransport(Transport):
         self._tag_limit = int(self._comm.Get_attr(MPI.TAG_UB))
         self._waiting: list[tuple[Held, Window, int, int]] = []
         self._leaving: list[tuple[Array, list[Any]]] = []
+        self._lock = threading.RLock()
+        if threaded:
+            threading.Thread(target=self._keep_moving, daemon=True, name="messages").start()
 
     def post_send(self, held: Held, window: Window, receiver: int, tag: int) -> None:
         """See `Transport`."""
-        self._waiting.append((held, window, receiver, tag))
-        self.progress()
+        with self._lock:
+            self._waiting.append((held, window, receiver, tag))
+            self.progress()
 
     def post_receive(self, target: Array, sender: int, tag: int) -> Callable[[], bool]:
         """See `Transport`; posted at once, so that the message can land early."""
         direct = target.flags.c_contiguous
         landing = target if direct else np.empty(target.shape, target.dtype)
-        requests = [self._comm.Irecv([c, self._byte], sender, self._tag(tag)) for c in chunks(landing)]
+        with self._lock:
+            requests = [self._comm.Irecv([c, self._byte], sender, self._tag(tag)) for c in chunks(landing)]
         done = False
 
         def test() -> bool:
             nonlocal done
-            if not done and all(r.Test() for r in requests):
-                if not direct:
-                    target[...] = landing
-                done = True
+            with self._lock:
+                if not done and all(r.Test() for r in requests):
+                    if not direct:
+                        target[...] = landing
+                    done = True
             return done
 
         return test
 
     def progress(self) -> None:
         """See `Transport`."""
-        if self._waiting:
-            still = [send for send in self._waiting if not self._issue(*send)]
-            self._waiting = still
-        if self._leaving:
+        if not self._waiting and not self._leaving:
+            return
+        with self._lock:
+            self._waiting = [send for send in self._waiting if not self._issue(*send)]
             self._leaving = [(view, rs) for view, rs in self._leaving if not all(r.Test() for r in rs)]
 
     def idle(self) -> bool:
         """See `Transport`."""
-        return not self._waiting and not self._leaving
+        with self._lock:
+            return not self._waiting and not self._leaving
+
+    def _keep_moving(self) -> None:
+        while True:
+            self.progress()
+            time.sleep(_PAUSE)
 
     def _issue(self, held: Held, window: Window, receiver: int, tag: int) -> bool:
         if not is_ready(held):
