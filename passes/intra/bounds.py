@@ -16,9 +16,9 @@ import numpy as np
 from alpa_mlir.passes.intra.problem import Array
 from alpa_mlir.passes.intra.reductions import Reduction, WorkingGraph
 
-SWEEPS = 400
+SWEEPS = 300
 ROUNDING = 5
-PATIENCE = 60
+PATIENCE = 30
 GAP = 1e-11
 """Relative difference of cost that counts as none (rounding of sums)."""
 
@@ -118,15 +118,16 @@ class FixByBound(Reduction):
     Where the gap closes (to `GAP` of the cost) that labelling is optimal, and every node keeps only its label.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, upper: float = float("inf")) -> None:
         self.lower = float("-inf")
-        self.upper = float("inf")
+        self.upper = upper
+        """The least cost known of any labelling of the graph (one found before, or here)."""
         self.best: dict[int, int] = {}
 
     @property
     def closed(self) -> bool:
-        """Whether the best labelling is proven optimal."""
-        return self.upper - self.lower <= GAP * abs(self.upper)
+        """Whether a labelling is proven optimal."""
+        return bool(self.best) and self.upper - self.lower <= GAP * abs(self.upper)
 
     def apply(self, graph: WorkingGraph) -> int:
         if not graph.costs:
@@ -136,8 +137,9 @@ class FixByBound(Reduction):
         dropped = 0
         slack = self.upper - self.lower + GAP * abs(self.upper)
         for v in messages.order:
-            chosen = np.arange(len(graph.costs[v])) == self.best[v]
-            keep = chosen if self.closed else messages.reduced(v) <= slack
+            reduced = messages.reduced(v)
+            keep = np.arange(len(reduced)) == self.best[v] if self.closed else reduced <= slack
+            keep[int(np.argmin(reduced))] |= not keep.any()
             if not keep.all():
                 graph.keep(v, keep)
                 dropped += int((~keep).sum())
@@ -161,7 +163,7 @@ class FixByBound(Reduction):
         for forward in (True, False):
             labels = messages.rounded(forward)
             cost = descend(graph, labels)
-            if cost < self.upper:
+            if cost < self.upper + GAP * abs(self.upper) and (cost < self.upper or not self.best):
                 self.upper, self.best = cost, labels
 
     def invert(self, labels: dict[int, int]) -> None:

@@ -18,6 +18,8 @@ from alpa_mlir.passes.intra.milp import check_solver, solve_program
 from alpa_mlir.passes.intra.problem import Problem, Solution
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph, components
 
+ROUNDS = 8
+
 
 def solve(problem: Problem, solver: str = "highs", *, reduce: bool = True) -> Solution:
     """An optimal labelling of the problem. CompileError where memory cannot be kept or the solver fails."""
@@ -78,19 +80,27 @@ def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
 
 
 def _reduce(graph: WorkingGraph, memory: bool, steps: list[str]) -> list[Reduction]:
-    """Eliminate and prune, then drop labels by bound, and again what that made possible."""
+    """Eliminate and prune, then drop labels by bound, as long as that makes more possible."""
     chain: list[Reduction] = []
-    for by_bound in (True, False):
+    upper = float("inf")
+    for _ in range(ROUNDS):
         for reduction in (Eliminate(), Prune(), Eliminate()):
             count = reduction.apply(graph)
             chain.append(reduction)
-            steps.append(f"{type(reduction).__name__.lower()}: {count} gone: {graph.size()}")
-        if not by_bound or memory or not graph.costs:
+            if count:
+                steps.append(f"{type(reduction).__name__.lower()}: {count} gone: {graph.size()}")
+        if memory or not graph.costs:
             break
-        bound = FixByBound()
+        bound = FixByBound(upper - graph.constant)
+        labels = sum(len(c) for c in graph.costs.values())
         count = bound.apply(graph)
+        upper = min(upper, bound.upper + graph.constant)
         chain.append(bound)
-        steps.append(f"fix by bound: {count} labels gone, gap {bound.upper - bound.lower:.3g} of {bound.upper:.3g}")
+        steps.append(
+            f"fix by bound: {count} of {labels} labels gone, gap {bound.upper - bound.lower:.3g} of {upper:.3g}"
+        )
+        if not bound.closed and count < labels // 20:
+            break
     return chain
 
 
