@@ -130,6 +130,7 @@ class _Writer:
         self.main = main
         self.lanes: dict[str, list[Instruction]] = {mesh: [] for mesh in meshes}
         self.cut: set[Job] = set()
+        self.collected: set[int] = set()
         self.collectors: dict[int, list[Step]] = {}
         for step in main.steps:
             if isinstance(step, (Accumulate, Stack)):
@@ -159,6 +160,7 @@ class _Writer:
         """Add the results of `made` to whatever collects them."""
         for step in self.collectors.get(made.id, ()):
             self.lanes[step.results[0].mesh].append(Combine(step.id, m))
+            self.collected.add(step.id)
 
     def emit_rest(self) -> None:
         """What no run reads: slices that are only collected, and collected values of the whole step.
@@ -166,17 +168,15 @@ class _Writer:
         These come last on the list of their submesh, before the update that reads them.
         """
         for step in self.main.steps:
-            if isinstance(step, (Accumulate, Stack)) and not self._is_collected(step):
+            if isinstance(step, (Accumulate, Stack)) and step.id not in self.collected:
                 rest: list[Instruction] = []
                 for m in range(self.main.microbatches):
                     source = step.operands[0]
-                    if self.main.per_microbatch(source):
+                    if self.main.per_microbatch(source) and (source.op, m) not in self.cut:
+                        self.cut.add((source.op, m))
                         rest.append(Run(source.op, m))
                     rest.append(Combine(step.id, m))
                 self._insert_before_readers(step, rest)
-
-    def _is_collected(self, step: Accumulate | Stack) -> bool:
-        return any(i == Combine(step.id, 0) for i in self.lanes[step.results[0].mesh])
 
     def _insert_before_readers(self, step: Accumulate | Stack, rest: list[Instruction]) -> None:
         lane = self.lanes[step.results[0].mesh]

@@ -120,6 +120,21 @@ def test_schedules_play(kind: str, p: int, m: int) -> None:
         assert len(calls) >= m
 
 
+def test_a_batch_argument_that_is_only_collected() -> None:
+    """The batch is returned as it came and summed: no fragment reads it."""
+    full, part = Chain._type(0, 12), Chain._type(0)
+    steps: tuple[Step, ...] = (
+        Slice(0, 0, (Ref(ARGUMENT, 0),), (part,)),
+        Stack(1, 0, (Ref(0),), (full,)),
+        Accumulate(2, "add", (Ref(0),), (part,)),
+    )
+    main = PlanMain((Argument(full, "batch"),), steps, (Ref(1), Ref(2)), (), 3)
+    lists = instruction_lists(main, "inference", ["stage_0"])
+    plan = Plan({"stage_0": Stage(Mesh("stage_0", (("x", 1),)), (0,))}, main, (), None)
+    check_plan(replace(plan, schedules=(Schedule("stage_0", "inference", lists["stage_0"]),)))
+    assert sum(isinstance(i, Run) for i in lists["stage_0"]) == 3
+
+
 def test_1f1b_alternates_and_holds_little() -> None:
     plan = Chain(3, 6).plan("1f1b")
     main = plan.main
