@@ -120,10 +120,13 @@ class Shard(Pass):
                 f"schedule must be 1f1b, gpipe or inference, got {schedule!r}", module.operation.location
             )
         count, m = len(meshes), program.microbatches
-        flying = {"1f1b": lambda s: min(count - s, m), "gpipe": lambda s: m, "inference": lambda s: 1}[schedule]
-        return tuple(
-            StageSpec(mesh, devices[0], flying(s), float(cluster.memory)) for s, (mesh, devices) in enumerate(meshes)
-        )
+        flying = {
+            "1f1b": [min(count - s, m) for s in range(count)],
+            "gpipe": [m] * count,
+            "inference": [1] * count,
+        }[schedule]
+        limit = float(cluster.memory)
+        return tuple(StageSpec(mesh, devices[0], q, limit) for (mesh, devices), q in zip(meshes, flying, strict=True))
 
 
 def parse_mesh(text: str) -> tuple[int, ...]:

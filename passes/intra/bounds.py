@@ -80,7 +80,7 @@ class _Messages:
 
     def reduced(self, v: int) -> Array:
         """By how much each label of a node lifts the bound."""
-        cost = self.nodes[v] - self.nodes[v].min()
+        cost: Array = self.nodes[v] - self.nodes[v].min()
         for u in self.before[v]:
             matrix = self.edges[u, v]
             cost = cost + (matrix.min(axis=0) - matrix.min())

@@ -21,6 +21,7 @@ import numpy as np
 from scipy import sparse
 
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.costs.communication import Ids
 from alpa_mlir.passes.intra.problem import Array, Problem
 
 BIAS = 1e-9
@@ -88,17 +89,17 @@ class _Rows:
     """Sparse equality rows collected as triplets."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[Array, Array, Array]] = []
+        self.parts: list[tuple[Ids, Ids, Array]] = []
         self.targets: list[Array] = []
         self.rows = 0
 
-    def row(self, columns: Array, target: float) -> None:
+    def row(self, columns: Ids, target: float) -> None:
         """Σ x[columns] = target."""
         self.parts.append((np.full(len(columns), self.rows), columns, np.ones(len(columns))))
         self.targets.append(np.array([target]))
         self.rows += 1
 
-    def marginal(self, columns: Array, labels: Array, start: int, size: int) -> None:
+    def marginal(self, columns: Ids, labels: Ids, start: int, size: int) -> None:
         """Σ of the pairs with each label − s[label] = 0."""
         self.parts.append((self.rows + labels, columns, np.ones(len(columns))))
         self.parts.append((self.rows + np.arange(size), start + np.arange(size), -np.ones(size)))

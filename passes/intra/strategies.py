@@ -217,7 +217,7 @@ def _endings(
     if kinds != {"add"} or len(whole) != 1:
         return [whole]
     shape, base = op.result_types[0].shape, whole[0]
-    found = []
+    found: list[tuple[Sharding, ...]] = []
     for places in product(range(-1, len(shape)), repeat=len(summed)):
         dims = [list(d) for d in base.dims]
         for axis, place in zip(summed, places, strict=True):

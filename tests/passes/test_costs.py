@@ -1,0 +1,150 @@
+"""The cost rules C1 to C14 and M1 to M6, each on a case small enough to work out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from alpa_mlir.clusters import preset_names, preset_text
+from alpa_mlir.dialect.context import make_context
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.factors import OpFactors
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.costs.cluster import _from_table, _plain, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.costs.communication import ReshardTable, reshard_cost, transfer_cost
+from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
+from alpa_mlir.passes.costs.links import given_links, mesh_links
+from alpa_mlir.passes.costs.memory import Lifetime, live_rows
+
+MESH = Mesh.from_shape("m", (2, 4))
+LINKS = given_links(MESH, (1.0, 10.0), (1.0, 0.5), memory_bandwidth=4.0)
+BYTES = 800.0
+
+
+def seconds(source: Sharding, target: Sharding) -> float:
+    return reshard_cost(source, target, LINKS).at(BYTES)
+
+
+def sharding(*dims: str, partial: str = "") -> Sharding:
+    return Sharding(tuple(tuple(d) for d in dims), tuple(partial))
+
+
+def test_c2_all_reduce() -> None:
+    assert seconds(sharding("", "", partial="x"), sharding("", "")) == pytest.approx(1 + 2 * 1 / 2 * 800)
+    assert seconds(sharding("y", "", partial="x"), sharding("y", "")) == pytest.approx(1 + 2 * 1 / 2 * 200)
+
+
+def test_c1_several_axes_are_one_ring_on_the_slowest_link() -> None:
+    assert seconds(sharding("", "", partial="xy"), sharding("", "")) == pytest.approx(10 + 2 * 7 / 8 * 800)
+
+
+def test_c3_reduce_scatter() -> None:
+    assert seconds(sharding("", "", partial="y"), sharding("y", "")) == pytest.approx(10 + 3 / 4 * 800 * 0.5)
+
+
+def test_c4_all_gather() -> None:
+    assert seconds(sharding("x", "y"), sharding("x", "")) == pytest.approx(10 + 3 / 4 * 400 * 0.5)
+
+
+def test_c5_all_to_all() -> None:
+    assert seconds(sharding("y", ""), sharding("", "y")) == pytest.approx(10 + 3 / 4 * 200 * 0.5)
+
+
+def test_c6_slice() -> None:
+    assert seconds(sharding("", ""), sharding("x", "")) == pytest.approx(0.5 * 400 / 4.0)
+
+
+def test_c7_a_reshard_is_the_sum_of_its_steps() -> None:
+    whole = seconds(sharding("x", ""), sharding("y", ""))
+    parts = seconds(sharding("x", ""), sharding("", "")) + seconds(sharding("", ""), sharding("y", ""))
+    assert 0 < whole <= parts * (1 + 1e-12)
+
+
+def test_c7_table_agrees_with_single_prices() -> None:
+    table = ReshardTable(LINKS)
+    several = [sharding("", ""), sharding("x", ""), sharding("y", "x"), sharding("", "y"), sharding("x", "")]
+    numbers = np.array([table.number(s) for s in several])
+    matrix = table.matrix(numbers, numbers[:3], BYTES)
+    expected = [[seconds(s, t) for t in several[:3]] for s in several]
+    np.testing.assert_allclose(matrix, expected)
+
+
+def test_c8_transfer() -> None:
+    split = transfer_cost(sharding("x", "y"), LINKS).at(BYTES)
+    whole = transfer_cost(sharding("", ""), LINKS).at(BYTES)
+    assert split == pytest.approx(10 + 100) and whole == pytest.approx(split + 700)
+
+
+def test_c9_links_of_the_axes() -> None:
+    cluster = load_cluster("p3.16xlarge", nodes=2)
+    inside, between = cluster.device_link.bandwidth, cluster.node_link.bandwidth
+    bandwidths = lambda *shape: [k.bandwidth for k in mesh_links(Mesh.from_shape("m", shape), cluster).axes]  # noqa: E731
+    assert bandwidths(8) == [inside]
+    assert bandwidths(2, 8) == [between / 8, inside]
+    assert bandwidths(16) == [between]
+    assert bandwidths(8, 2) == [between / 2, inside]
+
+
+def test_c10_product() -> None:
+    dot = OpFactors((8, 16, 32), ("pass", "pass", "add"), (((0,), (2,)), ((2,), (1,))), (((0,), (1,)),))
+    assert compute_kind(dot) == "product"
+    assert product_flops(dot, [(8, 32), (32, 16)], (8, 16)) == 2 * 8 * 16 * 32
+    cpu = load_cluster("cpu")
+    assert compute_seconds("product", cpu, "f32", 1e9, 8.0, 8.0) == pytest.approx(1e9 / (0.7 * 40e9))
+    assert compute_seconds("product", cpu, "f32", 1.0, 8e9, 8e9) == pytest.approx(2.0)
+
+
+def test_c11_to_c13_traffic() -> None:
+    cpu = load_cluster("cpu")
+    assert compute_seconds("reduction", cpu, "f32", 0.0, 6e9, 2e9) == pytest.approx(1.0)
+    assert compute_seconds("fused", cpu, "f32", 0.0, 6e9, 8e9) == pytest.approx(0.5)
+    assert compute_seconds("moved", cpu, "f32", 0.0, 6e9, 4e9) == pytest.approx(1.0)
+
+
+def test_m1_to_m3_rows_count_what_is_alive() -> None:
+    lifetimes = [
+        Lifetime(1, "microbatch", 0, 3, kept=2),
+        Lifetime(2, "microbatch", 1, 2),
+        Lifetime(3, "microbatch", 3, 4),
+        Lifetime(4, "update", 5, 6),
+    ]
+    rows = live_rows(5, [0], lifetimes).toarray().tolist()
+    assert rows == [[1, 3, 1, 0, 0], [1, 3, 0, 1, 0], [1, 0, 0, 0, 1]]
+
+
+def test_presets_parse_and_round_trip_through_the_attribute() -> None:
+    context = make_context()
+    for name in preset_names():
+        cluster = parse_cluster(preset_text(name), name)
+        assert cluster.name == name
+        assert _from_table(_plain(cluster.attribute(context)), "-") == cluster
+    assert load_cluster("dgx-h100", nodes=4, memory=5).device_count == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", "not a cluster file"),
+        ('name = "a"', "a table .flops."),
+        (preset_text("cpu").replace("nodes = 1", "nodes = -1"), "positive number nodes, got -1"),
+        (preset_text("cpu").replace("bandwidth = 2e9", 'bandwidth = "fast"'), "link.device.bandwidth"),
+        (preset_text("cpu").replace("f32 = 40e9", ""), "flops.f32"),
+    ],
+)
+def test_broken_cluster_files_are_located_errors(text: str, message: str) -> None:
+    with pytest.raises(CompileError, match=message) as e:
+        parse_cluster(text, "my.toml")
+    assert str(e.value).startswith("my.toml:1:1: error: ")
+
+
+def test_amounts_of_memory() -> None:
+    assert [parse_bytes(t) for t in ("16GB", "512MiB", "1e9", "3k")] == [16 * 10**9, 512 * 2**20, 10**9, 3000]
+    for wrong in ("", "many", "1.2.3GB", "-1GB"):
+        with pytest.raises(CompileError, match="not an amount of memory"):
+            parse_bytes(wrong)
+
+
+def test_unknown_presets_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(CompileError, match=r"p3\.16xlarge"):
+        load_cluster("dgx")
