@@ -11,7 +11,7 @@ from jaxlib.mlir.dialects import sdy
 
 from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.context import functions
-from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.diagnostics import CompileError, location_text
 from alpa_mlir.dialect.sharding import SHARDING, argument_attributes, result_attributes
 
 CALL = "func.call"
@@ -94,12 +94,23 @@ def _expand(call: ir.Operation, callee: ir.Operation, module: ir.Module) -> None
     operations = [op.operation for op in body.operations]
     returned = operations.pop()
     for op in operations:
+        _locate(op, call.location)
         op.move_before(call)
     outputs = _constrained(list(returned.operands), result_attributes(callee), call)
     for result, value in zip(call.results, outputs, strict=True):
         result.replace_all_uses_with(value)
     call.erase()
     copy.erase()
+
+
+def _locate(op: ir.Operation, caller: ir.Location) -> None:
+    """An op that does not know its source line is at the line of the call."""
+    if location_text(op.location) == "-":
+        op.location = ir.Location.callsite(op.location, [caller], context=op.context)
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                _locate(inner.operation, caller)
 
 
 def _constrained(

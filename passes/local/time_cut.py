@@ -118,7 +118,7 @@ def _microbatch_side(graph: dict[ir.Value, _Uses]) -> set[Node]:
     side: set[Node] = set()
     for part in nx.connected_components(flow.subgraph(n for n in flow if n not in ("source", "sink")).to_undirected()):
         piece = flow.subgraph([*part, "source", "sink"]).copy()
-        _, kept = nx.minimum_cut(piece, "sink", "source")
+        _, (_, kept) = nx.minimum_cut(piece, "sink", "source")
         side.update(n for n in kept if isinstance(n, int))
     return side
 

