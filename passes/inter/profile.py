@@ -2,8 +2,8 @@
 
 An entry (layers i … j, submesh option m, q microbatches in flight) is an optimum of the intra-operator program:
 expensive. So the dynamic program first runs on *lower bounds*; the entries of the partition it finds are
-then evaluated, and it runs again, until every entry of the best partition is known. All others are
-bounded from below by less than they cost, hence the result is the optimum over the full tables.
+then evaluated, which gives a partition of known cost, and it runs again, until what it finds on the bounds is
+not cheaper (by more than GAP) than the best partition known. That is then the optimum over the full tables.
 
 Bounds: what layers i … j cost inside a stage is at least what i … k and k+1 … j cost, and a
 single layer costs at least its products at full speed on all devices.  From an evaluated stage the transfers
@@ -13,11 +13,12 @@ memory does not fit with more layers or more microbatches in flight either.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
 from jaxlib.mlir import ir
+from numpy.typing import NDArray
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
@@ -28,6 +29,9 @@ from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
+
+GAP = 1e-3
+"""The search ends when the partition found costs at most this part more than the best possible one."""
 
 Entry = tuple[int, int, int, int]
 """(q-1, first layer, last layer, option)."""
@@ -104,42 +108,61 @@ class StageSearch:
         self.once = _Borders(self, [f for name, f in flows.items() if name != "microbatch"])
 
     def run(self, stages: list[int]) -> Partition:
-        """The cheapest partition into one of the given numbers of stages; CompileError where none fits."""
+        """The cheapest partition (up to GAP) into one of the given numbers of stages; CompileError where none fits."""
         depth = self.in_flight.depth(max(stages))
-        shape = (depth, self.layers, self.layers, len(self.shapes))
-        impossible = np.zeros(shape, dtype=bool)
+        impossible = np.zeros((depth, self.layers, self.layers, len(self.shapes)), dtype=bool)
+        best: Partition | None = None
         while True:
-            tables = self._tables(impossible)
-            found = partition_layers(tables, self.cluster.device_count, stages)
-            if found is None:
+            found = partition_layers(self._tables(impossible), self.cluster.device_count, stages)
+            if found is None and best is None:
                 raise self._nothing_fits(stages)
-            missing = [c for c in found.stages if _entry(c) not in self.evaluated]
-            if not missing:
-                return found
-            for choice in missing:
+            if best is not None and (found is None or found.cost >= (1 - GAP) * best.cost):
+                return best
+            assert found is not None
+            for choice in found.stages:
                 self._evaluate(choice, impossible)
+            known = self._actual(found)
+            if known is not None and (best is None or known.cost < best.cost):
+                best = known
 
     def cost_of(self, choice: StageChoice) -> StageCost:
         """The cost of a stage of a partition that `run` returned."""
         return self.evaluated[_entry(choice)]
 
+    def _actual(self, found: Partition) -> Partition | None:
+        """The same partition with its true cost; None where it does not fit."""
+        costs = [self.cost_of(c) for c in found.stages]
+        if not all(c.feasible for c in costs):
+            return None
+        waits = self.in_flight.microbatches - 1
+        bottleneck = max(waits * c.microbatch_seconds + c.step_seconds for c in costs)
+        return replace(found, latency=sum(c.microbatch_seconds for c in costs), bottleneck=bottleneck)
+
     def mesh(self, option: int, name: str = "stage") -> Mesh:
         """The logical mesh of an option."""
         return Mesh.from_shape(name, self.shapes[option])
 
-    def _evaluate(self, choice: StageChoice, impossible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> None:
+    def _evaluate(self, choice: StageChoice, impossible: NDArray[np.bool_]) -> None:
+        """Ask for the cost of an entry, once.
+
+        A solution that needs m bytes with one microbatch in flight needs at most q·m with q: where that fits, it is
+        the optimum for q as well.
+        """
+        if _entry(choice) in self.evaluated:
+            return
+        layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
         in_flight = self.in_flight.at(choice.in_flight)
-        layers = (choice.first, choice.last)
-        cost = self.profiler.cost(layers, self.mesh(choice.option), in_flight, self.memory)
+        cost = self.profiler.cost(layers, mesh, 1, self.memory)
+        if cost.feasible:
+            self.repeated.learn(choice, cost.microbatch_seconds)
+            self.once.learn(choice, cost.step_seconds)
+            if in_flight * cost.memory_bytes > (self.memory or self.cluster.memory):
+                cost = self.profiler.cost(layers, mesh, in_flight, self.memory)
         self.evaluated[_entry(choice)] = cost
         if not cost.feasible:
-            q = choice.in_flight - 1
-            impossible[q:, : choice.first + 1, choice.last :, choice.option] = True
-            return
-        self.repeated.learn(choice, cost.microbatch_seconds)
-        self.once.learn(choice, cost.step_seconds)
+            impossible[choice.in_flight - 1 :, : choice.first + 1, choice.last :, choice.option] = True
 
-    def _tables(self, impossible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> StageTables:
+    def _tables(self, impossible: NDArray[np.bool_]) -> StageTables:
         depth = impossible.shape[0]
         latency = np.repeat(self.repeated.bounds()[None], depth, axis=0)
         update = np.repeat(self.once.bounds()[None], depth, axis=0)
@@ -176,6 +199,7 @@ class _Borders:
     def __init__(self, search: StageSearch, flows: list[Dataflow]) -> None:
         layers, shapes = search.layers, search.shapes
         self.inner: Table = np.zeros((layers, layers, len(shapes)))
+        self.known: Table = np.zeros((layers, layers, len(shapes)))
         self.border: Table = np.zeros((layers + 1, len(shapes)))
         meshes = [search.mesh(m) for m in range(len(shapes))]
         for flow in flows:
@@ -206,6 +230,7 @@ class _Borders:
     def learn(self, choice: StageChoice, seconds: float) -> None:
         """Take an evaluated stage into account."""
         i, j, m = choice.first, choice.last, choice.option
+        self.known[i, j, m] = seconds
         net = seconds - self.border[i, m] - self.border[j + 1, m]
         if net > self.inner[i, j, m]:
             self.inner[i, j, m] = net
@@ -220,4 +245,4 @@ class _Borders:
                     pairs = self.inner[i, i:j] + np.stack([self.inner[k + 1, j] for k in range(i, j)])
                     self.inner[i, j] = np.maximum(self.inner[i, j], pairs.max(axis=0))
             self.dirty = False
-        return self.inner
+        return np.maximum(self.inner, self.known)
