@@ -1,0 +1,204 @@
+"""alpa-stages: submeshes, the lazy search against full tables, homes of arguments, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.mesh import Mesh, meshes_of
+from alpa_mlir.dialect.sharding import argument_attributes
+from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.inter import profile
+from alpa_mlir.passes.inter.profile import InFlight, StageSearch, node_sizes, submesh_shapes
+from alpa_mlir.passes.intra.stage_cost import StageCost
+from alpa_mlir.passes.stages import Stages
+
+TWO_LAYERS = Path(__file__).parents[2] / "lit_tests" / "stages" / "Inputs" / "two_layers.mlir"
+
+
+def two_layers() -> ir.Module:
+    return parse_module(TWO_LAYERS.read_bytes(), make_context())
+
+
+def chain_of(layers: int) -> ir.Module:
+    """A level-3 module: a forward chain of one product per layer."""
+    kind = "tensor<4x8xf32>"
+    weights = ", ".join(f'%w{k}: tensor<8x8xf32> {{alpa.binding = "arg:{k}"}}' for k in range(layers))
+    ops = "\n".join(
+        f"    %y{k + 1} = stablehlo.dot_general %y{k}, %w{k}, contracting_dims = [1] x [0] "
+        f'{{alpa.layer = {k} : i64, alpa.phase = "forward"}} : ({kind}, tensor<8x8xf32>) -> {kind}'
+        for k in range(layers)
+    )
+    stack = '{alpa.binding = "stack:0", alpa.dim = 0 : i64}'
+    text = f"""module attributes {{alpa.level = "layered", alpa.microbatches = 4 : i64}} {{
+  func.func private @microbatch({weights}, %y0: {kind} {{alpa.binding = "batch:{layers}"}}) -> ({kind} {stack}) {{
+{ops}
+    return %y{layers} : {kind}
+  }}
+  func.func private @update(%y: tensor<16x8xf32> {stack}) -> (tensor<16x8xf32> {{alpa.binding = "out:0"}}) {{
+    return %y : tensor<16x8xf32>
+  }}
+  func.func public @main() {{
+    return
+  }}
+}}"""
+    return parse_module(text, make_context())
+
+
+@dataclass
+class TableProfiler:
+    """Stands where the intra-operator program stands: stage costs from random tables, memory linear in q.
+
+    `inner[k, n]` seconds of layer k on n devices, `border` seconds per crossed border, `held[k]` bytes per microbatch.
+    """
+
+    inner: np.ndarray
+    once: np.ndarray
+    held: np.ndarray
+    limit: float
+    asked: int = 0
+    shapes: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def cost(self, layers: tuple[int, int], mesh: Mesh, in_flight: int, memory: float) -> StageCost:
+        self.asked += 1
+        first, last = layers
+        column = self.shapes[mesh.shape]
+        need = float(in_flight * self.held[first : last + 1].sum() / mesh.device_count)
+        if need > self.limit:
+            return StageCost(np.inf, np.inf, need, False)
+        span = slice(first, last + 1)
+        return StageCost(float(self.inner[span, column].sum()), float(self.once[span, column].sum()), need, True)
+
+
+def cheapest_by_enumeration(search: StageSearch, costs: TableProfiler, stages: list[int]) -> float:
+    best = np.inf
+    meshes = [search.mesh(m) for m in range(len(search.shapes))]
+    for count in stages:
+        for inner in combinations(range(1, search.layers), count - 1):
+            starts, ends = (0, *inner), (*inner, search.layers)
+            for chosen in product(meshes, repeat=count):
+                if sum(m.device_count for m in chosen) != search.cluster.device_count:
+                    continue
+                parts = [
+                    costs.cost((a, b - 1), m, search.in_flight.at(count - n), 0.0)
+                    for n, (a, b, m) in enumerate(zip(starts, ends, chosen, strict=True))
+                ]
+                if all(p.feasible for p in parts):
+                    waits = search.in_flight.microbatches - 1
+                    latency = sum(p.microbatch_seconds for p in parts)
+                    best = min(best, latency + max(waits * p.microbatch_seconds + p.step_seconds for p in parts))
+    return best
+
+
+def test_lazy_search_finds_the_optimum_of_the_full_tables() -> None:
+    rng = np.random.default_rng(0)
+    module = chain_of(4)
+    answered = infeasible = 0
+    for trial in range(40):
+        cluster = load_cluster("cpu", devices_per_node=4)
+        search = StageSearch(module, cluster, InFlight("1f1b" if trial % 2 else "gpipe", 4))
+        shape = (4, len(search.shapes))
+        limit = float(rng.choice([3.0, 6.0, 1e9]))
+        table = TableProfiler(rng.uniform(0.5, 3, shape), rng.uniform(0, 2, shape), rng.uniform(0.2, 2, 4), limit)
+        table.shapes = {s: m for m, s in enumerate(search.shapes)}
+        search.profiler, search.memory = table, limit
+        stages = [1, 2, 3, 4]
+        expected = cheapest_by_enumeration(search, table, stages)
+        if not np.isfinite(expected):
+            infeasible += 1
+            with pytest.raises(CompileError, match="no plan fits in"):
+                search.run(stages)
+            continue
+        answered += 1
+        assert expected <= search.run(stages).cost <= expected * (1 + 2 * profile.GAP)
+    assert answered > 20 and infeasible > 0
+
+
+def test_search_is_lazy() -> None:
+    """Layers that are clearly too slow on one device are never priced on it in every combination."""
+    search = StageSearch(chain_of(6), load_cluster("cpu", devices_per_node=4), InFlight("1f1b", 4))
+    shape = (6, len(search.shapes))
+    inner = np.ones(shape) / np.array([np.prod(s) for s in search.shapes])[None, :]
+    table = TableProfiler(inner, np.zeros(shape), np.ones(6), 1e9, 0, {s: m for m, s in enumerate(search.shapes)})
+    search.profiler = table
+    search.run([1, 2, 3, 4])
+    assert table.asked < 21 * len(search.shapes) / 2
+
+
+def test_sizes_within_a_node_divide_one_another() -> None:
+    for devices in range(1, 33):
+        sizes = node_sizes(devices)
+        assert sizes[0] == 1 and sizes[-1] == devices
+        assert all(b % a == 0 for a, b in pairwise(sizes))
+    assert node_sizes(8) == [1, 2, 4, 8]
+
+
+def test_submeshes_beyond_a_node_are_whole_nodes() -> None:
+    shapes = submesh_shapes(load_cluster("p3.16xlarge", nodes=3))
+    assert shapes == ((1,), (2,), (4,), (2, 2), (8,), (2, 4), (16,), (2, 8), (24,), (3, 8))
+
+
+def test_stages_are_written_and_verify() -> None:
+    module = two_layers()
+    Stages(cluster="cpu", devices_per_node=4, stages=2).apply(module, [])
+    module.operation.verify()
+    alpa.verify(module)
+    entries = [ir.DictAttr(a) for a in ir.ArrayAttr(module.operation.attributes[alpa.STAGES])]
+    devices = [tuple(ir.DenseI64ArrayAttr(e["devices"])) for e in entries]
+    assert sorted(d for part in devices for d in part) == [0, 1, 2, 3]
+    for entry, held in zip(entries, devices, strict=True):
+        assert meshes_of(module)[ir.StringAttr(entry["mesh"]).value].device_count == len(held)
+    for name in ("microbatch", "update"):
+        function = functions(module)[name]
+        operations = list(function.regions[0].blocks[0].operations)[:-1]
+        assert all(alpa.get_int(op, alpa.STAGE) == alpa.get_int(op, alpa.LAYER) for op in operations)
+        assert all(alpa.STAGE in entry for entry in argument_attributes(function))
+
+
+def test_one_home_in_all_functions() -> None:
+    module = two_layers()
+    Stages(cluster="cpu", devices_per_node=2, stages=2).apply(module, [])
+    homes: dict[str, set[str]] = {}
+    for function in (functions(module)["microbatch"], functions(module)["update"]):
+        for entry in argument_attributes(function):
+            homes.setdefault(str(entry[alpa.BINDING]), set()).add(str(entry[alpa.STAGE]))
+    assert all(len(found) == 1 for found in homes.values())
+    assert homes['"arg:1"'] == {"1 : i64"} and homes['"batch:2"'] == {"0 : i64"}
+
+
+def test_same_bytes_twice() -> None:
+    texts = []
+    for _ in range(2):
+        module = two_layers()
+        Stages(cluster="cpu").apply(module, [])
+        texts.append(print_module(module))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": 3}, "3 stages cannot be made of 2 layers"),
+        ({"stages": 2, "devices_per_node": 1}, "2 stages need at least 2 devices, there are 1"),
+        ({"mesh": "2x3"}, "the mesh 2x3 has 6 devices, but the cluster has 4"),
+        ({"mesh": "2by2"}, "a mesh is written as 2x4"),
+        ({"mesh": "4", "stages": 2}, "the mesh 4 makes one stage, but stages=2"),
+        ({"memory": "100B"}, "no plan fits in 0.0001 MB per device.*needs at least"),
+        ({"schedule": "later"}, "schedule must be 1f1b, gpipe or inference"),
+        ({"cluster": "moon"}, "unknown cluster 'moon'"),
+        ({"cluster": ""}, "no cluster: name one"),
+        ({"stages": -1}, "must not be negative"),
+    ],
+)
+def test_refusals(options: dict[str, str | int], message: str) -> None:
+    settings = {"cluster": "cpu"} | options
+    with pytest.raises(CompileError, match=message):
+        Stages(**settings).apply(two_layers(), [])  # type: ignore[arg-type]
