@@ -47,8 +47,9 @@ class Localize(Pass):
     Before: functions whose arguments, results and ops carry `sdy.sharding` on one mesh (stage functions of
     level 6, or the functions of a one-stage level 5 module).  After: the body of each is one
     `sdy.manual_computation` over all mesh axes; inside, local shapes and `stablehlo` collectives, their channels
-    numbered from 1 in each function (equal stages keep equal text).  A value partial at a function's boundary gains a leading dimension split over the partial
-    axes; in a split `@main` the types follow.  Functions without shardings, and those already local, stay.
+    numbered from 1 in each function (equal stages keep equal text).  A value partial at a function's boundary
+    gains a leading dimension split over the partial axes; in a split `@main` the types follow.  Functions
+    without shardings, and those already local, stay.
     Errors: an op whose shardings do not fit its factors (rules P1-P6), a dimension that does not divide.
     """
 

@@ -640,7 +640,7 @@ func.func public @main(%arg0: tensor<8x4xf32>) -> tensor<4xf32> {
 
 // reduce_multiply: ij,->j i:mul
 func.func public @main(%arg0: tensor<8x4xf32>) -> tensor<4xf32> {
-  %cst = stablehlo.constant dense<3.000000e+00> : tensor<f32>
+  %cst = stablehlo.constant dense<1.000000e+00> : tensor<f32>
   %0 = stablehlo.reduce(%arg0 init: %cst) applies stablehlo.multiply across dimensions = [0] : (tensor<8x4xf32>, tensor<f32>) -> tensor<4xf32>
   return %0 : tensor<4xf32>
 }
@@ -649,7 +649,7 @@ func.func public @main(%arg0: tensor<8x4xf32>) -> tensor<4xf32> {
 
 // reduce_maximum: ij,->j i:max
 func.func public @main(%arg0: tensor<8x4xf32>) -> tensor<4xf32> {
-  %cst = stablehlo.constant dense<5.000000e-01> : tensor<f32>
+  %cst = stablehlo.constant dense<0xFF800000> : tensor<f32>
   %0 = stablehlo.reduce(%arg0 init: %cst) applies stablehlo.maximum across dimensions = [0] : (tensor<8x4xf32>, tensor<f32>) -> tensor<4xf32>
   return %0 : tensor<4xf32>
 }
@@ -658,7 +658,7 @@ func.func public @main(%arg0: tensor<8x4xf32>) -> tensor<4xf32> {
 
 // reduce_minimum: ij,->j i:min
 func.func public @main(%arg0: tensor<8x4xi32>) -> tensor<4xi32> {
-  %c = stablehlo.constant dense<100> : tensor<i32>
+  %c = stablehlo.constant dense<2147483647> : tensor<i32>
   %0 = stablehlo.reduce(%arg0 init: %c) applies stablehlo.minimum across dimensions = [0] : (tensor<8x4xi32>, tensor<i32>) -> tensor<4xi32>
   return %0 : tensor<4xi32>
 }

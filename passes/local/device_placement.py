@@ -12,7 +12,7 @@ On level 5 every value has a sharding, so each op can be read by itself (docs/ir
 
     rule P1  all dimensions of one factor are split alike, in operands and results
     rule P2  a factor that is `fixed` is not split
-    rule P3  an axis divides the size of the factor it lies on, and lies on one factor only
+    rule P3  an axis divides the size of the factor it lies on; no operand is partial over it
     rule P4  what a result is beyond its factors' split comes from ending partial sums
     rule P5  only an `add` reduction may be scattered or left partial
     rule P6  only a linear op maps partial operands to partial results
@@ -67,9 +67,9 @@ def place(
         reader.read(f"operand {number}", sharding, mapping, frozenset())
     reduced = reader.reduced()
     carried = reader.carried(operands)
+    reader.check_carried(carried)
     for number, (sharding, mapping) in enumerate(zip(results, factors.results, strict=True)):
         reader.read(f"result {number}", sharding, mapping, frozenset((*reduced, *carried)))
-    reader.check_one_factor_each(carried)
     axes = tuple(reader.axes.get(f, ()) for f in range(len(factors.sizes)))
     partial = tuple(a for a in mesh.axis_names if a in reduced or a in carried)
     natural = tuple(_natural(mapping, axes, partial) for mapping in factors.results)
@@ -172,21 +172,17 @@ class _Reader:
                 )
         return tuple(found)
 
-    def check_one_factor_each(self, carried: Axes) -> None:
-        """An axis lies on one factor only, and on none if operands are partial over it."""
-        seen: dict[str, int] = {}
+    def check_carried(self, carried: Axes) -> None:
+        """No axis over which operands are partial lies on a factor.
+
+        (That no axis lies on two related factors follows from P1: some operand or result has both dimensions, and
+        a sharding names each axis once.  Unrelated ones, as in a barrier of several values, may share an axis.)
+        """
         for factor, axes in sorted(self.axes.items()):
             for axis in (a for a in axes if a in carried):
                 raise self.error(
                     f"axis {axis!r} splits {self.places[factor]} while another operand is partial over it (P3)"
                 )
-        for factor, axes in sorted(self.axes.items()):
-            for axis in axes:
-                if seen.setdefault(axis, factor) != factor:
-                    raise self.error(
-                        f"axis {axis!r} splits both {self.places[seen[axis]]} and {self.places[factor]}, "
-                        "which are different factors (P3)"
-                    )
 
     def error(self, message: str) -> CompileError:
         return CompileError(f"{self.op.name}: {message}", self.op.location)
