@@ -76,9 +76,19 @@ def plan(
     if road.stopped:
         return normal
     staged = road.staged(normal)
-    for text in road.rest(staged):
+    for text in road.rest(staged) if not road.stopped else []:
         road.run(staged, text)
     return staged
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A module staged with one number of microbatches, its predicted seconds, or why it cannot be."""
+
+    module: ir.Module
+    seconds: float
+    remarks: list[Remark]
+    error: CompileError | None = None
 
 
 @dataclass
@@ -100,32 +110,40 @@ class _Road:
         self.stopped = text.partition("{")[0] == self.stop_after
 
     def staged(self, normal: ir.Module) -> ir.Module:
-        """Level 4, with the number of microbatches that was asked for or that costs least."""
-        best: tuple[float, ir.Module, list[Remark]] | None = None
+        """Level 4, with the number of microbatches that was asked for or that costs least.
+
+        Where the planner chooses, a number that cannot be (an operation mixes examples, memory is short) is
+        passed over with a remark; the first error stands if none can be.
+        """
         candidates = self.candidates(normal)
-        failed: CompileError | None = None
-        before = list(self.remarks)
-        for count in candidates:
-            self.remarks[:] = before
-            module = clone_module(normal)
-            self.stopped = False
-            try:
-                self.run(module, self.microbatch(count))
-                self.run(module, _text("alpa-layers", count=self.options.layers, stages=self.options.stages))
-                self.run(module, self.stages(module))
-            except CompileError as e:
-                if len(candidates) == 1 or "fits" not in e.message:
-                    raise
-                failed = e
-                continue
-            seconds = _seconds(module)
-            if best is None or seconds < best[0]:
-                best = (seconds, module, list(self.remarks))
-        if best is None:
-            assert failed is not None
-            raise failed
-        self.remarks[:] = best[2]
-        return best[1]
+        tried = [self.attempt(normal, count) for count in candidates]
+        possible = [(attempt.seconds, n) for n, attempt in enumerate(tried) if attempt.error is None]
+        if not possible:
+            first = tried[0].error
+            assert first is not None
+            raise first
+        chosen = tried[min(possible)[1]]
+        self.remarks.extend(chosen.remarks)
+        for count, attempt in zip(candidates, tried, strict=True):
+            if attempt.error is not None:
+                why = f"{count} microbatches are not possible: {attempt.error.message}"
+                self.remarks.append(Remark(why, attempt.error.location))
+                break
+        return chosen.module
+
+    def attempt(self, normal: ir.Module, count: int) -> _Attempt:
+        """Stages with one number of microbatches."""
+        module = clone_module(normal)
+        road = _Road(self.options, [], self.progress, self.stop_after)
+        try:
+            road.run(module, road.microbatch(count))
+            road.run(module, _text("alpa-layers", count=self.options.layers, stages=self.options.stages))
+            if not road.stopped:
+                road.run(module, road.stages(module))
+        except CompileError as error:
+            return _Attempt(module, 0.0, [], error)
+        self.stopped = road.stopped
+        return _Attempt(module, _seconds(module), road.remarks)
 
     def candidates(self, normal: ir.Module) -> list[int]:
         """Numbers of microbatches to try."""

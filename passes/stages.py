@@ -93,12 +93,12 @@ class Stages(Pass):
 
     def _search(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
         location, devices = module.operation.location, cluster.device_count
-        if self.stages > layers:
-            raise CompileError(f"{self.stages} stages cannot be made of {layers} layers", location)
         if self.stages > devices:
             raise CompileError(
                 f"{self.stages} stages need at least {self.stages} devices, there are {devices}", location
             )
+        if self.stages > layers:
+            raise CompileError(f"{self.stages} stages cannot be made of {layers} layers", location)
         counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
         search = StageSearch(module, cluster, _in_flight(module, self.schedule), solver=self.solver)
         found = search.run(counts)

@@ -1,0 +1,156 @@
+"""alpa-mlir-plan: plans, tables, and one located error for whatever cannot be."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
+from alpa_mlir.lowering import lower
+from alpa_mlir.models import MODELS
+from alpa_mlir.tools.diagnostics import guarded
+from alpa_mlir.tools.plan import NAME, main
+
+CLUSTER = """
+name = "desk"
+nodes = 1
+devices_per_node = 2
+memory = "1GB"
+memory_bandwidth = 1e10
+efficiency = 0.5
+flops = {f32 = 1e10}
+[link]
+device = {bandwidth = 1e9, start = 1e-5}
+node = {bandwidth = 1e8, start = 1e-4}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    mlp = MODELS["mlp"]
+    path = tmp_path_factory.mktemp("plan") / "mlp.mlir"
+    path.write_text(print_module(lower(mlp.build(mlp.config(layers=4, hidden=16, batch=16)))))
+    return path
+
+
+def run(*words: str | Path) -> int:
+    return guarded(NAME, main, [str(w) for w in words])
+
+
+def test_plans_stages_and_prints_them(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, figures = tmp_path / "plan.mlir", tmp_path / "plan.json"
+    assert run(model, "-o", plan, "--stages", 2, "--microbatches", 4, "--json", figures) == 0
+    printed = capsys.readouterr().out
+    assert "2 stages, 4 microbatches, cluster cpu" in printed and "predicted step:" in printed
+    module = parse_module(plan.read_bytes(), make_context())
+    assert 'alpa.level = "plan"' in plan.read_text() and "alpa.digest" in plan.read_text()
+    assert {"stage_0_forward", "stage_1_forward", "stage_0_backward", "stage_1_backward"} <= set(functions(module))
+    table = json.loads(figures.read_text())
+    assert table["microbatches"] == 4 and [s["stage"] for s in table["stages"]] == [0, 1]
+    assert sorted(d for s in table["stages"] for d in s["devices"]) == [0, 1, 2, 3]
+    assert 0 <= table["bubble"] < 1 and table["step_seconds"] > 0
+    assert all(s["memory_bytes"] > 0 for s in table["stages"])
+
+
+def test_same_bytes_twice(model: Path, tmp_path: Path) -> None:
+    plans = [tmp_path / "a.mlir", tmp_path / "b.mlir"]
+    for plan in plans:
+        assert run(model, "-o", plan, "--stages", 2, "--microbatches", 2) == 0
+    assert plans[0].read_bytes() == plans[1].read_bytes()
+
+
+def test_a_mesh_is_one_stage(model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.mlir"
+    assert run(model, "-o", plan, "--mesh", "2x2", "--partitioner", "xla") == 0
+    text = plan.read_text()
+    assert 'sdy.mesh @stage_0 = <["x"=2, "y"=2]>' in text and "@stage_1" not in text
+    assert "sdy.manual_computation" not in text
+    assert run(model, "-o", plan, "--mesh", "4x1") == 0
+    assert "sdy.manual_computation" in plan.read_text()
+
+
+def test_everything_automatic_on_a_cluster_from_a_file(model: Path, tmp_path: Path) -> None:
+    cluster, plan = tmp_path / "desk.toml", tmp_path / "plan.mlir"
+    cluster.write_text(CLUSTER)
+    assert run(model, "-o", plan, "--cluster", cluster) == 0
+    assert 'name = "desk"' in plan.read_text()
+
+
+def test_stops_after_a_pass(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "layers.mlir"
+    assert run(model, "-o", out, "--microbatches", 2, "--layers", 3, "--emit-after", "alpa-layers") == 0
+    assert 'alpa.level = "layered"' in out.read_text() and "alpa.layer = 2" in out.read_text()
+
+
+def test_inference_is_planned_forward_only(tmp_path: Path) -> None:
+    mlp = MODELS["mlp"]
+    source, plan = tmp_path / "serve.mlir", tmp_path / "plan.mlir"
+    source.write_text(print_module(lower(mlp.build_inference(mlp.presets["tiny"]))))
+    assert run(source, "-o", plan, "--stages", 2, "--microbatches", 2) == 0
+    assert "_forward" in plan.read_text() and "_backward" not in plan.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mesh", "3x1"], "the mesh 3x1 has 3 devices, but the cluster has 4"),
+        (["--mesh", "2by2"], "a mesh is written as 2x4"),
+        (["--microbatches", "3"], "3"),
+        (["--stages", "2", "--microbatches", "1", "--memory", "1KB"], "no plan fits in 0.001 MB per device"),
+        (["--mesh", "4", "--memory", "1KB"], "memory|fit"),
+        (["--stages", "5", "--microbatches", "1"], "5 stages need at least 5 devices, there are 4"),
+        (["--stages", "3", "--layers", "2", "--microbatches", "1"], "3 stages cannot be made of 2 layers"),
+        (["--layers", "99", "--microbatches", "1"], "99 layers were asked for"),
+        (["--batch-args", "99"], "99"),
+        (["--cluster", "nowhere.toml"], "neither a preset .* nor a readable file"),
+    ],
+)
+def test_what_cannot_be_is_one_located_error(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    plan = tmp_path / "plan.mlir"
+    assert run(model, "-o", plan, *options) == 1
+    _is_one_error(capsys, message)
+    assert not plan.exists()
+
+
+def _is_one_error(capsys: pytest.CaptureFixture[str], message: str) -> None:
+    seen = capsys.readouterr()
+    assert seen.out == ""
+    errors = [line for line in seen.err.splitlines() if ": error: " in line]
+    assert len(errors) == 1 and "Traceback" not in seen.err
+    assert re.match(r"^\S+:\d+:\d+: error: ", errors[0]) and re.search(message, errors[0]), errors[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"hello", "unknown"), (b"", "empty"), (b"ML\xefR\x01broken", "."), (b"\x00\x01\x02", "neither")],
+)
+def test_what_is_no_program_is_one_located_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    source, plan = tmp_path / "model.mlir", tmp_path / "plan.mlir"
+    source.write_bytes(content)
+    assert run(source, "-o", plan) == 1
+    _is_one_error(capsys, message)
+    assert not plan.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--schedule", "interleaved"],
+        ["--stages", "0"],
+        ["--memory", "much"],
+        ["--remat", "full"],
+        ["--microbatches", "x"],
+    ],
+)
+def test_wrong_usage_exits_2(model: Path, tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(model, "-o", tmp_path / "plan.mlir", *options)
+    assert stop.value.code == 2
+    assert not (tmp_path / "plan.mlir").exists()
