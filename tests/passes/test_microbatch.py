@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from microbatch_oracle import bindings_of, check, op_names
+import pytest
+from jaxlib.mlir import ir
+from microbatch_oracle import bindings_of, check, close, execute, level1, microbatched, op_names
 
-from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.context import functions, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.sharding import argument_attributes, set_argument_attributes
 
 KEY = np.random.default_rng(0)
 
@@ -45,7 +49,7 @@ def test_finished_values_fall_into_the_update() -> None:
         return jax.tree.map(lambda p, d: p - 0.1 * scale * d, w, g), loss, norm
 
     made = check(step, [mlp_weights(), draw(8, 6), draw(8, 3)], ["state", "batch", "batch"])
-    assert "stablehlo.sqrt" in op_names(made[2], "update") and "stablehlo.sqrt" not in op_names(made[2], "microbatch")
+    assert "stablehlo.sqrt" in op_names(made[4], "update") and "stablehlo.sqrt" not in op_names(made[4], "microbatch")
 
 
 def test_learning_rate_is_applied_once() -> None:
@@ -90,7 +94,7 @@ def test_iota_counts_from_the_microbatch() -> None:
         return w - g, value, x * position
 
     made = check(step, [draw(6, 5), draw(8, 6)], ["state", "batch"])
-    assert "index" in bindings_of(made[2], "microbatch")[0]
+    assert "index" in bindings_of(made[4], "microbatch")[0]
 
 
 def test_extremes_over_the_batch() -> None:
@@ -178,3 +182,74 @@ def test_rematerialised_layer() -> None:
         return jax.tree.map(lambda p, d: p - d, w, g), value
 
     check(step, [mlp_weights(), draw(8, 6), draw(8, 3)], ["state", "batch", "batch"])
+
+
+def test_whole_batch_permutation_is_taken_beforehand() -> None:
+    """Sorting the batch arguments needs all examples but no state."""
+
+    def step(w: jax.Array, x: jax.Array, y: jax.Array) -> tuple:
+        order = jnp.argsort(y)
+        value, g = jax.value_and_grad(lambda w: jnp.mean(jnp.tanh(x @ w) * order[:, None]))(w)
+        return w - g, value
+
+    made = check(step, [draw(6, 5), draw(8, 6), draw(8)], ["state", "batch", "batch"])
+    assert "stablehlo.sort" in op_names(made[4], "prologue")
+
+
+def test_one_microbatch_may_mix_examples() -> None:
+    """With one microbatch nothing is cut: in-batch negatives, sorting and loops over the batch are fine."""
+
+    def step(w: jax.Array, x: jax.Array) -> tuple:
+        def loss(w: jax.Array) -> jax.Array:
+            h = jnp.sort(x @ w, axis=0)
+            logits = h @ h.T
+            _, total = jax.lax.scan(lambda c, row: (c + row, c * row), jnp.zeros(8), logits)
+            return jnp.mean(jax.nn.log_softmax(logits)) + jnp.mean(total)
+
+        value, g = jax.value_and_grad(loss)(w)
+        return w - g, value
+
+    made = check(step, [draw(6, 5), draw(8, 6)], ["state", "batch"], counts=(1,))
+    assert "stablehlo.sort" in op_names(made[1], "microbatch")
+
+
+def test_statistics_inside_a_loop() -> None:
+    """Normalising over the batch in each step of a loop: refused, or each microbatch by itself."""
+
+    def step(w: jax.Array, x: jax.Array) -> tuple:
+        def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+            def cell(h: jax.Array, _: None) -> tuple:
+                h = jnp.tanh(h @ w)
+                return h - h.mean(0), None
+
+            return jnp.mean(jax.lax.scan(cell, x, None, length=3)[0] ** 3)
+
+        value, g = jax.value_and_grad(loss)(w, x)
+        return w - g, value
+
+    w, x = draw(5, 5), draw(8, 5)
+    module, inputs = level1(step, [w, x], ["state", "batch"])
+    with pytest.raises(CompileError, match="mixes examples"):
+        microbatched(module, 2)
+    made = microbatched(module, 2, allow_per_microbatch_statistics=True)
+    each = [step(w, x[i : i + 4]) for i in (0, 4)]
+    close(execute(made, inputs), [np.mean([np.asarray(a), np.asarray(b)], axis=0) for a, b in zip(*each, strict=True)])
+
+
+def test_no_batch_and_one_microbatch() -> None:
+    made = check(lambda w, x: jnp.tanh(x @ w), [draw(6, 5), draw(8, 6)], ["constant", "constant"], counts=(1,))
+    assert "stablehlo.dot_general" in op_names(made[1], "microbatch")
+
+
+def test_batch_along_another_dimension() -> None:
+    module, inputs = level1(lambda w, x: jnp.tanh(w @ x), [draw(5, 6), draw(6, 8)], ["constant", "batch"])
+    main = functions(module)["main"]
+    entries = argument_attributes(main)
+    entries[1]["alpa.dim"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64, main.context), 1)
+    set_argument_attributes(main, entries)
+    close(execute(microbatched(module, 4), inputs), execute(module, inputs))
+
+
+def test_same_input_same_bytes() -> None:
+    module, _ = level1(mlp_step, [mlp_weights(), draw(8, 6), draw(8, 3)], ["state", "batch", "batch"])
+    assert print_module(microbatched(module, 4)) == print_module(microbatched(module, 4))
