@@ -56,7 +56,9 @@ def step_cost(step: Step, links: MeshLinks) -> Affine:
 
 
 def reshard_cost(source: Sharding, target: Sharding, links: MeshLinks) -> Affine:
-    """What changing one sharding into another costs (rule C7)."""
+    """What changing one sharding into another costs (rule C7); infinite where a whole value would become partial."""
+    if set(target.partial) - set(source.partial):
+        return Affine(float("inf"), 0.0)
     parts = [step_cost(step, links) for step in reshard_steps(source, target)]
     return Affine(sum(p.seconds for p in parts), sum(p.per_byte for p in parts))
 

@@ -41,12 +41,14 @@ class Choices:
     """What was decided: a strategy and a stage per op number, a place per slot, and how values arrive.
 
     arrivals: sharding by (stage, slot name or "", op number or -1, result number).
+    ended: the whole sharding of a sum whose slot keeps addends.
     """
 
     ops: Mapping[int, Strategy]
     stages: Mapping[int, int]
     slots: Mapping[str, Place]
     arrivals: Mapping[tuple[int, str, int, int], Sharding]
+    ended: Mapping[str, Sharding]
     meshes: tuple[str, ...]
 
 
@@ -130,6 +132,10 @@ class Annotator:
         if maker is not None and maker.is_source:
             return self._clone(maker, value, wanted, where)
         stage, sharding = self._places[value]
+        if sharding.partial and not wanted.partial:
+            whole = self.choices.ended.get(self._names[value][0], wanted)
+            value = self._reshard(value, whole, where, "ending")
+            sharding = whole
         if stage != where.stage:
             value = self._arrive(value, where, wanted)
             sharding = self._places[value][1]
@@ -153,7 +159,7 @@ class Annotator:
             self._mark(op, where)
             made = op.results[0]
             self._places[made] = (where.stage, sharding)
-            self._names[made] = self._names[value] if group == "transfer" else ("", -1, len(self._ready))
+            self._names[made] = self._names[value] if group != where.phase else ("", -1, len(self._ready))
             self._ready[key] = made
         return self._ready[key]
 

@@ -58,6 +58,8 @@ class StageGraph:
     of_op: dict[int, int]
     of_slot: dict[str, int]
     of_incoming: dict[Source, int]
+    of_ended: dict[str, int]
+    """The whole value of a sum that may be kept as addends: what its users in @update see."""
     enumerator: Enumerator = field(repr=False)
 
     def problem(self, limit: float = float("inf")) -> Problem:
@@ -118,7 +120,9 @@ def build_graph(
     builder.run()
     nodes = tuple(builder.nodes)
     rows = live_rows(len(nodes), sorted(builder.slots.values()), builder.lifetimes(in_flight))
-    return StageGraph(nodes, tuple(builder.edges), rows, builder.ops, builder.slots, builder.incoming, enumerator)
+    return StageGraph(
+        nodes, tuple(builder.edges), rows, builder.ops, builder.slots, builder.incoming, builder.ended, enumerator
+    )
 
 
 class _Builder:
@@ -141,7 +145,10 @@ class _Builder:
         self.ops: dict[int, int] = {}
         self.slots: dict[str, int] = {}
         self.incoming: dict[Source, int] = {}
+        self.ended: dict[str, int] = {}
         self.feed_of = {f.slot: f for f in program.feeds}
+        self.deferred = self._deferrable()
+        self.feeders = {f.source.op for f in program.feeds if f.slot in self.deferred}
         self.users: dict[int, list[OpRecord]] = {}
         self.leaving: set[int] = set()
 
@@ -152,13 +159,23 @@ class _Builder:
         for feed in self.program.feeds:
             self._feed(feed)
 
+    def _deferrable(self) -> set[str]:
+        """Sums over several microbatches all of whose users are ops of this stage: they may be kept as addends,
+        to be reduced once per step instead of once per microbatch."""
+        found = {n for n, slot in self.program.slots.items() if slot.additive and self.program.microbatches > 1}
+        found -= {*self.program.returned, *self.given, *(f.source.slot for f in self.program.feeds)}
+        for op in self.program.ops:
+            if op.number not in self.inside:
+                found -= {s.slot for s in op.operands}
+        return {n for n in found if self.feed_of[n].source.op in self.inside}
+
     def _add(self, node: Node) -> int:
         self.nodes.append(node)
         self.users[len(self.nodes) - 1] = []
         return len(self.nodes) - 1
 
     def _op(self, op: OpRecord) -> None:
-        choices = self.enumerator.of_op(op)
+        choices = self.enumerator.of_op(op, op.number in self.feeders)
         weight = self.program.weight(op.function)
         producers = [self._producer(s, t) for s, t in zip(op.operands, op.operand_types, strict=True)]
         number = self.ops[op.number] = self._add(Node(choices, weight, Source(op.number, 0), op.function))
@@ -170,6 +187,8 @@ class _Builder:
 
     def _producer(self, source: Source, kind: TensorType) -> tuple[int, int] | None:
         """(node, result number) that holds a value in this stage; None for constants."""
+        if source.slot in self.deferred:
+            return self._ended(source.slot), 0
         if source.slot:
             return (self._slot(source.slot), 0) if self._is_local(source.slot) else (self._arrival(source, kind), 0)
         if self.program.ops[source.op].is_source:
@@ -190,9 +209,18 @@ class _Builder:
 
     def _slot(self, name: str) -> int:
         if name not in self.slots:
-            choices = self.enumerator.of_value(self.program.slots[name].type, given=self.given.get(name))
+            kind, partial = self.program.slots[name].type, name in self.deferred
+            choices = self.enumerator.of_value(kind, given=self.given.get(name), partial=partial)
             self.slots[name] = self._add(Node(choices, 1, Source(-1, 0, name), ""))
         return self.slots[name]
+
+    def _ended(self, name: str) -> int:
+        """The node of a deferred sum's whole value: the edge to it ends the sum, once per step."""
+        if name not in self.ended:
+            kind, slot = self.program.slots[name].type, self._slot(name)
+            self.ended[name] = self._add(Node(self.enumerator.of_value(kind), 1, Source(-1, 0, name), "update"))
+            self.edges.append(Edge(slot, 0, self.ended[name], 0, kind.bytes, 1, "update"))
+        return self.ended[name]
 
     def _arrival(self, source: Source, kind: TensorType) -> int:
         if source not in self.incoming:

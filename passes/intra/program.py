@@ -8,7 +8,7 @@ or that replaces a state argument (`out:i` with `alpa.updates = i`) *feeds* that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -45,6 +45,8 @@ class Slot:
     type: TensorType
     stage: int
     given: Sharding | None = None
+    additive: bool = False
+    """A sum over the microbatches (`sum:k` combined by addition)."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Program:
     feeds: tuple[Feed, ...]
     microbatches: int
     functions: tuple[str, ...]
+    returned: tuple[str, ...]
+    """Slots that leave the step as they are."""
     module: ir.Module = field(compare=False, repr=False)
     """Kept alive for the ops of the records."""
 
@@ -125,7 +129,15 @@ def read_program(module: ir.Module, microbatches: int = 0) -> Program:
         reader.read(name, found[name], replaced)
     attributes = module.operation.attributes
     stored = int(ir.IntegerAttr(attributes[alpa.MICROBATCHES]).value) if alpa.MICROBATCHES in attributes else 1
-    return Program(tuple(reader.ops), reader.slots, tuple(reader.feeds), microbatches or stored, names, module)
+    return Program(
+        tuple(reader.ops),
+        reader.slots,
+        tuple(reader.feeds),
+        microbatches or stored,
+        names,
+        tuple(reader.returned),
+        module,
+    )
 
 
 def _replacements(main: ir.Operation) -> dict[int, int]:
@@ -139,6 +151,7 @@ class _Reader:
         self.ops: list[OpRecord] = []
         self.slots: dict[str, Slot] = {}
         self.feeds: list[Feed] = []
+        self.returned: list[str] = []
         self.types: dict[str, TensorType] = {}
 
     def read(self, name: str, function: ir.Operation, replaced: dict[int, int]) -> None:
@@ -159,8 +172,9 @@ class _Reader:
             stage = int(ir.IntegerAttr(entry[alpa.STAGE]).value) if alpa.STAGE in entry else -1
             given = read_sharding(entry[SHARDING])[1] if SHARDING in entry else None
             values[value] = Source(-1, 0, slot)
-            if slot not in self.slots:
-                self.slots[slot] = Slot(slot, self.type_of(value), stage, given)
+            known = self.slots.setdefault(slot, Slot(slot, self.type_of(value), stage, given))
+            if known.stage < stage:
+                self.slots[slot] = replace(known, stage=stage)
 
     def _results(
         self,
@@ -174,12 +188,15 @@ class _Reader:
             text = ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"out:{i}"
             binding = alpa.Binding.parse(text)
             if binding.kind == "out":
+                self.returned += [values[value].slot] if values[value].slot else []
                 if binding.number not in replaced:
                     continue
                 text = f"arg:{replaced[binding.number]}"
             self.feeds.append(Feed(text, i, values[value], name))
             if text not in self.slots:
-                self.slots[text] = Slot(text, self.type_of(value), -1)
+                combine = ir.StringAttr(entry[alpa.COMBINE]).value if alpa.COMBINE in entry else "add"
+                additive = binding.kind == "sum" and combine == "add"
+                self.slots[text] = Slot(text, self.type_of(value), -1, additive=additive)
 
     def _op(
         self,

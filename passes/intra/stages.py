@@ -49,6 +49,7 @@ def solve_stages(
     stages = {op.number: max(op.stage, 0) for op in program.ops}
     slots: dict[str, Place] = {}
     arrivals: dict[tuple[int, str, int, int], Sharding] = {}
+    ended: dict[str, Sharding] = {}
     costs, steps = [], []
     enumerators: dict[object, Enumerator] = {}
     for s, spec in enumerate(specs):
@@ -61,6 +62,7 @@ def solve_stages(
         labels = solution.labels
         ops |= {number: graph.strategy(node, labels) for number, node in graph.of_op.items()}
         slots |= {name: (s, graph.strategy(node, labels).results[0]) for name, node in graph.of_slot.items()}
+        ended |= {name: graph.strategy(node, labels).results[0] for name, node in graph.of_ended.items()}
         for source, node in graph.of_incoming.items():
             arrivals[s, source.slot, source.op, source.index] = graph.strategy(node, labels).results[0]
         peak = float(graph.problem().usage(labels).max(initial=0.0))
@@ -68,7 +70,7 @@ def solve_stages(
         steps.append(solution.steps)
     _rest(program, specs, slots, given)
     names = tuple(spec.mesh.name for spec in specs)
-    return Solved(Choices(ops, stages, slots, arrivals, names), tuple(costs), tuple(steps))
+    return Solved(Choices(ops, stages, slots, arrivals, ended, names), tuple(costs), tuple(steps))
 
 
 def _stage_graph(

@@ -86,21 +86,26 @@ class Enumerator:
         """The mesh that strategies are made for."""
         return self.links.mesh
 
-    def of_op(self, op: OpRecord) -> StrategySet:
-        """All strategies of an op."""
-        key = (op.factors, op.captured, op.operand_types, op.result_types)
+    def of_op(self, op: OpRecord, partial: bool = False) -> StrategySet:
+        """All strategies of an op; `partial`: also those that leave its sums to be ended later."""
+        key = (op.factors, op.captured, op.operand_types, op.result_types, partial)
         found = self._ops.get(key)
         if found is None:
-            strategies = _op_strategies(op, self)
+            strategies = _op_strategies(op, self, partial)
             found = self._ops[key] = self._arrays(strategies, op.result_types)
         return found
 
-    def of_value(self, kind: TensorType, incoming: bool = False, given: Sharding | None = None) -> StrategySet:
-        """All shardings of an argument; `incoming` prices the transfer from another stage, `given` fixes one."""
-        key = (kind, incoming, given)
+    def of_value(
+        self, kind: TensorType, incoming: bool = False, given: Sharding | None = None, partial: bool = False
+    ) -> StrategySet:
+        """All shardings of a stored value; `incoming` prices the transfer from another stage, `given` fixes one,
+        `partial` allows addends that are summed later."""
+        key = (kind, incoming, given, partial)
         found = self._values.get(key)
         if found is None:
             shardings = [given] if given is not None else value_shardings(kind.shape, self.mesh)
+            if partial:
+                shardings = [Sharding(s.dims, p) for s in shardings for p in _subsets(s, self.mesh)]
             strategies = [self._held(s, kind, incoming) for s in shardings]
             found = self._values[key] = self._arrays(strategies, (kind,))
         return found
@@ -147,6 +152,14 @@ def value_shardings(shape: tuple[int, ...], mesh: Mesh) -> list[Sharding]:
     return found
 
 
+def _subsets(sharding: Sharding, mesh: Mesh) -> list[tuple[str, ...]]:
+    """Sets of axes over which a value of this sharding may be partial besides."""
+    free = [a for a in sorted(_real_axes(mesh)) if a not in sharding.axes]
+    return [
+        tuple(a for a, on in zip(free, bits, strict=True) if on) for bits in product((False, True), repeat=len(free))
+    ]
+
+
 def _real_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name, size in mesh.axes if size > 1)
 
@@ -168,7 +181,7 @@ def usable_factors(op: OpRecord) -> list[int]:
     return usable
 
 
-def _op_strategies(op: OpRecord, enumerator: Enumerator) -> list[Strategy]:
+def _op_strategies(op: OpRecord, enumerator: Enumerator, partial: bool) -> list[Strategy]:
     mesh = enumerator.mesh
     factors = op.factors
     axes = _real_axes(mesh)
@@ -177,11 +190,13 @@ def _op_strategies(op: OpRecord, enumerator: Enumerator) -> list[Strategy]:
         held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
         if not all(splittable(factors, f, mesh.extent(a)) for f, a in enumerate(held) if a):
             continue
-        found.extend(_with_endings(op, held, enumerator))
+        found.extend(_with_endings(op, held, enumerator, partial))
     return found
 
 
-def _with_endings(op: OpRecord, held: tuple[tuple[str, ...], ...], enumerator: Enumerator) -> list[Strategy]:
+def _with_endings(
+    op: OpRecord, held: tuple[tuple[str, ...], ...], enumerator: Enumerator, unended: bool
+) -> list[Strategy]:
     factors, mesh = op.factors, enumerator.mesh
     operands = tuple(_sharding(m, held) for m in factors.operands)
     extra = [Sharding.replicated(len(t.shape)) for t in op.operand_types[len(operands) :]]
@@ -191,7 +206,7 @@ def _with_endings(op: OpRecord, held: tuple[tuple[str, ...], ...], enumerator: E
     partial = tuple(Sharding(s.dims, summed) for s in whole)
     compute = _compute(op, held, operands, whole, enumerator)
     found = []
-    for results in _endings(op, held, whole, summed, mesh):
+    for results in _endings(op, held, whole, summed, mesh, unended):
         pairs = zip(partial, results, op.result_types, strict=True)
         table = enumerator.table
         seconds = sum(table.pair(table.number(p), table.number(r)).at(t.bytes) for p, r, t in pairs)
@@ -209,8 +224,10 @@ def _endings(
     whole: tuple[Sharding, ...],
     summed: tuple[str, ...],
     mesh: Mesh,
+    unended: bool,
 ) -> list[tuple[Sharding, ...]]:
-    """Result shardings after the sums have ended: each axis all-reduced or scattered onto one dimension."""
+    """Result shardings after the sums have ended: each axis all-reduced (place -1), scattered onto one dimension,
+    or, with `unended`, left partial (place -2)."""
     if not summed:
         return [whole]
     kinds = {op.factors.kinds[f] for f, axes in enumerate(held) if axes and op.factors.is_reduction(f)}
@@ -218,12 +235,13 @@ def _endings(
         return [whole]
     shape, base = op.result_types[0].shape, whole[0]
     found: list[tuple[Sharding, ...]] = []
-    for places in product(range(-1, len(shape)), repeat=len(summed)):
+    for places in product(range(-2 if unended else -1, len(shape)), repeat=len(summed)):
         dims = [list(d) for d in base.dims]
         for axis, place in zip(summed, places, strict=True):
             if place >= 0:
                 dims[place].append(axis)
-        ended = Sharding(tuple(tuple(d) for d in dims))
+        left = tuple(a for a, p in zip(summed, places, strict=True) if p == -2)
+        ended = Sharding(tuple(tuple(d) for d in dims), left)
         if ended.divides(shape, mesh):
             found.append((ended,))
     return found

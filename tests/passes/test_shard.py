@@ -27,6 +27,7 @@ from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.local.steps import reshard_steps
 from alpa_mlir.passes.localize import Localize
+from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.shard import Shard
 from tests.on_devices import assert_close, random_inputs, run_all
@@ -145,3 +146,15 @@ def test_a_mesh_must_have_the_clusters_devices() -> None:
     module.operation.attributes[alpa.CLUSTER] = load_cluster("cpu").attribute(module.context)
     with pytest.raises(CompileError, match="has 8 devices, but the cluster has 4"):
         Shard(mesh="2x4").apply(module, [])
+
+
+def test_gradients_are_summed_over_microbatches_before_they_are_reduced() -> None:
+    """A data-parallel step of several microbatches keeps addends: one reduction per parameter and step."""
+    module = train_step("mlp", layers=3, hidden=64, batch=2048)
+    Microbatch(count=4).apply(module, [])
+    Shard(mesh="4", cluster="cpu").apply(module, [])
+    CheckShardings().apply(module, [])
+    text = print_module(module)
+    kept = [line for line in text.splitlines() if "func.func private @microbatch" in line]
+    assert len(kept) == 1 and kept[0].count('unreduced={"x"}') >= 6
+    assert "sdy.reshard" not in text.split("@microbatch")[1].split("return")[0]
