@@ -78,9 +78,8 @@ def _run_rank(job: Job, world: Any) -> int:
         return FAILED
     module = _parse(text, job.plan)
     status = _Rank(job, module, program.read(module), world).run()
-    status = int(world.bcast(status))
     _together(world)
-    return status
+    return int(world.bcast(status))
 
 
 def _read(path: str, ranks: int) -> tuple[str, Plan, ir.Module]:
@@ -102,12 +101,12 @@ def _read(path: str, ranks: int) -> tuple[str, Plan, ir.Module]:
 
 
 def _parse(text: str, path: str) -> ir.Module:
-    module = parse_module(text, make_context(), path)
-    if alpa.get_string(module.operation, alpa.LEVEL) == "plan":
-        try:
+    try:
+        module = parse_module(text, make_context(), path)
+        if alpa.get_string(module.operation, alpa.LEVEL) == "plan":
             check_digest(module)
-        except CompileError as e:
-            raise _located(e, path) from None
+    except CompileError as e:
+        raise _located(e, path) from None
     return module
 
 
@@ -160,7 +159,7 @@ class _Rank:
             for step in range(self._job.steps):
                 self._place(step, wanting)
                 self._step(step)
-            results = self._gather() if self._job.outputs or self._reference is not None else []
+            results = self._gather() if self._job.outputs or self._job.reference else []
         if self._rank != 0:
             return OK
         return self._conclude(results)
