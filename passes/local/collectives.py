@@ -186,10 +186,11 @@ def byte_size(kind: ir.Type) -> int:
     """Bytes of a static tensor; elements below one byte take one, complex numbers two floats."""
     tensor = ir.RankedTensorType(kind)
     element = tensor.element_type
-    width: int = (
-        2 * ir.ComplexType(element).element_type.width if isinstance(element, ir.ComplexType) else element.width
-    )
-    return prod(tensor.shape) * max(1, width // 8)
+    if isinstance(element, ir.ComplexType):
+        each = 2 * int(ir.ComplexType(element).element_type.width) // 8
+    else:
+        each = max(1, int(element.width) // 8)
+    return each * prod(int(n) for n in tensor.shape)
 
 
 _HLO_KIND = re.compile(
