@@ -127,7 +127,7 @@ def _price(value: ir.Value) -> int:
     element = ir.RankedTensorType(value.type).element_type
     size = prod(shape_of(value) or ())
     if isinstance(element, ir.FloatType):
-        return size * (element.width // 8 if element.width >= 32 else 5)
+        return size * int(element.width // 8 if element.width >= 32 else 5)
     if isinstance(element, ir.IntegerType):
-        return size * max(1, element.width // 8)
+        return size * max(1, int(element.width) // 8)
     return size * 8

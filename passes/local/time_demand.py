@@ -23,7 +23,7 @@ from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import PASS
 from alpa_mlir.passes.local.time_analysis import TimeAnalysis, inputs
 from alpa_mlir.passes.local.time_linear import base_operands
-from alpa_mlir.passes.local.time_states import STATISTIC, Place, State, locate, split, standing
+from alpa_mlir.passes.local.time_states import STATISTIC, Place, State, locate, standing
 
 LOCAL = State("local")
 RAW = State("raw")
@@ -237,8 +237,3 @@ def _position_dependent(op: ir.Operation, form: Form) -> bool:
     if op.name == "stablehlo.iota":
         return int(ir.IntegerAttr(op.attributes["iota_dimension"]).value) == form.dim
     return not ir.DenseElementsAttr(op.attributes["value"]).is_splat
-
-
-def value_split(state: State) -> Form:
-    """The split form that a split state stands for."""
-    return split(state.dim, state.outer)

@@ -17,7 +17,7 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.passes.local.shrink import cut, integer, shrink_op, tensor_type
 from alpa_mlir.passes.local.time_analysis import TimeAnalysis, captures
-from alpa_mlir.passes.local.time_demand import BARRIER, LOCAL, RAW, WHOLE, BlockDemand, Form
+from alpa_mlir.passes.local.time_demand import BARRIER, LOCAL, RAW, BlockDemand, Form
 from alpa_mlir.passes.local.time_regions import REGIONS
 from alpa_mlir.passes.local.time_states import Place, State, local_shape, standing
 
@@ -232,6 +232,3 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
 def _certain(state: State | None) -> State:
     assert state is not None
     return state
-
-
-__all__ = ["WHOLE", "MicrobatchEmitter", "barrier", "replace_inside", "scale", "stack_form"]

@@ -112,7 +112,7 @@ def _widening(op: ir.Operation, states: Sequence[State]) -> bool:
     source, target = _element(op.operands[0]), _element(op.results[0])
     if not (isinstance(source, ir.FloatType) and isinstance(target, ir.FloatType)):
         return False
-    return target.width > source.width or target == source
+    return bool(target.width > source.width or target == source)
 
 
 def _element(value: ir.Value) -> ir.Type:
