@@ -1,0 +1,102 @@
+"""Strategies of single ops: exactly what the factors allow, each read by the localiser as it was meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from alpa_mlir.dialect.context import make_context, parse_module
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
+from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, value_shardings
+from alpa_mlir.passes.local.device_placement import place
+
+DOT = """
+  %0 = stablehlo.dot_general %x, %y, contracting_dims = [1] x [0]
+    : (tensor<8x6xf32>, tensor<6x4xf32>) -> tensor<8x4xf32>
+"""
+MAXIMUM = """
+  %c = stablehlo.constant dense<0xFF800000> : tensor<f32>
+  %0 = stablehlo.reduce(%x init: %c) applies stablehlo.maximum across dimensions = [0]
+    : (tensor<8x6xf32>, tensor<f32>) -> tensor<6xf32>
+"""
+SORT = """
+  %0 = "stablehlo.sort"(%x) <{dimension = 0 : i64}> ({
+  ^bb0(%a: tensor<f32>, %b: tensor<f32>):
+    %1 = stablehlo.compare LT, %a, %b : (tensor<f32>, tensor<f32>) -> tensor<i1>
+    stablehlo.return %1 : tensor<i1>
+  }) : (tensor<8x6xf32>) -> tensor<8x6xf32>
+"""
+
+
+def read(body: str) -> Program:
+    text = f"func.func @main(%x: tensor<8x6xf32>, %y: tensor<6x4xf32>) {{ {body} return }}"
+    return read_program(parse_module(text, make_context()))
+
+
+def strategies(program: Program, shape: tuple[int, ...], partial: bool = False) -> tuple[OpRecord, list[Strategy]]:
+    mesh = Mesh.from_shape("m", shape)
+    cluster = load_cluster("cpu", devices_per_node=8)
+    op = program.ops[-1]
+    return op, list(Enumerator(mesh_links(mesh, cluster), cluster).of_op(op, partial).strategies)
+
+
+def key(strategy: Strategy) -> tuple[str, ...]:
+    return tuple(s.text("m") for s in (*strategy.operands, *strategy.results))
+
+
+def test_a_product_on_one_axis() -> None:
+    _, found = strategies(read(DOT), (2,))
+    texts = {" ".join(k).replace("@m, ", "").replace('"', "") for k in map(key, found)}
+    assert texts == {
+        "<[{}, {}]> <[{}, {}]> <[{}, {}]>",
+        "<[{x}, {}]> <[{}, {}]> <[{x}, {}]>",
+        "<[{}, {}]> <[{}, {x}]> <[{}, {x}]>",
+        "<[{}, {x}]> <[{x}, {}]> <[{}, {}]>",
+        "<[{}, {x}]> <[{x}, {}]> <[{x}, {}]>",
+        "<[{}, {x}]> <[{x}, {}]> <[{}, {x}]>",
+    }
+
+
+def test_a_product_may_leave_addends_where_asked() -> None:
+    _, found = strategies(read(DOT), (2,), partial=True)
+    assert [s.results[0] for s in found if s.results[0].partial] == [Sharding(((), ()), ("x",))]
+    assert all(s.communication == 0.0 for s in found if s.results[0].partial)
+
+
+def test_only_sizes_that_divide() -> None:
+    _, found = strategies(read(DOT), (4,))
+    assert {s.factor_axes for s in found} == {((), (), ()), (("x",), (), ()), ((), ("x",), ())}
+
+
+def test_a_maximum_ends_in_all_reduce_only() -> None:
+    _, found = strategies(read(MAXIMUM), (2,))
+    ended = [s for s in found if s.ending]
+    assert [(step.kind, s.results[0].is_replicated) for s in ended for step in s.ending] == [("all_reduce", True)]
+
+
+def test_sorted_dimensions_stay_whole() -> None:
+    _, found = strategies(read(SORT), (2,))
+    assert {s.results[0].dims for s in found} == {((), ()), ((), ("x",))}
+
+
+@pytest.mark.parametrize("body", [DOT, MAXIMUM, SORT])
+@pytest.mark.parametrize("shape", [(2,), (4,), (2, 2), (2, 1)])
+def test_the_localiser_reads_every_strategy_as_meant(body: str, shape: tuple[int, ...]) -> None:
+    program = read(body)
+    mesh = Mesh.from_shape("m", shape)
+    op, found = strategies(program, shape, partial=True)
+    for s in found:
+        placed = place(op.op, op.factors, s.operands, s.results, mesh)
+        sized = [f for f, n in enumerate(op.factors.sizes) if n > 1]
+        assert [placed.axes[f] for f in sized] == [s.factor_axes[f] for f in sized]
+        assert tuple(step for steps in placed.endings for step in steps) == s.ending
+
+
+def test_shardings_of_a_value() -> None:
+    mesh = Mesh.from_shape("m", (2, 2))
+    assert len(value_shardings((8, 6), mesh)) == 8
+    assert Sharding(((), ("x", "y"))) not in value_shardings((8, 6), mesh)
+    assert value_shardings((), mesh) == [Sharding(())]
