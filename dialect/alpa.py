@@ -33,6 +33,7 @@ DIGEST = "alpa.digest"
 ID = "alpa.id"
 DONATE = "alpa.donate"
 STATISTICS = "alpa.statistics"
+NONNEGATIVE = "alpa.nonnegative"
 
 ROLES = ("state", "batch", "constant")
 PHASES = ("prologue", "forward", "backward", "update")
@@ -98,6 +99,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V17", STATISTICS, '"batch" | "microbatch"', ("module",),
                 "whether sums that feed per-example work (batch norm) are over the batch or over each microbatch",
                 _one_of(("batch", "microbatch"))),
+    Declaration("V18", NONNEGATIVE, "unit", ("argument",), "the program takes a root or logarithm of this argument: draw no negative values",
+                lambda a: isinstance(a, ir.UnitAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

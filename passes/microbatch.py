@@ -59,6 +59,8 @@ class Microbatch(Pass):
             Microbatched(main, analysis).write()
         alpa.set_string(module.operation, alpa.LEVEL, "microbatched")
         alpa.set_int(module.operation, alpa.MICROBATCHES, self.count)
+        if analysis.statistics and self.count > 1:
+            alpa.set_string(module.operation, alpa.STATISTICS, "microbatch")
 
 
 def _analyse(main: ir.Operation, parts: int, per_microbatch: bool) -> TimeAnalysis:

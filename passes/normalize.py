@@ -24,6 +24,7 @@ from alpa_mlir.dialect.sharding import (
     set_argument_attributes,
     set_result_attributes,
 )
+from alpa_mlir.passes.domains import mark_nonnegative
 from alpa_mlir.passes.inline import inline_calls, require_one_block
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.roles import ALIAS, DONOR, assign_roles
@@ -50,7 +51,8 @@ class Normalize(Pass):
     After (level 1): a single public function `@main`. Calls and composites are inlined, chlo ops and deprecated
     StableHLO ops expressed in current ones; algebraic identities simplified, equal ops merged, dead ones removed.
     Constants that are splats or of at most 1 KiB stand once per use, right before it. Every argument has `alpa.role`,
-    every state argument `alpa.updates`; of the results' attributes only `jax.result_info` and `sdy.sharding` stay.
+    every state argument `alpa.updates`, an argument whose root
+    or logarithm is taken `alpa.nonnegative`; of the results' attributes only `jax.result_info` and `sdy.sharding` stay.
     GSPMD annotations (`mhlo.sharding`, `@Sharding`) are removed with a remark; Shardy's are kept. A remark tells
     of each op that cannot be split along any dimension, and why.
 
@@ -78,6 +80,7 @@ class Normalize(Pass):
         simplify(main)
         _upstream(module, _CLEAN)
         split_constants(main)
+        mark_nonnegative(main)
         _report_indivisible(main, remarks)
         module.operation.attributes[alpa.LEVEL] = alpa.string("normal", module.context)
 

@@ -23,24 +23,26 @@ Parameters = dict[str, Any]
 
 def norm_parameters(source: Source, hidden: int, dtype: str) -> Parameters:
     """Scale and bias of a layer norm, each (M,)."""
-    return {"scale": source.full((hidden,), dtype, 1.0), "bias": source.full((hidden,), dtype, 0.0)}
+    return {"scale": source.full((hidden,), dtype, 0.0), "bias": source.full((hidden,), dtype, 0.0)}
 
 
 def layer_norm(p: Parameters, x: jax.Array) -> jax.Array:
-    """Normalise the last dimension of x to mean 0, variance 1, then scale and shift."""
+    """Normalise the last dimension of x to mean 0, variance 1, then scale by 1 + `scale` and shift."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     normal = (centred * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
-    return normal * p["scale"] + p["bias"]
+    return normal * (1 + p["scale"]) + p["bias"]
 
 
 def attention_parameters(source: Source, hidden: int, heads: int, layers: int, dtype: str) -> Parameters:
-    """Fused query/key/value (M, 3, H, D) and output (H, D, M) weights with biases."""
+    """Fused query/key/value (M, 3, H, D) and output (H, D, M) weights, and the output's bias.
+
+    A bias on keys has no effect on the softmax: its gradient is rounding noise, which Adam would turn into steps.
+    """
     size = hidden // heads
     return {
         "qkv": source.normal((hidden, 3, heads, size), dtype),
-        "qkv_bias": source.full((3, heads, size), dtype, 0.0),
         "out": source.normal((heads, size, hidden), dtype, 0.02 / (2 * layers) ** 0.5),
         "out_bias": source.full((hidden,), dtype, 0.0),
     }
@@ -48,7 +50,7 @@ def attention_parameters(source: Source, hidden: int, heads: int, layers: int, d
 
 def attention(p: Parameters, x: jax.Array, *, causal: bool) -> jax.Array:
     """Multi-head self-attention, (B, S, M) -> (B, S, M)."""
-    qkv = jnp.einsum("bsm,mthd->bsthd", x, p["qkv"]) + p["qkv_bias"]
+    qkv = jnp.einsum("bsm,mthd->bsthd", x, p["qkv"])
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     scores = jnp.einsum("bshd,bthd->bhst", query * (query.shape[-1] ** -0.5), key)
     weights = masked_softmax(scores, causal=causal)

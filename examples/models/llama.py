@@ -75,12 +75,12 @@ def layer_parameters(config: LlamaConfig, source: Source) -> Parameters:
     kv, per_kv, size = config.kv_heads, config.heads // config.kv_heads, config.head_size
     hidden, dtype, small = config.hidden, config.dtype, 0.02 / (2 * config.layers) ** 0.5
     return {
-        "attention_norm": source.full((hidden,), dtype, 1.0),
+        "attention_norm": source.full((hidden,), dtype, 0.0),
         "query": source.normal((hidden, kv, per_kv, size), dtype),
         "key": source.normal((hidden, kv, size), dtype),
         "value": source.normal((hidden, kv, size), dtype),
         "out": source.normal((kv, per_kv, size, hidden), dtype, small),
-        "mlp_norm": source.full((hidden,), dtype, 1.0),
+        "mlp_norm": source.full((hidden,), dtype, 0.0),
         "gate": source.normal((hidden, config.inner), dtype),
         "up": source.normal((hidden, config.inner), dtype),
         "down": source.normal((config.inner, hidden), dtype, small),
@@ -93,16 +93,16 @@ def parameters(config: LlamaConfig, source: Source) -> Tree:
     return {
         "embedding": source.normal(table, config.dtype),
         "layers": [layer_parameters(config, source) for _ in range(config.layers)],
-        "final_norm": source.full((config.hidden,), config.dtype, 1.0),
+        "final_norm": source.full((config.hidden,), config.dtype, 0.0),
         "output": source.normal(table, config.dtype),
     }
 
 
 def rms_norm(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """x / √(mean x² + ε) · scale over the last dimension."""
+    """x / √(mean x² + ε) · (1 + scale) over the last dimension."""
     wide = x.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + 1e-5)
-    return normal.astype(x.dtype) * scale
+    return normal.astype(x.dtype) * (1 + scale)
 
 
 def rotate(x: jax.Array, theta: float) -> jax.Array:

@@ -41,6 +41,7 @@ GROUPS = 4  # of group norm
 class WideResnetConfig(Training):
     """Sizes of a Wide-ResNet."""
 
+    batch: int = option(16, "examples per step")
     depth: int = option(26, "layers: 14, 26, 50 or 101")
     channels: int = option(16, "channels of the first stage's blocks; each stage doubles them")
     width: int = option(2, "factor on the channels of the 3×3 convolutions")
@@ -100,7 +101,7 @@ class Builder(NamedTuple):
         scale = (2.0 / (size * size * inputs)) ** 0.5
         p = {
             "kernel": source.normal((size, size, inputs, outputs), dtype, scale),
-            "scale": source.full((outputs,), dtype, 1.0),
+            "scale": source.full((outputs,), dtype, 0.0),
             "bias": source.full((outputs,), dtype, 0.0),
         }
         if self.config.norm == "group":
@@ -158,7 +159,7 @@ def group_norm(p: Parameters, x: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32).reshape(*x.shape[:3], GROUPS, x.shape[3] // GROUPS)
     centred = wide - wide.mean((1, 2, 4), keepdims=True)
     normal = centred * jax.lax.rsqrt((centred * centred).mean((1, 2, 4), keepdims=True) + 1e-5)
-    return normal.reshape(x.shape).astype(x.dtype) * p["scale"] + p["bias"]
+    return normal.reshape(x.shape).astype(x.dtype) * (1 + p["scale"]) + p["bias"]
 
 
 def batch_norm(p: Parameters, s: Parameters, x: jax.Array, training: bool) -> tuple[jax.Array, Parameters]:
@@ -174,7 +175,7 @@ def batch_norm(p: Parameters, s: Parameters, x: jax.Array, training: bool) -> tu
     else:
         mean, variance, new = s["mean"], s["variance"], s
     normal = (wide - mean) * jax.lax.rsqrt(variance + 1e-5)
-    return normal.astype(x.dtype) * p["scale"] + p["bias"], new
+    return normal.astype(x.dtype) * (1 + p["scale"]) + p["bias"], new
 
 
 def forward(
