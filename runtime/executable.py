@@ -29,7 +29,7 @@ from jaxlib.mlir.dialects import sdy
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.dialect.mesh import Mesh, meshes_of
 from alpa_mlir.dialect.sharding import (
     SHARDING,
     Sharding,
@@ -54,7 +54,8 @@ def dtype_of(element: str) -> np.dtype[Any]:
     """The numpy type of an MLIR element type such as `f32`, `bf16`, `ui32`, `i1`; CompileError for others."""
     if element not in _NUMPY:
         raise CompileError(f"tensors of {element} cannot be executed")
-    return np.dtype(_NUMPY[element])
+    found: np.dtype[Any] = np.dtype(_NUMPY[element])
+    return found
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def _standalone(module: ir.Module, found: dict[str, ir.Operation], name: str) ->
         for function in functions(alone).values():
             _plain(function)
         _drop_unused_meshes(alone)
+        if all(mesh.device_count == 1 for mesh in meshes_of(alone).values()):
+            _inline_manual_computations(main)
         return print_module(alone)
 
 
@@ -155,6 +158,20 @@ def _plain(function: ir.Operation) -> None:
         op.erase()
 
 
+def _inline_manual_computations(function: ir.Operation) -> None:
+    """On one device a manual computation is its own body; XLA runs no partitioner there that could unwrap it."""
+    for op in [o for o in alpa.walk(function) if o.name == "sdy.manual_computation"]:
+        block = op.regions[0].blocks[0]
+        for argument, operand in zip(block.arguments, op.operands, strict=True):
+            argument.replace_all_uses_with(operand)
+        *body, end = [inner.operation for inner in block.operations]
+        for inner in body:
+            inner.move_before(op)
+        for result, value in zip(op.results, list(end.operands), strict=True):
+            result.replace_all_uses_with(value)
+        op.erase()
+
+
 def _without_alpa(entry: dict[str, ir.Attribute]) -> dict[str, ir.Attribute]:
     return {name: attribute for name, attribute in entry.items() if name == SHARDING}
 
@@ -173,7 +190,6 @@ call_module = Primitive("alpa_stage")
 call_module.multiple_results = True
 
 
-@call_module.def_abstract_eval
 def _avals(*_: Any, text: str, results: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]) -> list[Any]:
     return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
 
@@ -186,6 +202,7 @@ def _lower(context: Any, *operands: Any, text: str, results: Any) -> list[Any]:
     return list(jax_func.CallOp(types, jax_ir.FlatSymbolRefAttr.get(name), operands).results)
 
 
+call_module.def_abstract_eval(_avals)
 jax_mlir.register_lowering(call_module, _lower)
 
 
