@@ -67,7 +67,7 @@ class Watchdog(threading.Thread):
             time.sleep(min(1.0, self.limit / 10))
             if self._active and time.monotonic() - self._since > self.limit:
                 sys.stderr.write(f"[rank {self.rank}] no progress for {self.limit:g} s in: {self._what}\n")
-                faulthandler.dump_traceback(file=sys.__stderr__)
+                faulthandler.dump_traceback(file=2)
                 leave(STUCK)
 
 

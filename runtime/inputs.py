@@ -125,6 +125,7 @@ def write_outputs(path: str, results: Sequence[Array]) -> None:
     """Write results as `out0`, `out1`, …; CompileError where the file cannot be written."""
     try:
         with Path(path).open("wb") as file:
-            np.savez(file, **{f"out{i}": value for i, value in enumerate(results)})
+            arrays: dict[str, Any] = {f"out{i}": value for i, value in enumerate(results)}
+            np.savez(file, **arrays)
     except OSError as e:
         raise CompileError(f"cannot write the outputs: {e.strerror or e}", f"{path}:1:1") from None

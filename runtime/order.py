@@ -73,8 +73,8 @@ def _dataflow_order(main: PlanMain) -> Iterator[Placed]:
     outer = [s for s in main.steps if s.id not in inner]
     before = [s for s in outer if isinstance(s, (Fragment, Transfer)) and s.phase == "prologue"]
     early = {s.id for s in before}
-    for step in before:
-        yield from _instructions(main, step, ONCE)
+    for first in before:
+        yield from _instructions(main, first, ONCE)
     for microbatch in range(main.microbatches):
         for step in looped:
             yield from _instructions(main, step, microbatch)

@@ -98,7 +98,7 @@ class Worker:
         main = self._program.plan.main
         taken = {r.result for r in main.results if r.is_argument and main.arguments[r.result].role != "state"}
         sources = {self._program.placed[i] for i in taken if i in self._program.placed}
-        found = []
+        found: list[tuple[int, Callable[[], Any]]] = []
         for number, argument in enumerate(main.arguments):
             slot = self._program.placed.get(number)
             if argument.updates is None or slot is None:

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_local(job)
     if not under_mpirun():
         raise UsageError(f"start it as mpirun -n N {NAME} PLAN, or give -n N or --local")
-    run_under_mpi(job)
+    return run_under_mpi(job)
 
 
 def _without_ranks(arguments: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ ALIGNMENT = 64
 
 Window = tuple[slice, ...]
 Array = np.ndarray[Any, np.dtype[Any]]
-Held = jax.Array | Array
+Held: TypeAlias = jax.Array | Array
 """What a device holds: its own array, or a host view that keeps the memory from being reused."""
 
 

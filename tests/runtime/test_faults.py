@@ -1,4 +1,4 @@
-"""A rank that fails, is killed or hangs ends the whole job within seconds, with its message and a code; nothing stays."""
+"""A rank that fails, is killed or hangs ends the whole job within seconds, with its message; nothing stays."""
 
 from __future__ import annotations
 

@@ -55,3 +55,23 @@ def test_refuses_a_call_that_does_not_fit_its_function() -> None:
     assert moved != text
     with pytest.raises(CompileError, match="argument 0 of @stage_0_forward"):
         run_plan(parse_module(moved, make_context()), mlp_plan.arguments())
+
+
+@pytest.mark.parametrize("stages", [((0,), (1,)), ((0, 1), (2, 3))])
+def test_a_body_may_be_the_program_of_one_device(stages: tuple[tuple[int, ...], ...]) -> None:
+    """stage_0_update as a manual computation: its shards are updated where they are."""
+    text = mlp_plan.split_text(2, stages)
+    head, tail = text.split("func.func private @stage_0_update", 1)
+    body, rest = tail.split("return %n", 1)
+    start = body.index("%c =")
+    inner = body[start:].replace("%w,", "%v,").replace("%g :", "%h :")
+    kind = "tensor<16x32xf32>"
+    manual = f"""%m = sdy.manual_computation(%w, %g) in_shardings=[<@stage_0, [{{}}, {{}}]>, <@stage_0, [{{}}, {{}}]>]
+        out_shardings=[<@stage_0, [{{}}, {{}}]>] manual_axes={{"x"}} (%v: {kind}, %h: {kind}) {{
+      {inner}
+      sdy.return %n : {kind}
+    }} : ({kind}, {kind}) -> {kind}
+    return %m"""
+    module = parse_module(head + "func.func private @stage_0_update" + body[:start] + manual + rest, make_context())
+    values = mlp_plan.arguments()
+    check(run_plan(module, values, steps=2), mlp_plan.reference(values, 2, 2))
