@@ -35,6 +35,7 @@ from .step import (
 BLOCKS = MappingProxyType({14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)})
 MOMENTUM = 0.9  # of the running statistics
 GROUPS = 4  # of group norm
+ACTIVATIONS = MappingProxyType({"relu": jax.nn.relu, "silu": jax.nn.silu})
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,19 @@ class WideResnetConfig(Training):
 
     batch: int = option(16, "examples per step")
     depth: int = option(26, "layers: 14, 26, 50 or 101")
-    channels: int = option(16, "channels of the first stage's blocks; each stage doubles them")
+    channels: int = option(8, "channels of the first stage's blocks; each stage doubles them")
     width: int = option(2, "factor on the channels of the 3×3 convolutions")
-    image: int = option(32, "height and width of an image; from 64 on the stem shrinks it by 4")
+    image: int = option(16, "height and width of an image; from 64 on the stem shrinks it by 4")
     classes: int = option(16, "classes")
     norm: str = option("batch", "batch (with running statistics) or group")
+    activation: str = option(
+        "silu", "relu (the named sizes), or silu: smooth, so that rounding flips no gradient and runs can be compared"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("norm", self.norm, ("batch", "group"))
+        require_one_of("activation", self.activation, tuple(ACTIVATIONS))
         require_divides("8", 8, "image", self.image)
         require_divides("4", GROUPS, "channels", self.channels)
         if self.depth not in BLOCKS:
@@ -64,7 +69,9 @@ class WideResnetConfig(Training):
 
 
 def _preset(depth: int, channels: int, width: int) -> WideResnetConfig:
-    return WideResnetConfig(depth=depth, channels=channels, width=width, image=224, classes=1024, batch=1536)
+    return WideResnetConfig(
+        depth=depth, channels=channels, width=width, image=224, classes=1024, batch=1536, activation="relu"
+    )
 
 
 PRESETS = MappingProxyType(
@@ -182,6 +189,7 @@ def forward(
     config: WideResnetConfig, params: Tree, statistics: Tree, images: jax.Array, *, training: bool
 ) -> tuple[jax.Array, Tree]:
     """Logits (N, classes) of images (N, H, W, 3), and the new running statistics."""
+    activation = ACTIVATIONS[config.activation]
 
     def unit(p: Parameters, s: Parameters, x: jax.Array, stride: int = 1) -> tuple[jax.Array, Parameters]:
         x = convolve(x, p["kernel"], stride)
@@ -193,13 +201,13 @@ def forward(
         if "shortcut" in p:
             shortcut, new["shortcut"] = unit(p["shortcut"], s["shortcut"], x, stride)
         y, new["reduce"] = unit(p["reduce"], s["reduce"], x)
-        y, new["wide"] = unit(p["wide"], s["wide"], jax.nn.relu(y), stride)
-        y, new["expand"] = unit(p["expand"], s["expand"], jax.nn.relu(y))
-        return jax.nn.relu(y + shortcut), new
+        y, new["wide"] = unit(p["wide"], s["wide"], activation(y), stride)
+        y, new["expand"] = unit(p["expand"], s["expand"], activation(y))
+        return activation(y + shortcut), new
 
     apply = jax.checkpoint(block, static_argnums=3) if config.remat else block
     x, stem = unit(params["stem"], statistics["stem"], images, 2 if config.large_images else 1)
-    x = jax.nn.relu(x)
+    x = activation(x)
     if config.large_images:
         # A literal: jax differentiates a window maximum only if it sees that the start value is -inf.
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
