@@ -2,6 +2,7 @@
 
 Adam (Kingma & Ba 2015, algorithm 1): m = β₁m + (1-β₁)g, v = β₂v + (1-β₂)g²,
 p -= lr · (m / (1-β₁ᵗ)) / (√(v / (1-β₂ᵗ)) + ε). All state is f32 whatever the parameters' type.
+ε = 1e-5 as in Llama 2 (arXiv:2307.09288): with the paper's 1e-8 a gradient that is rounding noise still makes a full step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from .step import Source, StepResult, Training, Tree
 
-BETA1, BETA2, EPSILON, MOMENTUM = 0.9, 0.999, 1e-8, 0.9
+BETA1, BETA2, EPSILON, MOMENTUM = 0.9, 0.999, 1e-5, 0.9
 
 
 class OptimizerState(NamedTuple):

@@ -69,7 +69,7 @@ class Training:
     batch: int = option(8, "examples per step")
     dtype: str = option("float32", "type of parameters and activations: float32, bfloat16 or float16")
     optimizer: str = option("adam", "adam or sgd (with momentum 0.9)")
-    learning_rate: float = option(1e-3, "step size of the optimizer")
+    learning_rate: float = option(5e-4, "step size of the optimizer")
     master: bool = option(True, "with a 16-bit dtype, keep an f32 copy of the parameters in the optimizer's state")
     loss_scale: float = option(1.0, "factor on the loss before, and off the gradients after, the backward pass")
     remat: bool = option(False, "recompute each layer in the backward pass (jax.checkpoint)")

@@ -191,7 +191,9 @@ def test_rotation_depends_on_distances_alone():
     np.testing.assert_allclose(products[1:, 1:], products[:-1, :-1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "reference"), [("adam", optax.adam(1e-2)), ("sgd", optax.sgd(1e-2, momentum=0.9))])
+@pytest.mark.parametrize(
+    ("name", "reference"), [("adam", optax.adam(1e-2, eps=1e-5)), ("sgd", optax.sgd(1e-2, momentum=0.9))]
+)
 def test_optimizer_equals_optax(name, reference):
     config = Training(optimizer=name, learning_rate=1e-2)
     params = {"w": Values(0).normal((4, 4), "float32", 1.0)}
