@@ -2,7 +2,7 @@
 
 Adam (Kingma & Ba 2015, algorithm 1): m = β₁m + (1-β₁)g, v = β₂v + (1-β₂)g²,
 p -= lr · (m / (1-β₁ᵗ)) / (√(v / (1-β₂ᵗ)) + ε). All state is f32 whatever the parameters' type.
-ε = 1e-5 as in Llama 2 (arXiv:2307.09288): with the paper's 1e-8 a gradient that is rounding noise still makes a full step.
+ε = 1e-5 as in Llama 2 (arXiv:2307.09288): with 1e-8 a gradient that is only rounding noise makes a full step.
 """
 
 from __future__ import annotations
