@@ -18,7 +18,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir import foreign, lowering
 from alpa_mlir.dialect.context import passmanager, print_module, stablehlo
-from alpa_mlir.models import MODELS, Model, TrainStep
+from alpa_mlir.models import ALIASES, MODELS, Model, TrainStep
 from alpa_mlir.tools.diagnostics import UsageError, guarded
 from alpa_mlir.tools.output import write_output
 
@@ -76,7 +76,10 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help=f"{', '.join(MODELS)}, or package.module:function")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", type=lambda name: ALIASES.get(name, name),
+        help=f"{', '.join(MODELS)}, or package.module:function",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="where to write; - (default) is stdout")
     parser.add_argument("--list", action="store_true", help="print the models with sizes and options, and exit")
     parser.add_argument("--inference", action="store_true", help="the forward pass alone; parameters are constant")

@@ -8,5 +8,7 @@ from . import bert, gpt, llama, mlp, moe, wide_resnet
 from .step import Model, TrainStep
 
 MODELS: dict[str, Model] = {module.MODEL.name: module.MODEL for module in (mlp, gpt, moe, wide_resnet, llama, bert)}
+ALIASES = {"wide-resnet": "wide_resnet", "wrn": "wide_resnet"}
+"""Other spellings of names in `MODELS`."""
 
-__all__ = ["MODELS", "Model", "TrainStep"]
+__all__ = ["ALIASES", "MODELS", "Model", "TrainStep"]

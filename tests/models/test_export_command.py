@@ -252,3 +252,10 @@ def test_scripts_of_other_libraries_export(script, tmp_path):
     donated = [i for i, r in enumerate(rows) if "tf.aliasing_output" in r]
     assert len(rows) - len(donated) == 2  # features or images, and labels
     assert all(arguments[i] == results[rows[i]["tf.aliasing_output"]] for i in donated)
+
+
+def test_other_spellings_of_a_name(tmp_path):
+    for name in ("wrn", "wide-resnet", "wide_resnet"):
+        assert main([name, "--size", "tiny", "-o", str(tmp_path / f"{name}.mlir")]) == 0
+    texts = {path.read_text() for path in tmp_path.iterdir()}
+    assert len(texts) == 1
