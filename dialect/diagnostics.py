@@ -14,7 +14,7 @@ from jaxlib.mlir import ir
 
 @dataclass(frozen=True)
 class Remark:
-    """A note to the user about one op that is not an error (severity `remark` or `warning`)."""
+    """A note to the user about one op that is not an error (severity `remark`, `warning` or `note`)."""
 
     message: str
     location: str
@@ -25,9 +25,14 @@ class Remark:
 
 
 class CompileError(Exception):
-    """The input cannot be compiled; `location` is `file:line:col` or whatever the op knows of itself."""
+    """The input cannot be compiled; `location` is `file:line:col` or whatever the op knows of itself.
 
-    def __init__(self, message: str, location: ir.Location | str | None = None, notes: Sequence[str] = ()) -> None:
+    A note is text that belongs to the error's place, or a `Remark` with a place of its own.
+    """
+
+    def __init__(
+        self, message: str, location: ir.Location | str | None = None, notes: Sequence[str | Remark] = ()
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.location = location if isinstance(location, str) else location_text(location)
@@ -35,7 +40,8 @@ class CompileError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.location}: error: {self.message}"
-        return "\n".join([head, *(f"{self.location}: note: {n}" for n in self.notes)])
+        notes = (n if isinstance(n, Remark) else Remark(n, self.location, "note") for n in self.notes)
+        return "\n".join([head, *map(str, notes)])
 
 
 def location_text(location: ir.Location | None) -> str:

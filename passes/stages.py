@@ -16,9 +16,10 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
-from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
+from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.profile import InFlight, StageSearch, count_layers
 from alpa_mlir.passes.registry import Pass, option, register
@@ -98,7 +99,7 @@ class Stages(Pass):
                 f"{self.stages} stages need at least {self.stages} devices, there are {devices}", location
             )
         if self.stages > layers:
-            raise CompileError(f"{self.stages} stages cannot be made of {layers} layers", location)
+            raise _too_few_layers(module, self.stages, layers)
         counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
         search = StageSearch(module, cluster, _in_flight(module, self.schedule), solver=self.solver)
         found = search.run(counts)
@@ -109,6 +110,22 @@ class Stages(Pass):
             known = (cost.microbatch_seconds, cost.step_seconds, cost.memory_bytes)
             stages.append(Stage(choice.first, choice.last, mesh, devices_of, *known))
         return stages, found.cost
+
+
+def _too_few_layers(module: ir.Module, stages: int, layers: int) -> CompileError:
+    """The error for more stages than layers; a loop over layers, the usual reason, gets a note."""
+    ops = [op.operation for op in functions(module)["microbatch"].regions[0].blocks[0].operations]
+    notes = [
+        Remark(
+            f"all of this {op.name} is one layer; write it out to cut inside (jax.lax.scan: unroll=True)",
+            location_text(op.location),
+            "note",
+        )
+        for op in ops
+        if op.name not in CONTRACTIONS and contracts(op) and alpa.get_string(op, alpa.PHASE) == "forward"
+    ]
+    what = f"{layers} layer{'s' if layers != 1 else ''}"
+    return CompileError(f"{stages} stages cannot be made of {what}", module.operation.location, notes)
 
 
 def _in_flight(module: ir.Module, schedule: str) -> InFlight:

@@ -62,8 +62,9 @@ def relocated(location: str, filename: str) -> str:
 
 
 def in_file(error: CompileError, filename: str) -> CompileError:
-    """The same error with the file's name in its location."""
-    return CompileError(error.message, relocated(error.location, filename), error.notes)
+    """The same error with the file's name in its location and in those of its notes."""
+    notes = [replace(n, location=relocated(n.location, filename)) if isinstance(n, Remark) else n for n in error.notes]
+    return CompileError(error.message, relocated(error.location, filename), notes)
 
 
 def print_remarks(remarks: Iterable[Remark], filename: str) -> None:

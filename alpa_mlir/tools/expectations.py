@@ -54,8 +54,9 @@ def produced_by(error: CompileError | None, remarks: Iterable[Remark]) -> list[M
     found = [Message(r.severity, _line_of(r.location), r.message) for r in dict.fromkeys(remarks)]
     if error is not None:
         found.append(Message("error", _line_of(error.location), error.message))
-        own = (note for note in error.notes if not note.startswith(_PRINTED_OP))
-        found.extend(Message("note", _line_of(error.location), note) for note in own)
+        notes = (n if isinstance(n, Remark) else Remark(n, error.location, "note") for n in error.notes)
+        own = (note for note in notes if not note.message.startswith(_PRINTED_OP))
+        found.extend(Message("note", _line_of(note.location), note.message) for note in own)
     return found
 
 

@@ -5,6 +5,7 @@ module @refuses_batch_statistics {
     %zero = stablehlo.constant dense<0.0> : tensor<f32>
     %wx = stablehlo.dot_general %x, %w, contracting_dims = [] x [] : (tensor<4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
     %s = stablehlo.reduce(%wx init: %zero) applies stablehlo.add across dimensions = [0] : (tensor<4x4xf32>, tensor<f32>) -> tensor<4xf32>
+    // expected-note@+1 {{this value is combined}}
     %b = stablehlo.broadcast_in_dim %s, dims = [1] : (tensor<4xf32>) -> tensor<4x4xf32>
     // expected-error@+1 {{allow-per-microbatch-statistics}}
     %c = stablehlo.subtract %wx, %b : tensor<4x4xf32>

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
-from alpa_mlir.dialect.diagnostics import CompileError, location_text
+from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.factors import FIXED, PASS, OpFactors, read_factors
 from alpa_mlir.passes.local import time_regions
 from alpa_mlir.passes.local.time_linear import base_operands, unsplit_result
@@ -228,11 +228,12 @@ class TimeAnalysis:
         elif self.estimate:
             self._to_statistics(value, op)
         else:
-            sources = ", ".join(location_text(v.owner.location) for v in self._sources(value))
+            places = dict.fromkeys(location_text(v.owner.location) for v in self._sources(value))
             raise Mixes(
                 f"{op.name} mixes examples of different microbatches: per example it needs a value combined over the "
-                f"whole batch (at {sources}); {OPTION}=true accepts sums over each microbatch instead",
+                f"whole batch; with {OPTION} that is combined over each microbatch instead",
                 op.location,
+                [Remark("this value is combined", place, "note") for place in places],
             )
 
     def _beforehand(self, value: ir.Value) -> bool:

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
@@ -154,3 +156,24 @@ def test_wrong_usage_exits_2(model: Path, tmp_path: Path, options: list[str]) ->
         run(model, "-o", tmp_path / "plan.mlir", *options)
     assert stop.value.code == 2
     assert not (tmp_path / "plan.mlir").exists()
+
+
+def test_a_loop_over_layers_is_named_where_it_cannot_be_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def step(w: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def loss(w: jax.Array) -> jax.Array:
+            h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)
+            return jnp.mean(h**2)
+
+        value, gradient = jax.value_and_grad(loss)(w)
+        return w - 0.1 * gradient, value
+
+    source = tmp_path / "loop.mlir"
+    lowered = jax.jit(step, donate_argnums=0).lower(jnp.zeros((4, 8, 8)), jnp.zeros((8, 8)))
+    source.write_text(lowered.as_text())
+    assert run(source, "-o", tmp_path / "plan.mlir", "--stages", 2, "--microbatches", 1) == 1
+    said = capsys.readouterr().err
+    loop = 1 + next(i for i, line in enumerate(source.read_text().splitlines()) if "stablehlo.while" in line)
+    assert "2 stages cannot be made of 1 layer\n" in said
+    assert re.search(
+        rf"^{re.escape(str(source))}:{loop}:\d+: note: all of this stablehlo.while is one layer", said, re.M
+    )
