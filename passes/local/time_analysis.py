@@ -22,9 +22,9 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
-from alpa_mlir.dialect.factors import FIXED, PASS, OpFactors, read_factors
+from alpa_mlir.dialect.factors import FIXED, PASS, OpFactors, added_once, read_factors
 from alpa_mlir.passes.local import time_regions
-from alpa_mlir.passes.local.time_linear import base_operands, unsplit_result
+from alpa_mlir.passes.local.time_linear import unsplit_result
 from alpa_mlir.passes.local.time_states import (
     FINISHED,
     INVARIANT,
@@ -177,7 +177,7 @@ class TimeAnalysis:
         kind = _combine(factors.kinds[place.factor], op)
         if kind is None:
             return self.mix(op, values, "the dimension of the batch cannot be divided in this op")
-        base = base_operands(op) if kind != PASS else range(0)
+        base = added_once(op) if kind != PASS else ()
         for i, value in enumerate(values):
             if i in base:
                 self._check_base(op, value, kind)

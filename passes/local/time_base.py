@@ -8,13 +8,13 @@ from __future__ import annotations
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
-from alpa_mlir.passes.local.time_linear import base_operands
+from alpa_mlir.dialect.factors import added_once
 
 
 def detach_base(op: ir.Operation) -> None:
     """Rewrite a `reduce` or `scatter` that adds, in place: same value (up to the order of additions)."""
     ip = ir.InsertionPoint(op)
-    base = base_operands(op)
+    base = added_once(op)
     with ip, op.location:
         zeros = [stablehlo.constant(_zeros(op.operands[i].type)) for i in base]
         clone = op.clone(ip).operation

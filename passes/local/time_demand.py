@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
-from alpa_mlir.dialect.factors import PASS
+from alpa_mlir.dialect.factors import PASS, added_once
 from alpa_mlir.passes.local.time_analysis import TimeAnalysis, inputs
-from alpa_mlir.passes.local.time_linear import base_operands
 from alpa_mlir.passes.local.time_states import STATISTIC, Place, State, locate, standing
 
 LOCAL = State("local")
@@ -134,7 +133,7 @@ class BlockDemand:
             stands = standing(factors.operands[i], factors.sizes, place)
             if stands is not None:
                 return self.canonical(value, stands)
-            sums = i in base_operands(op)
+            sums = i in added_once(op)
         else:
             sums = any(analysis.state(r).is_partial or r in analysis.statistics for r in op.results)
         return LOCAL if state.is_partial and sums else self.base(value)

@@ -105,6 +105,17 @@ def test_extremes_over_the_batch() -> None:
     check(step, [draw(6, 5), draw(8, 6)], ["state", "batch"])
 
 
+def test_extremes_copied_beside_other_values() -> None:
+    """A maximum beside invariant elements, padded and clipped from below, is still a maximum over microbatches."""
+
+    def step(w: jax.Array, bound: jax.Array, x: jax.Array) -> tuple:
+        top = jnp.max(x @ w, axis=0)
+        wide = jnp.pad(jnp.concatenate([top, bound]), (1, 0))
+        return w * 0.9, bound + 1, jnp.maximum(wide[::-1], -0.5)
+
+    check(step, [draw(6, 5), draw(3), draw(8, 6)], ["state", "state", "batch"])
+
+
 def test_scatter_into_a_start_value() -> None:
     """Counts per class start from a running count: the start is added once."""
 
