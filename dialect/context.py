@@ -93,6 +93,18 @@ def clone_module(module: ir.Module) -> ir.Module:
     return copy
 
 
+def replace_module(module: ir.Module, other: ir.Module) -> None:
+    """Give `module` the attributes and a copy of the body of `other`, a module of the same context."""
+    for op in list(module.body.operations):
+        op.operation.erase()
+    for name in list(module.operation.attributes):
+        del module.operation.attributes[name]
+    for name in other.operation.attributes:
+        module.operation.attributes[name] = other.operation.attributes[name]
+    for op in other.body.operations:
+        module.body.append(op.operation.clone())
+
+
 def functions(module: ir.Module) -> dict[str, ir.Operation]:
     """The functions of a module by name, in order (valid only while the module object is held)."""
     found: dict[str, ir.Operation] = {}

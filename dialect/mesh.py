@@ -7,6 +7,7 @@ said by `alpa.stages` (see `alpa_mlir.dialect.alpa`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -16,6 +17,14 @@ from jaxlib.mlir.dialects import sdy
 from alpa_mlir.dialect.diagnostics import CompileError
 
 AXIS_NAMES = ("x", "y", "z")
+
+
+def parse_mesh(text: str) -> tuple[int, ...]:
+    """`2x4` as (2, 4); CompileError for anything else."""
+    shape = tuple(int(n) for n in text.split("x")) if re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", text) else ()
+    if not 1 <= len(shape) <= len(AXIS_NAMES) or min(shape) < 1:
+        raise CompileError(f"a mesh is written as 2x4 (up to {len(AXIS_NAMES)} positive axis sizes), got '{text}'")
+    return shape
 
 
 @dataclass(frozen=True)

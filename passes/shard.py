@@ -16,7 +16,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
-from alpa_mlir.dialect.mesh import AXIS_NAMES, Mesh, declare_mesh, meshes_of
+from alpa_mlir.dialect.mesh import Mesh, declare_mesh, meshes_of, parse_mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
 from alpa_mlir.passes.intra.annotate import Annotator
@@ -127,14 +127,6 @@ class Shard(Pass):
         }[schedule]
         limit = float(cluster.memory)
         return tuple(StageSpec(mesh, devices[0], q, limit) for (mesh, devices), q in zip(meshes, flying, strict=True))
-
-
-def parse_mesh(text: str) -> tuple[int, ...]:
-    """`2x4` as (2, 4); CompileError for anything else."""
-    parts = text.split("x")
-    if not all(p.isdigit() and int(p) > 0 for p in parts) or len(parts) > len(AXIS_NAMES):
-        raise CompileError(f"a mesh is written as 2x4 (up to {len(AXIS_NAMES)} positive axis sizes), got {text!r}")
-    return tuple(int(p) for p in parts)
 
 
 def _drop_constraints(module: ir.Module, remarks: list[Remark]) -> None:

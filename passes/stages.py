@@ -17,8 +17,8 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
-from alpa_mlir.dialect.mesh import Mesh, declare_mesh
-from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
+from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
+from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.profile import InFlight, StageSearch, count_layers
@@ -86,11 +86,7 @@ class Stages(Pass):
             raise CompileError(f"the number of stages must not be negative, got {self.stages}", location)
 
     def _cluster(self, module: ir.Module) -> Cluster:
-        memory = parse_bytes(self.memory) if self.memory else 0
-        known = load_cluster(self.cluster) if self.cluster else module_cluster(module)
-        if known is None:
-            raise CompileError("no cluster: name one (cluster=cpu)", module.operation.location)
-        return known.with_sizes(self.nodes, self.devices_per_node, memory)
+        return choose_cluster(module, self.cluster, self.nodes, self.devices_per_node, self.memory)
 
     def _search(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
         location, devices = module.operation.location, cluster.device_count
@@ -133,14 +129,6 @@ def _in_flight(module: ir.Module, schedule: str) -> InFlight:
     backward = any(alpa.get_string(op, alpa.PHASE) == "backward" for op in body.operations)
     microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
     return InFlight(schedule if backward else "inference", microbatches)
-
-
-def parse_mesh(text: str) -> tuple[int, ...]:
-    """`2x4` as (2, 4); CompileError for anything else."""
-    parts = text.split("x")
-    if not all(p.isdigit() and int(p) > 0 for p in parts):
-        raise CompileError(f"a mesh is written as 2x4 (positive axis sizes), got '{text}'")
-    return tuple(int(p) for p in parts)
 
 
 def _single_stage(text: str, cluster: Cluster, layers: int, stages: int) -> Stage:

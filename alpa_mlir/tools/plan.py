@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -146,7 +147,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch("0*[1-9][0-9]{0,99}", text):
         raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
     return int(text)
 
@@ -190,7 +191,10 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
             why = e.strerror if isinstance(e, OSError) else "not a text file"
             presets = ", ".join(preset_names())
             raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", f"{name}:1:1") from None
-    return known.with_sizes(arguments.nodes, arguments.devices_per_node, arguments.memory)
+    try:
+        return known.with_sizes(arguments.nodes, arguments.devices_per_node, arguments.memory)
+    except CompileError as e:
+        raise in_file(e, name) from None
 
 
 class _Clock:

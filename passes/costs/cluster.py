@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,9 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+MOST_DEVICES = 2**20
+MOST_BYTES = 2**60
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,23 @@ class Cluster:
         return self.efficiency * table.get(kind, table["f32"])
 
     def with_sizes(self, nodes: int = 0, devices_per_node: int = 0, memory: int = 0) -> Cluster:
-        """The same cluster with other sizes; 0 keeps what is there."""
-        return replace(
+        """The same cluster with other sizes; 0 keeps what is there. CompileError for sizes no cluster has."""
+        changed = replace(
             self,
             nodes=nodes or self.nodes,
             devices_per_node=devices_per_node or self.devices_per_node,
             memory=memory or self.memory,
         )
+        for what, size, most in (
+            ("nodes", changed.nodes, MOST_DEVICES),
+            ("devices_per_node", changed.devices_per_node, MOST_DEVICES),
+            ("memory", changed.memory, MOST_BYTES),
+        ):
+            if not 1 <= size <= most:
+                raise CompileError(f"a cluster's {what} must be from 1 to {most}, got {size}")
+        if changed.device_count > MOST_DEVICES:
+            raise CompileError(f"a cluster may have {MOST_DEVICES} devices, got {changed.device_count}")
+        return changed
 
     def attribute(self, context: ir.Context) -> ir.Attribute:
         """The cluster as the dictionary written to `alpa.cluster`."""
@@ -93,6 +106,17 @@ def _link_table(link: Link) -> dict[str, float]:
     return {"bandwidth": link.bandwidth, "start": link.start, "hop": link.hop}
 
 
+def choose_cluster(module: ir.Module, name: str, nodes: int, devices_per_node: int, memory: str) -> Cluster:
+    """The preset `name`, or for "" what the module carries, with some sizes replaced (0 and "" keep them).
+
+    CompileError where there is none, or a size cannot be.
+    """
+    known = load_cluster(name) if name else module_cluster(module)
+    if known is None:
+        raise CompileError("no cluster: name one (cluster=cpu)", module.operation.location)
+    return known.with_sizes(nodes, devices_per_node, parse_bytes(memory) if memory else 0)
+
+
 def load_cluster(name: str, nodes: int = 0, devices_per_node: int = 0, memory: int = 0) -> Cluster:
     """A preset by name, with some sizes replaced (0 keeps the preset's). CompileError for unknown names."""
     if name not in preset_names():
@@ -101,41 +125,58 @@ def load_cluster(name: str, nodes: int = 0, devices_per_node: int = 0, memory: i
 
 
 def parse_cluster(text: str, filename: str) -> Cluster:
-    """A cluster from TOML text (docs/clusters.md). CompileError at `filename` for anything missing or wrong."""
+    """A cluster from TOML text (docs/clusters.md). CompileError at its line of `filename` for what is wrong."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise CompileError(f"not a cluster file: {e}", f"{filename}:1:1") from None
-    return _from_table(table, f"{filename}:1:1")
+        message, _, place = str(e).partition(" (at ")
+        numbers = re.findall(r"[0-9]+", place)
+        line, column = numbers if len(numbers) == 2 else (str(text.count("\n") + 1), "1")
+        raise CompileError(f"not a cluster file: {message}", f"{filename}:{line}:{column}") from None
+    except RecursionError:
+        raise CompileError("not a cluster file: nested too deeply", f"{filename}:1:1") from None
+    return _from_table(table, lambda key: f"{filename}:{_position(text, key)}")
+
+
+def _position(text: str, key: str) -> str:
+    """`line:column` of a dotted key in TOML text: where its last part that is there stands, after the parts before."""
+    code = re.sub(r"#.*", lambda comment: " " * len(comment.group()), text)
+    at = end = 0
+    for part in key.split("."):
+        found = re.compile(rf"(?<![\w-]){re.escape(part)}\s*[=\].]").search(code, end)
+        if found is None:
+            break
+        at, end = found.start(), found.start() + len(part)
+    return f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
 
 
 def module_cluster(module: ir.Module) -> Cluster | None:
     """The cluster a module was planned for (`alpa.cluster`), or None."""
     if alpa.CLUSTER not in module.operation.attributes:
         return None
-    return _from_table(_plain(module.operation.attributes[alpa.CLUSTER]), "-")
+    return _from_table(_plain(module.operation.attributes[alpa.CLUSTER]), lambda key: "-")
 
 
 def parse_bytes(text: str) -> int:
     """`16GB`, `512MiB`, `1e9` as bytes; CompileError otherwise."""
-    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(|[kKMGT]i?)[bB]?\s*", text)
-    if not found or found.group(1).count(".") > 1:
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*(|[kKMGT]i?)[bB]?\s*", text)
+    amount = float(found[1]) * _UNITS[found[2].upper()] if found and re.search("[0-9]", found[1]) else 0.0
+    if not 1 <= amount <= MOST_BYTES:
         raise CompileError(f"not an amount of memory: {text!r} (write for example 16GB or 512MiB)")
-    return int(float(found.group(1)) * _UNITS[found.group(2).upper()])
+    return int(amount)
 
 
-def _from_table(table: Mapping[str, Any], where: str) -> Cluster:
+def _from_table(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
     read = _Reader(table, where)
-    memory = table.get("memory")
     flops = read.table("flops")
     if "f32" not in flops:
-        raise CompileError("a cluster needs flops.f32", where)
+        raise CompileError("a cluster needs flops.f32", where("flops.f32"))
     link = _Reader(read.table("link"), where, "link.")
     return Cluster(
         read.text("name"),
-        int(read.number("nodes")),
-        int(read.number("devices_per_node")),
-        parse_bytes(memory) if isinstance(memory, str) else int(read.number("memory")),
+        read.count("nodes", MOST_DEVICES),
+        read.count("devices_per_node", MOST_DEVICES),
+        read.memory("memory"),
         read.number("memory_bandwidth"),
         read.number("efficiency"),
         tuple(sorted((k, _Reader(flops, where, "flops.").number(k)) for k in flops)),
@@ -144,37 +185,58 @@ def _from_table(table: Mapping[str, Any], where: str) -> Cluster:
     )
 
 
-def _link(table: Mapping[str, Any], where: str, prefix: str) -> Link:
+def _link(table: Mapping[str, Any], where: Callable[[str], str], prefix: str) -> Link:
     read = _Reader(table, where, prefix)
     return Link(read.number("bandwidth"), read.number("start", 0.0), read.number("hop", 0.0))
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Typed look-ups in a parsed table with errors that name the key."""
+    """Typed look-ups in a parsed table; errors name the key and stand where `where(dotted key)` says."""
 
     entries: Mapping[str, Any]
-    where: str
+    where: Callable[[str], str]
     prefix: str = ""
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.entries.get(key, default)
         minimum = 0 if default is not None else 1e-30
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < minimum:
-            raise CompileError(f"a cluster needs a positive number {self.prefix}{key}, got {value!r}", self.where)
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not numeric or not minimum <= value <= 1e30:
+            raise self._wrong("positive number", key, value)
         return float(value)
+
+    def count(self, key: str, most: int) -> int:
+        value = self.entries.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self._wrong(f"whole number from 1 to {most} as", key, value)
+        return value
+
+    def memory(self, key: str) -> int:
+        value = self.entries.get(key)
+        if not isinstance(value, str):
+            return int(self.number(key)) if isinstance(value, float) else self.count(key, MOST_BYTES)
+        try:
+            return parse_bytes(value)
+        except CompileError as e:
+            raise CompileError(e.message, self.where(self.prefix + key)) from None
 
     def text(self, key: str) -> str:
         value = self.entries.get(key)
         if not isinstance(value, str):
-            raise CompileError(f"a cluster needs a text {self.prefix}{key}, got {value!r}", self.where)
+            raise self._wrong("text", key, value)
         return value
 
     def table(self, key: str) -> Mapping[str, Any]:
         value = self.entries.get(key)
         if not isinstance(value, dict):
-            raise CompileError(f"a cluster needs a table [{self.prefix}{key}]", self.where)
+            raise self._wrong("table", key, value)
         return value
+
+    def _wrong(self, kind: str, key: str, value: object) -> CompileError:
+        dotted = self.prefix + key
+        got = f", got {value!r}" if key in self.entries else ""
+        return CompileError(f"a cluster needs a {kind} {dotted}{got}", self.where(dotted))
 
 
 def _dictionary(value: Any, context: ir.Context) -> ir.Attribute:

@@ -22,7 +22,7 @@ from scipy import sparse
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.costs.communication import Ids
-from alpa_mlir.passes.intra.problem import Array, Problem
+from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem
 
 BIAS = 1e-9
 ECOS_LIMIT = 300
@@ -115,7 +115,7 @@ class _Rows:
 def solve_program(problem: Problem, solver: str = "highs") -> tuple[tuple[int, ...], str]:
     """Optimal labels and a line about how they were found.
 
-    CompileError where the solver is unknown, gives up, or no labelling keeps within memory.
+    CompileError where the solver is unknown or gives up, DoesNotFit where no labelling keeps within memory.
     """
     name = check_solver(solver)
     encoding = encode(problem)
@@ -160,7 +160,7 @@ def _solve(encoding: Encoding, name: str, *, integral: bool) -> Array:
     except cvxpy.error.SolverError as e:
         raise CompileError(f"the solver {name} gave up: {e}") from None
     if program.status == cvxpy.INFEASIBLE:
-        raise CompileError("no choice of strategies keeps within memory")
+        raise DoesNotFit("no choice of strategies keeps within memory")
     if program.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE) or chosen.value is None:
         raise CompileError(f"the solver {name} ended with status {program.status}")
     return np.asarray(chosen.value)

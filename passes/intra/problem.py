@@ -17,7 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from alpa_mlir.dialect.diagnostics import CompileError
+
 Array = npt.NDArray[np.float64]
+
+
+class DoesNotFit(CompileError):
+    """No labelling keeps within memory: other stages may, so a search over stages goes on."""
 
 
 @dataclass(frozen=True, eq=False)

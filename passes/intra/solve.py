@@ -12,17 +12,16 @@ from dataclasses import replace
 import numpy as np
 from scipy import sparse
 
-from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.intra.bounds import FixByBound
 from alpa_mlir.passes.intra.milp import check_solver, solve_program
-from alpa_mlir.passes.intra.problem import Problem, Solution
+from alpa_mlir.passes.intra.problem import DoesNotFit, Problem, Solution
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph, components
 
 ROUNDS = 8
 
 
 def solve(problem: Problem, solver: str = "highs", *, reduce: bool = True) -> Solution:
-    """An optimal labelling of the problem. CompileError where memory cannot be kept or the solver fails."""
+    """An optimal labelling. DoesNotFit where memory cannot be kept, CompileError where the solver fails."""
     check_solver(solver)
     free = replace(problem, rows=sparse.csr_matrix((0, len(problem.costs))), limit=float("inf"))
     relaxed = _solve_reduced(free, solver, reduce)
@@ -30,7 +29,7 @@ def solve(problem: Problem, solver: str = "highs", *, reduce: bool = True) -> So
         return relaxed
     least = float(problem.least_usage().max(initial=0.0))
     if least > problem.limit * (1 + 1e-9):
-        raise CompileError(
+        raise DoesNotFit(
             f"memory too small: at least {least:.0f} bytes per device are needed, {problem.limit:.0f} given"
         )
     bound = _binding_rows(problem)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from jaxlib.mlir import ir
 
-from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph
+from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
 from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.strategies import Enumerator
@@ -101,7 +101,7 @@ class StageProfiler:
             return StageCost(float("inf"), float("inf"), least, False)
         try:
             solution = solve(problem, self.solver)
-        except CompileError:
+        except DoesNotFit:
             return StageCost(float("inf"), float("inf"), least, False)
         peak = float(problem.usage(solution.labels).max(initial=0.0))
         return StageCost(*split_seconds(graph, solution.labels, self.program), peak, True)

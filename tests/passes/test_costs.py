@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -118,7 +120,7 @@ def test_presets_parse_and_round_trip_through_the_attribute() -> None:
     for name in preset_names():
         cluster = parse_cluster(preset_text(name), name)
         assert cluster.name == name
-        assert _from_table(_plain(cluster.attribute(context)), "-") == cluster
+        assert _from_table(_plain(cluster.attribute(context)), str) == cluster
     assert load_cluster("dgx-h100", nodes=4, memory=5).device_count == 32
 
 
@@ -126,8 +128,8 @@ def test_presets_parse_and_round_trip_through_the_attribute() -> None:
     ("text", "message"),
     [
         ("name = ", "not a cluster file"),
-        ('name = "a"', "a table .flops."),
-        (preset_text("cpu").replace("nodes = 1", "nodes = -1"), "positive number nodes, got -1"),
+        ('name = "a"', "a table flops"),
+        (preset_text("cpu").replace("nodes = 1", "nodes = -1"), "whole number from 1 to 1048576 as nodes, got -1"),
         (preset_text("cpu").replace("bandwidth = 2e9", 'bandwidth = "fast"'), "link.device.bandwidth"),
         (preset_text("cpu").replace("f32 = 40e9", ""), "flops.f32"),
     ],
@@ -135,7 +137,7 @@ def test_presets_parse_and_round_trip_through_the_attribute() -> None:
 def test_broken_cluster_files_are_located_errors(text: str, message: str) -> None:
     with pytest.raises(CompileError, match=message) as e:
         parse_cluster(text, "my.toml")
-    assert str(e.value).startswith("my.toml:1:1: error: ")
+    assert re.match(r"my\.toml:\d+:\d+: error: ", str(e.value))
 
 
 def test_amounts_of_memory() -> None:

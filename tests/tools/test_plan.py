@@ -13,6 +13,7 @@ import pytest
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
+from alpa_mlir.tools import opt
 from alpa_mlir.tools.diagnostics import guarded
 from alpa_mlir.tools.plan import NAME, main
 
@@ -81,6 +82,39 @@ def test_everything_automatic_on_a_cluster_from_a_file(model: Path, tmp_path: Pa
     assert 'name = "desk"' in plan.read_text()
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "where", "message"),
+    [
+        ("nodes = 1", "nodes = = 1", "3:9", "not a cluster file"),
+        ("nodes = 1", "nodes = 1.5", "3:1", "whole number from 1 to 1048576 as nodes, got 1.5"),
+        ("nodes = 1\n", "", "1:1", "whole number from 1 to 1048576 as nodes"),
+        ('"1GB"', '"lots"', "5:1", "not an amount of memory: 'lots'"),
+        ("0.5", "nan", "7:1", "positive number efficiency, got nan"),
+        ("f32", "f16", "8:1", "needs flops.f32"),
+        ("bandwidth = 1e8", "bandwidth = 'x'", "11:9", "positive number link.node.bandwidth, got 'x'"),
+    ],
+)
+def test_a_wrong_cluster_file_is_an_error_at_its_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], good: str, bad: str, where: str, message: str
+) -> None:
+    cluster, plan = tmp_path / "desk.toml", tmp_path / "plan.mlir"
+    cluster.write_text(CLUSTER.replace(good, bad, 1))
+    assert run(model, "-o", plan, "--cluster", cluster) == 1
+    _is_one_error(capsys, f"^{cluster}:{where}: error: .*{re.escape(message)}")
+    assert not plan.exists()
+
+
+def test_opt_prints_the_same_plan(model: Path, tmp_path: Path) -> None:
+    planned, passed = tmp_path / "plan.mlir", tmp_path / "opt.mlir"
+    options = ["--cluster", "cpu", "--devices-per-node", 4, "--stages", 2, "--microbatches", 4]
+    assert run(model, "-o", planned, *options) == 0
+    flag = "--alpa-parallelize-pipeline=cluster=cpu devices-per-node=4 stages=2 microbatches=4"
+    assert guarded("alpa-mlir-opt", opt.main, [str(model), flag, "-o", str(passed)]) == 0
+    assert planned.read_bytes() == passed.read_bytes()
+    assert guarded("alpa-mlir-opt", opt.main, [str(planned), "-o", str(passed)]) == 0
+    assert planned.read_bytes() == passed.read_bytes()
+
+
 def test_stops_after_a_pass(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "layers.mlir"
     assert run(model, "-o", out, "--microbatches", 2, "--layers", 3, "--emit-after", "alpa-layers") == 0
@@ -100,6 +134,9 @@ def test_inference_is_planned_forward_only(tmp_path: Path) -> None:
     [
         (["--mesh", "3x1"], "the mesh 3x1 has 3 devices, but the cluster has 4"),
         (["--mesh", "2by2"], "a mesh is written as 2x4"),
+        (["--mesh", "4x²"], "a mesh is written as 2x4"),
+        (["--nodes", "10000000000000000000000"], "nodes must be from 1 to 1048576"),
+        (["--solver", "nosuch"], "unknown solver 'nosuch': the mixed-integer solvers here are"),
         (["--microbatches", "3"], "3"),
         (["--stages", "2", "--microbatches", "1", "--memory", "1KB"], "no plan fits in 0.001 MB per device"),
         (["--mesh", "4", "--memory", "1KB"], "memory|fit"),
@@ -147,6 +184,8 @@ def test_what_is_no_program_is_one_located_error(
         ["--schedule", "interleaved"],
         ["--stages", "0"],
         ["--memory", "much"],
+        ["--memory", "0"],
+        ["--nodes", "٣"],
         ["--remat", "full"],
         ["--microbatches", "x"],
     ],
