@@ -3,7 +3,8 @@
 A rank that raises must not reach `MPI_Finalize` or jax's shutdown barrier: both wait for ranks that wait for
 it.  So a failing rank prints its message and leaves by `os._exit`; mpirun then ends the others and returns
 the code.  A rank whose launcher is killed is killed with it (`PR_SET_PDEATHSIG`).  A rank that makes no
-progress is ended by its watchdog, with the instruction it hangs in.
+progress is ended by its watchdog, with the instruction it hangs in.  When a rank ends, collectives of its peers fail
+too: such a rank waits a little before it speaks, so that the cause is said first, and mostly alone.
 
 | event | exit code |
 |---|---|
@@ -31,6 +32,9 @@ from alpa_mlir.dialect.diagnostics import CompileError
 
 OK, FAILED, STUCK, INTERRUPTED = 0, 1, 124, 130
 _PR_SET_PDEATHSIG = 1
+_PRECEDENCE = 1.0
+"""Seconds in which mpirun ends a rank whose peer has failed; it takes about 0.4."""
+_FAILING = threading.Lock()
 
 
 class Watchdog(threading.Thread):
@@ -84,21 +88,52 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def keep_stdout() -> None:
+    """Leave standard output to Python: native code (gloo, of every group of ranks) has no results to write there."""
+    if sys.stdout is None:
+        return
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    sys.stdout = own
+
+
 def guarded(rank: int, body: Callable[[], None]) -> None:
-    """Run a rank's work; on any failure print it with the rank's number first and end the whole job."""
+    """Run a rank's work; on any failure print it with the rank's number first and end the whole job.
+
+    Threads of one rank may each be guarded: the first that fails speaks.
+    """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     try:
         body()
-    except CompileError as e:
-        sys.stderr.write(f"[rank {rank}] {e}\n")
-        leave(FAILED)
-    except KeyboardInterrupt:
+    except BaseException as e:
+        _FAILING.acquire()  # for good: the process ends
+        if _is_echo(e):
+            time.sleep(_PRECEDENCE)
+        _fail(rank, e)
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether a collective between ranks failed, as it does when a peer of this rank goes away.
+
+    The text must tell: jax raises its own error or ValueError, by where the failure surfaces.
+    """
+    return "Gloo " in str(error) and not isinstance(error, CompileError)
+
+
+def _fail(rank: int, error: BaseException) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt):
         leave(INTERRUPTED)
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else FAILED
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else FAILED
         sys.stderr.write(f"[rank {rank}] left early with code {code}\n")
         leave(code or FAILED)
-    except BaseException as e:
-        sys.stderr.write(f"[rank {rank}] failed: {type(e).__name__}: {e}\n{traceback.format_exc()}")
+    if isinstance(error, CompileError):
+        sys.stderr.write(f"[rank {rank}] {error}\n")
         leave(FAILED)
+    trace = "".join(traceback.format_exception(error))
+    sys.stderr.write(f"[rank {rank}] failed: {type(error).__name__}: {error}\n{trace}")
+    leave(FAILED)

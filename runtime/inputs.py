@@ -68,8 +68,10 @@ class FromFile:
         self._path, self._arguments = path, arguments
         try:
             self._file = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile) as e:
-            raise self._error(f"cannot read the inputs: {e}") from None
+        except OSError as e:
+            raise self._error(f"cannot read the inputs: {e.strerror or e}") from None
+        except (EOFError, ValueError, zipfile.BadZipFile):
+            raise self._error("cannot read the inputs: this is no .npz file") from None
         if not isinstance(self._file, np.lib.npyio.NpzFile):
             raise self._error("the inputs must be an .npz file, not a single .npy array")
         expected = {n for i in range(len(arguments)) for n in self._names(i, steps)}
@@ -119,6 +121,19 @@ class FromFile:
 
 
 Source = Drawn | FromFile
+
+
+def check_outputs(path: str) -> None:
+    """CompileError where `write_outputs` could not write the file; nothing is changed."""
+    file = Path(path)
+    existed = file.exists()
+    try:
+        with file.open("ab"):
+            pass
+        if not existed:
+            file.unlink()
+    except OSError as e:
+        raise CompileError(f"cannot write the outputs: {e.strerror or e}", f"{path}:1:1") from None
 
 
 def write_outputs(path: str, results: Sequence[Array]) -> None:

@@ -22,7 +22,7 @@ from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan, check_digest
 from alpa_mlir.runtime import layout, program
-from alpa_mlir.runtime.guard import FAILED, OK, Watchdog, die_with_parent, guarded, leave
+from alpa_mlir.runtime.guard import FAILED, OK, Watchdog, die_with_parent, guarded, keep_stdout, leave
 from alpa_mlir.runtime.transport.base import Array, wait_until
 
 
@@ -50,6 +50,7 @@ def run_local(job: Job) -> int:
 def run_under_mpi(job: Job) -> NoReturn:
     """Run this rank's part of the plan and end the process with the job's exit status."""
     die_with_parent()
+    keep_stdout()
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -146,6 +147,7 @@ class _Rank:
         self._watchdog = Watchdog(self._rank, job.timeout)
         self._source = self._open_inputs()
         self._reference = self._open_reference()
+        self._open_outputs()
         submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices, self._peers, self._watchdog)
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
         self._worker = Worker(part, submeshes, self._watchdog)
@@ -181,6 +183,14 @@ class _Rank:
         from alpa_mlir.runtime.reference import original
 
         return self._on_rank_0(lambda: original(read(), self._plan.main, self._job.reference_name))
+
+    def _open_outputs(self) -> None:
+        """Refuse a file that cannot be written before the first step, not after the last."""
+        from alpa_mlir.runtime.inputs import check_outputs
+
+        path = self._job.outputs
+        if path is not None:
+            self._on_rank_0(lambda: check_outputs(path))
 
     def _on_rank_0(self, make: Callable[[], Any]) -> Any:
         """What rank 0 makes, None elsewhere; where it is refused, all ranks leave and rank 0 says why."""

@@ -80,6 +80,8 @@ def prepare_environment(local_devices: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", local_devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Nobody asks it, and when a rank ends it complains before that rank's own message.
+    jax.config.update("jax_enable_preemption_service", False)
 
 
 def connect(layout: Layout, communicator: Any) -> tuple[Any, ...]:

@@ -15,10 +15,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from alpa_mlir.runtime.guard import guarded
 from alpa_mlir.runtime.transport.base import Array, Held, Transport, Window
 from alpa_mlir.runtime.transport.local import is_ready
 
@@ -39,7 +41,9 @@ class MpiTransport(Transport):
         self._leaving: list[tuple[Array, list[Any]]] = []
         self._lock = threading.RLock()
         if threaded:
-            threading.Thread(target=self._keep_moving, daemon=True, name="messages").start()
+            # An error in that thread ends the job: the main thread may be in a collective that never ends.
+            work = partial(guarded, self._comm.rank, self._keep_moving)
+            threading.Thread(target=work, daemon=True, name="messages").start()
 
     def post_send(self, held: Held, window: Window, receiver: int, tag: int) -> None:
         """See `Transport`."""

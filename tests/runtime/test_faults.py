@@ -87,6 +87,15 @@ def test_a_killed_rank_and_a_killed_launcher_leave_nothing(tmp_path: Path) -> No
     job.communicate()
 
 
+def test_ranks_that_share_a_stage_with_a_killed_one_let_mpirun_speak(tmp_path: Path) -> None:
+    job = long_job(tmp_path, ["-n", 4])
+    os.kill(max(ranks.living(str(tmp_path))), signal.SIGKILL)
+    found = ranks.finish(job, 60)
+    assert found.code == 137 and found.seconds < 5
+    assert "exited on\nsignal 9" in found.err and "[rank" not in found.err
+    assert ranks.living(str(tmp_path)) == []
+
+
 def test_a_plan_that_differs_from_its_reference_exits_1(tmp_path: Path) -> None:
     plan, model = tmp_path / "plan.mlir", tmp_path / "model.mlir"
     plan.write_text(mlp_plan.plan_text())

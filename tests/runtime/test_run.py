@@ -123,8 +123,29 @@ def test_inputs_that_do_not_fit(inputs, tmp_path) -> None:
         np.savez(bad, **arrays)
         found = ranks.run(["--local", plan, "--inputs", bad])
         assert (found.code, found.err) == (1, f"{bad}:1:1: error: {message}\n")
-    found = ranks.run(["-n", 2, plan, "--inputs", tmp_path / "none.npz"])
-    assert found.code == 1 and found.err.count("cannot read the inputs") == 1
+    bad.write_text("no arrays")
+    found = ranks.run(["--local", plan, "--inputs", bad])
+    assert found.err == f"{bad}:1:1: error: cannot read the inputs: this is no .npz file\n"
+    none = tmp_path / "none.npz"
+    found = ranks.run(["-n", 2, plan, "--inputs", none])
+    assert found.code == 1
+    assert found.err.count(f"{none}:1:1: error: cannot read the inputs: No such file or directory\n") == 1
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_first_step(tmp_path) -> None:
+    plan, out = tmp_path / "plan.mlir", tmp_path / "missing" / "out.npz"
+    plan.write_text(mlp_plan.plan_text())
+    found = ranks.run(["-n", 2, plan, "--outputs", out])
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith(f"{out}:1:1: error: cannot write the outputs: No such file or directory\n")
+
+
+def test_ranks_that_share_stages_print_nothing_but_steps(tmp_path) -> None:
+    plan = tmp_path / "plan.mlir"
+    plan.write_text(mlp_plan.plan_text())
+    found = ranks.run(["-n", 4, plan, "--steps", 2])
+    assert (found.code, found.err) == (0, "")
+    assert [line.partition(":")[0] for line in found.out.splitlines()] == ["step 0", "step 1"]
 
 
 def test_wrong_usage_exits_2(tmp_path) -> None:
