@@ -37,7 +37,7 @@ def read_model(path: str | Path, context: ir.Context) -> ir.Module:
 
     Raises `CompileError` at the file, or at a line of it, for whatever is not one of the four forms.
     """
-    return module_from_bytes(read_bytes(path), context, str(path))
+    return module_from_bytes(read_bytes(path), context, "<stdin>" if str(path) == "-" else str(path))
 
 
 def read_bytes(path: str | Path) -> bytes:

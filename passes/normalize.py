@@ -56,7 +56,8 @@ class Normalize(Pass):
     GSPMD annotations (`mhlo.sharding`, `@Sharding`) are removed with a remark; Shardy's are kept. A remark tells
     of each op that cannot be split along any dimension, and why.
 
-    Errors: no entry function, recursion, dynamic shapes, branches between blocks, chlo ops without a StableHLO form,
+    Errors: no entry function, recursion, arguments or results that are not tensors,
+    dynamic shapes, branches between blocks, chlo ops without a StableHLO form,
     roles that contradict each other, state that no result can replace.
     """
 
@@ -133,6 +134,13 @@ def _is_public(function: ir.Operation) -> bool:
 
 def _require_static(main: ir.Operation) -> None:
     """Refuse what has no fixed shape or no meaning for a planner, at its op."""
+    kinds = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
+    for what, types in (("argument", kinds.inputs), ("result", kinds.results)):
+        for number, kind in enumerate(types):
+            if not isinstance(kind, (ir.RankedTensorType, ir.UnrankedTensorType)):
+                raise CompileError(
+                    f"{what} {number} has the type {kind}: a program takes and returns tensors", main.location
+                )
     for argument in main.regions[0].blocks[0].arguments:
         _require_static_type(argument.type, f"argument {argument.arg_number}", main.location)
     for op in walk(main):

@@ -20,7 +20,8 @@ from alpa_mlir import foreign, lowering
 from alpa_mlir.dialect.context import passmanager, print_module, stablehlo
 from alpa_mlir.models import ALIASES, MODELS, Model, TrainStep
 from alpa_mlir.tools.diagnostics import UsageError, guarded
-from alpa_mlir.tools.output import write_output
+from alpa_mlir.tools.output import write_outputs
+from alpa_mlir.tools.version import add_version
 
 NAME = "alpa-mlir-export"
 EPILOG = """\
@@ -54,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = select_step(options)
     with foreign.located_errors(lowering.function_location(step.function)):
         module = lowering.lower(step, options.platform)
-    write_output(options.output, encode(module, options.form, options.locations))
+    files = [(options.output, encode(module, options.form, options.locations))]
     if options.inputs is not None:
-        write_output(options.inputs, initial_inputs(options))
+        files.append((options.inputs, initial_inputs(options)))
+    write_outputs(files)
     return 0
 
 
@@ -82,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="where to write; - (default) is stdout")
     parser.add_argument("--list", action="store_true", help="print the models with sizes and options, and exit")
+    add_version(parser)
     parser.add_argument("--inference", action="store_true", help="the forward pass alone; parameters are constant")
     parser.add_argument("--size", metavar="SIZE", help="a named size, see --list; default: a small one")
     parser.add_argument(

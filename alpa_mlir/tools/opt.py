@@ -15,13 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-import jaxlib
 from jaxlib.mlir import ir
 
-import alpa_mlir
-import alpa_mlir.passes.all
+import alpa_mlir.passes.all  # noqa: F401  (registers every pass)
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.context import BYTECODE_MAGIC, make_context, print_module, stablehlo
+from alpa_mlir.dialect.context import BYTECODE_MAGIC, make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.model_file import module_from_bytes, read_bytes
 from alpa_mlir.passes.pipeline import Step, parse_pipeline, run_pipeline, step_from_flag
@@ -30,6 +28,7 @@ from alpa_mlir.passes.upstream import NAMES
 from alpa_mlir.tools.diagnostics import UsageError, guarded, in_file, print_remarks, source_name
 from alpa_mlir.tools.expectations import expected_in, mismatches, produced_by
 from alpa_mlir.tools.output import write_output
+from alpa_mlir.tools.version import add_version
 
 NAME = "alpa-mlir-opt"
 SEPARATOR = "// -----"
@@ -84,13 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--emit-bytecode", action="store_true", help="write MLIR bytecode instead of text")
     add("--list-passes", action="store_true", help="print all passes with their options, and exit")
     add("--show-dialects", action="store_true", help="print the dialects that the parser knows, and exit")
-    add("--version", action="version", version=version())
+    add_version(parser)
     return parser
-
-
-def version() -> str:
-    """Our version and that of what we stand on."""
-    return f"{NAME} {alpa_mlir.__version__} (jaxlib {jaxlib.__version__}, StableHLO {stablehlo.get_current_version()})"
 
 
 def pass_list() -> str:

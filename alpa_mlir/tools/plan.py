@@ -22,8 +22,9 @@ from alpa_mlir.model_file import read_model
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
 from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
-from alpa_mlir.tools.output import write_output
-from alpa_mlir.tools.plan_table import PlanSummary, print_table, summarize
+from alpa_mlir.tools.output import write_outputs
+from alpa_mlir.tools.plan_table import print_table, summarize
+from alpa_mlir.tools.version import add_version
 
 NAME = "alpa-mlir-plan"
 LEVELS = (
@@ -55,22 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_remarks(remarks, filename)
     whole = arguments.emit_after is None
     summary = summarize(planned) if whole else None
-    write_output(arguments.output, print_module(planned).encode())
-    if summary is not None:
-        _report(summary, arguments)
+    files = [(arguments.output, print_module(planned).encode())]
+    if summary is not None and arguments.json:
+        files.append((arguments.json, (json.dumps(summary.as_dict(), indent=2) + "\n").encode()))
+    write_outputs(files)
+    if summary is not None and arguments.output != "-" and arguments.json != "-":
+        print_table(summary, sys.stdout)
     return 0
 
 
 def entry() -> NoReturn:
     """The console script."""
     sys.exit(guarded(NAME, main))
-
-
-def _report(summary: PlanSummary, arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        write_output(arguments.json, (json.dumps(summary.as_dict(), indent=2) + "\n").encode())
-    if arguments.output != "-" and arguments.json != "-":
-        print_table(summary, sys.stdout)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-o", dest="output", metavar="PLAN.mlir", required=True, help="where to write the plan; - is standard output")
     _add_cluster(parser)
     _add_choices(parser)
+    add_version(parser)
     add("--json", metavar="FILE", help="also write the table as JSON; - is standard output")
     add(
         "--emit-after",

@@ -10,6 +10,7 @@ from typing import NoReturn
 from alpa_mlir.runtime.job import Job, run_local, run_under_mpi
 from alpa_mlir.runtime.launch import start_mpirun, under_mpirun
 from alpa_mlir.tools.diagnostics import UsageError, guarded
+from alpa_mlir.tools.version import add_version
 
 NAME = "alpa-mlir-run"
 EPILOG = """\
@@ -38,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("plan", metavar="PLAN", help="the plan's file")
+    add_version(parser)
     start = parser.add_mutually_exclusive_group()
     start.add_argument("-n", dest="ranks", type=_positive, metavar="N", help="start mpirun with N ranks")
     start.add_argument("--local", action="store_true", help="run all devices in this process")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ import pytest
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
-from alpa_mlir.tools import opt
+from alpa_mlir.tools import export, opt
+from alpa_mlir.tools import plan as plan_tool
+from alpa_mlir.tools import run as run_tool
 from alpa_mlir.tools.diagnostics import guarded
 from alpa_mlir.tools.plan import NAME, main
 
@@ -113,6 +116,30 @@ def test_opt_prints_the_same_plan(model: Path, tmp_path: Path) -> None:
     assert planned.read_bytes() == passed.read_bytes()
     assert guarded("alpa-mlir-opt", opt.main, [str(planned), "-o", str(passed)]) == 0
     assert planned.read_bytes() == passed.read_bytes()
+
+
+def test_writes_the_plan_only_with_its_table(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, figures = tmp_path / "plan.mlir", tmp_path / "nowhere" / "plan.json"
+    assert run(model, "-o", plan, "--mesh", "4", "--json", figures) == 1
+    _is_one_error(capsys, "plan.json:1:1: error: cannot write the file")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["!stablehlo.token", "memref<4xf32>", "tuple<tensor<4xf32>>", "tensor<?xf32>"])
+def test_what_is_no_static_tensor_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, plan = tmp_path / "model.mlir", tmp_path / "plan.mlir"
+    source.write_text(f"func.func @main(%a: {kind}) -> {kind} {{\n  return %a : {kind}\n}}\n")
+    assert run(source, "-o", plan) == 1
+    _is_one_error(capsys, f"model.mlir:1:1: error: argument 0 has the (type|dynamic shape) {re.escape(kind)}")
+    assert not plan.exists()
+
+
+@pytest.mark.parametrize("command", [export, opt, plan_tool, run_tool], ids=lambda module: module.NAME)
+def test_every_command_says_its_version(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--version"])
+    assert stop.value.code == 0
+    assert re.match(rf"{command.NAME} \d+\.\d+\.\d+ \(jaxlib", capsys.readouterr().out)
 
 
 def test_stops_after_a_pass(model: Path, tmp_path: Path) -> None:
