@@ -17,7 +17,7 @@ registry; the StableHLO specification for the ops' semantics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -60,6 +60,11 @@ class OpFactors:
     def with_fixed(self, factors: set[int]) -> OpFactors:
         """The same op with some factors made indivisible."""
         return replace(self, kinds=tuple(FIXED if f in factors else k for f, k in enumerate(self.kinds)))
+
+
+def factors_in(mappings: Iterable[Mapping]) -> set[int]:
+    """The factors that dimensions of some operands or results are made of."""
+    return {f for mapping in mappings for dim in mapping for f in dim}
 
 
 def read_factors(root: ir.Operation) -> dict[int, OpFactors]:
@@ -242,18 +247,8 @@ def _gather(op: ir.Operation, factors: OpFactors) -> OpFactors:
 def _scatter(op: ir.Operation, factors: OpFactors) -> OpFactors:
     """Indexed dimensions of the target stay whole; updates add up where the body is a monoid."""
     inputs = (len(op.operands) - 1) // 2
-    updates = {f for m in factors.operands[inputs + 1 :] for d in m for f in d}
-    targets = {f for m in factors.operands[:inputs] for d in m for f in d}
-    batch = {f for d in factors.operands[inputs] for f in d}
-    kind = reducer_of(op.regions[0])
-    kinds = []
-    for f, k in enumerate(factors.kinds):
-        if f in targets and f not in updates and f not in batch:
-            k = FIXED
-        elif factors.is_reduction(f):
-            k = kind or FIXED
-        kinds.append(k)
-    return replace(factors, kinds=tuple(kinds))
+    targets = factors_in(factors.operands[:inputs])
+    return _reduce(op, factors.with_fixed(targets - factors_in(factors.operands[inputs:])))
 
 
 def _convolution(op: ir.Operation, factors: OpFactors) -> OpFactors:
@@ -275,9 +270,7 @@ def _convolution(op: ir.Operation, factors: OpFactors) -> OpFactors:
 
 def _reshape(op: ir.Operation, factors: OpFactors) -> OpFactors:
     """Factors on one side only (4x6 to 6x4 is 2·2 x 2·3 to 2·3 x 2·2) are regrouped, not passed on."""
-    before = {f for d in factors.operands[0] for f in d}
-    after = {f for d in factors.results[0] for f in d}
-    return factors.with_fixed(before ^ after)
+    return factors.with_fixed(factors_in(factors.operands) ^ factors_in(factors.results))
 
 
 def _dynamic_update_slice(op: ir.Operation, factors: OpFactors) -> OpFactors:

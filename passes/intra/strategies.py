@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from alpa_mlir.dialect.factors import FIXED, PASS, splittable
+from alpa_mlir.dialect.factors import FIXED, PASS, factors_in, splittable
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
@@ -167,18 +167,16 @@ def _real_axes(mesh: Mesh) -> tuple[str, ...]:
 def usable_factors(op: OpRecord) -> list[int]:
     """Factors that an axis may be put on: splittable ones whose partial results can be ended."""
     factors = op.factors
-    in_results = {f for m in factors.results for d in m for f in d}
-    in_operands = {f for m in factors.operands for d in m for f in d}
-    usable = []
-    for f, (size, kind) in enumerate(zip(factors.sizes, factors.kinds, strict=True)):
-        if size == 1 or kind == FIXED:
-            continue
-        if (kind == PASS) != (f in in_results) or (kind != PASS and f not in in_operands):
-            continue
-        if kind == "mul":
-            continue
-        usable.append(f)
-    return usable
+    kept = factors_in(factors.results)
+    ended = factors_in(factors.operands) - kept
+
+    def usable(factor: int) -> bool:
+        kind = factors.kinds[factor]
+        if factors.sizes[factor] == 1 or kind in (FIXED, "mul"):
+            return False
+        return factor in (kept if kind == PASS else ended)
+
+    return [f for f in range(len(factors.sizes)) if usable(f)]
 
 
 def _op_strategies(op: OpRecord, enumerator: Enumerator, partial: bool) -> list[Strategy]:
@@ -233,18 +231,17 @@ def _endings(
     kinds = {op.factors.kinds[f] for f, axes in enumerate(held) if axes and op.factors.is_reduction(f)}
     if kinds != {"add"} or len(whole) != 1:
         return [whole]
-    shape, base = op.result_types[0].shape, whole[0]
-    found: list[tuple[Sharding, ...]] = []
-    for places in product(range(-2 if unended else -1, len(shape)), repeat=len(summed)):
-        dims = [list(d) for d in base.dims]
-        for axis, place in zip(summed, places, strict=True):
-            if place >= 0:
-                dims[place].append(axis)
-        left = tuple(a for a, p in zip(summed, places, strict=True) if p == -2)
-        ended = Sharding(tuple(tuple(d) for d in dims), left)
-        if ended.divides(shape, mesh):
-            found.append((ended,))
-    return found
+    shape = op.result_types[0].shape
+    every = product(range(-2 if unended else -1, len(shape)), repeat=len(summed))
+    found = [_ended(whole[0], summed, places) for places in every]
+    return [(ended,) for ended in found if ended.divides(shape, mesh)]
+
+
+def _ended(whole: Sharding, summed: tuple[str, ...], places: tuple[int, ...]) -> Sharding:
+    """`whole` with the summed axes where `places` says (see `_endings`)."""
+    placed = tuple(zip(summed, places, strict=True))
+    dims = tuple((*dim, *(a for a, p in placed if p == number)) for number, dim in enumerate(whole.dims))
+    return Sharding(dims, tuple(a for a, p in placed if p == -2))
 
 
 def _compute(
