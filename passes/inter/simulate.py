@@ -94,19 +94,23 @@ class Timeline:
 def simulate(kind: str, costs: Sequence[StageCosts], microbatches: int) -> Timeline:
     """Play schedule `kind` of `microbatches` microbatches over a chain of stages."""
     lanes = [[(s, t) for t in stage_order(kind, s, len(costs), microbatches)] for s in range(len(costs))]
-    duration = {(s, t): costs[s].forward if t.kind == FORWARD else costs[s].backward for n in lanes for s, t in n}
-    start = play(lanes, duration, {n: _needs(n, costs, kind) for lane in lanes for n in lane})
-    spans = [Span(s, t.kind, t.microbatch, start[s, t], start[s, t] + duration[s, t]) for n in lanes for s, t in n]
+    nodes = [node for lane in lanes for node in lane]
+    duration = {(s, t): costs[s].forward if t.kind == FORWARD else costs[s].backward for s, t in nodes}
+    start = play(lanes, duration, {n: _needs(n, costs, kind) for n in nodes})
+    spans = [Span(s, t.kind, t.microbatch, start[s, t], start[s, t] + duration[s, t]) for s, t in nodes]
     pipelined = max(s.finish for s in spans)
     busy = sum(duration.values())
     bubble = 1.0 - busy / (pipelined * len(costs)) if pipelined > 0 else 0.0
     peaks = tuple(_peak(cost, [b for b in spans if b.stage == s]) for s, cost in enumerate(costs))
-    for s, cost in enumerate(costs):
-        if cost.update > 0:
-            done = max(b.finish for b in spans if b.stage == s)
-            spans.append(Span(s, "update", -1, done, done + cost.update))
+    spans += _updates(costs, spans)
     ordered = sorted(spans, key=lambda b: (b.stage, b.start, b.finish))
     return Timeline(kind, tuple(ordered), max(s.finish for s in spans), bubble, peaks)
+
+
+def _updates(costs: Sequence[StageCosts], spans: Sequence[Span]) -> list[Span]:
+    """Each stage's update, right after its last task."""
+    done = {s: max(b.finish for b in spans if b.stage == s) for s in range(len(costs))}
+    return [Span(s, "update", -1, done[s], done[s] + cost.update) for s, cost in enumerate(costs) if cost.update > 0]
 
 
 def _needs(node: Node, costs: Sequence[StageCosts], kind: str) -> list[tuple[Node, float]]:

@@ -263,22 +263,15 @@ class _Builder:
     def _lifetime(self, number: int, node: Node, in_flight: int) -> list[Lifetime]:
         users = self.users[number]
         maker = self.program.ops[node.source.op] if node.source.op >= 0 else None
-        if node.incoming:
-            first, function = (users[0].number, users[0].function) if users else (0, "")
-        else:
-            assert maker is not None
-            first, function = maker.number, maker.function
-            if self._is_fused_away(maker, users, number):
-                return []
-        if not function:
+        first = next(iter(users), None) if node.incoming else maker
+        if first is None or (not node.incoming and self._is_fused_away(first, users, number)):
             return []
-        here = [u for u in users if u.function == function]
-        last = max([first, *(u.number for u in here)])
-        phases = {u.phase for u in here} | ({maker.phase} if maker is not None else set())
+        here = [u for u in users if u.function == first.function]
+        phases = {u.phase for u in (*here, maker) if u is not None}
         kept = in_flight - 1 if {"forward", "backward"} <= phases else 0
-        if not users and number not in self.leaving:
-            last = max(op.number for op in self.included if op.function == function)
-        return [Lifetime(number, function, first, last, kept)]
+        stays = not users and number not in self.leaving
+        until = [op for op in self.included if op.function == first.function] if stays else [first, *here]
+        return [Lifetime(number, first.function, first.number, max(op.number for op in until), kept)]
 
     def _is_fused_away(self, maker: OpRecord, users: list[OpRecord], number: int) -> bool:
         """Rules M4 and M5."""
