@@ -151,16 +151,12 @@ class TimeAnalysis:
 
     def _unsplit(self, op: ir.Operation, values: Sequence[ir.Value], states: Sequence[State]) -> State:
         """No operand is split: linear ops keep sums partial, others finish them."""
-        local = any(s == STATISTIC for s in states) or self.depth > 0
-        if not local:
-            if FINISHED in states:
-                return FINISHED
-            return unsplit_result(op, states) or FINISHED
-        if STATISTIC not in states:
-            result = None if FINISHED in states else unsplit_result(op, states)
+        if STATISTIC not in states and FINISHED not in states:
+            result = unsplit_result(op, states)
             if result is not None:
                 return result
-        elif not self.depth and any(s == FINISHED and v not in self.whole for v, s in zip(values, states, strict=True)):
+        awaits = any(s == FINISHED and v not in self.whole for v, s in zip(values, states, strict=True))
+        if not self.depth and (awaits or STATISTIC not in states):
             return FINISHED
         for value in values:
             self.resolve(value, op)
