@@ -73,12 +73,17 @@ def place(
     axes = tuple(reader.axes.get(f, ()) for f in range(len(factors.sizes)))
     partial = tuple(a for a in mesh.axis_names if a in reduced or a in carried)
     natural = tuple(_natural(mapping, axes, partial) for mapping in factors.results)
-    kinds = sorted({factors.kinds[f] for f, on in enumerate(axes) if on and factors.is_reduction(f)})
-    kind = kinds[0] if kinds else "add"
-    if len(kinds) > 1 or (carried and kind != "add"):
-        raise CompileError(f"{op.name} mixes partial sums of several kinds: {', '.join(kinds)} (P6)", op.location)
+    kind = _monoid(op, factors, axes, carried)
     endings = tuple(_ending(op, n, r, kind) for n, r in zip(natural, results, strict=True))
     return Placement(axes, carried, natural, endings, kind)
+
+
+def _monoid(op: ir.Operation, factors: OpFactors, axes: tuple[Axes, ...], carried: Axes) -> str:
+    """What combines the partial results: sums where operands are partial, else what the reduced factors say."""
+    kinds = sorted({factors.kinds[f] for f, on in enumerate(axes) if on and factors.is_reduction(f)})
+    if len(kinds) > 1 or (carried and kinds not in ([], ["add"])):
+        raise CompileError(f"{op.name} mixes partial sums of several kinds: {', '.join(kinds)} (P6)", op.location)
+    return kinds[0] if kinds else "add"
 
 
 def _natural(mapping: Mapping, axes: tuple[Axes, ...], partial: Axes) -> Sharding:
