@@ -87,16 +87,22 @@ def _innermost(error: BaseException) -> str | None:
 
 def _import(place: str) -> ModuleType:
     """Import a module by dotted name, searched in the current directory first, or by the path of a .py file."""
-    if place.endswith(".py"):
-        path = Path(place)
-        spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-        if spec is None or spec.loader is None:
-            raise UnknownNameError(f"no file {place!r}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)
-        with located_errors(f"{place}:1:1"):
-            spec.loader.exec_module(module)
-        return module
+    return _import_file(place) if place.endswith(".py") else _import_name(place)
+
+
+def _import_file(place: str) -> ModuleType:
+    path = Path(place)
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UnknownNameError(f"no file {place!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    with located_errors(f"{place}:1:1"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _import_name(place: str) -> ModuleType:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     if not all(part.isidentifier() for part in place.split(".")):
