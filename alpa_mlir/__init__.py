@@ -5,4 +5,9 @@ decisions, module in, module out) and `runtime` (plan in, tensors out).  `passes
 import each other: they meet only in the IR.
 """
 
+import os
+
+# XLA reads this when its library is loaded; at its default it lists the devices of every client on stderr.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
 __version__ = "0.1.0"

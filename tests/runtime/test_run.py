@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import mlp_plan
@@ -158,3 +160,10 @@ def test_wrong_usage_exits_2(tmp_path) -> None:
         ["--local", plan, "--tolerance", 1],
     ):
         assert ranks.run(arguments).code == 2
+
+
+def test_xla_lists_no_devices_however_it_is_loaded() -> None:
+    code = "import alpa_mlir.dialect.context, jax; jax.config.update('jax_platforms', 'cpu'); jax.devices()"
+    environment = {k: v for k, v in ranks.environment().items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stderr == ""
