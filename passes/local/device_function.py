@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import sdy, stablehlo
 
@@ -39,6 +38,7 @@ from alpa_mlir.dialect.sharding import (
 from alpa_mlir.passes.local.collectives import CollectiveCount, DeviceProgram, byte_size
 from alpa_mlir.passes.local.device_placement import Placement, place
 from alpa_mlir.passes.local.shrink import shrink_op
+from alpa_mlir.passes.local.splats import splat
 from alpa_mlir.passes.local.steps import SLICE, Step, reshard_steps
 
 RESHARDS = ("sdy.reshard", "sdy.sharding_constraint")
@@ -340,22 +340,9 @@ def _seed_once(op: ir.Operation, placement: Placement, operands: list[ir.Value],
                 program.coordinate(placement.reduced), program.scalar(0),
                 stablehlo.ComparisonDirectionAttr.get("EQ"), ip=program.ip,
             )  # fmt: skip
-        neutral = _splat(operands[number].type, identity, program.ip)
+        with program.ip:
+            neutral = splat(operands[number].type, identity)
         operands[number] = stablehlo.select(first, operands[number], neutral, ip=program.ip)
-
-
-def _splat(kind: ir.Type, value: int, ip: ir.InsertionPoint) -> ir.Value:
-    element = ir.RankedTensorType(kind).element_type
-    if isinstance(element, ir.FloatType):
-        scalar: ir.Attribute = ir.FloatAttr.get(element, float(value))
-    elif isinstance(element, ir.IntegerType):
-        scalar = ir.IntegerAttr.get(element, value)
-    else:
-        parts = np.array(value, np.complex64 if ir.ComplexType(element).element_type.width == 32 else np.complex128)
-        dense = ir.DenseElementsAttr.get(parts)
-        one = stablehlo.constant(dense, ip=ip)
-        return stablehlo.broadcast_in_dim(kind, one, [], ip=ip)
-    return stablehlo.constant(ir.DenseElementsAttr.get_splat(kind, scalar), ip=ip)
 
 
 def _retype(function: ir.Operation, mesh: Mesh, boundary: Boundary) -> None:

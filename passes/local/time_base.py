@@ -9,6 +9,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from alpa_mlir.dialect.factors import added_once
+from alpa_mlir.passes.local.splats import splat
 
 
 def detach_base(op: ir.Operation) -> None:
@@ -16,7 +17,7 @@ def detach_base(op: ir.Operation) -> None:
     ip = ir.InsertionPoint(op)
     base = added_once(op)
     with ip, op.location:
-        zeros = [stablehlo.constant(_zeros(op.operands[i].type)) for i in base]
+        zeros = [splat(op.operands[i].type, 0) for i in base]
         clone = op.clone(ip).operation
         for i, zero in zip(base, zeros, strict=True):
             clone.operands[i] = zero
@@ -26,9 +27,3 @@ def detach_base(op: ir.Operation) -> None:
                 start = stablehlo.broadcast_in_dim(old.type, start, ir.DenseI64ArrayAttr.get([]))
             old.replace_all_uses_with(stablehlo.add(new, start))
     op.erase()
-
-
-def _zeros(kind: ir.Type) -> ir.Attribute:
-    element = ir.RankedTensorType(kind).element_type
-    zero = ir.IntegerAttr.get(element, 0) if isinstance(element, ir.IntegerType) else ir.FloatAttr.get(element, 0.0)
-    return ir.DenseElementsAttr.get_splat(kind, zero)

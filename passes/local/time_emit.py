@@ -16,6 +16,7 @@ from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.passes.local.shrink import cut, integer, shrink_op, tensor_type
+from alpa_mlir.passes.local.splats import splat
 from alpa_mlir.passes.local.time_analysis import TimeAnalysis, captures
 from alpa_mlir.passes.local.time_demand import BARRIER, LOCAL, RAW, BlockDemand, Form
 from alpa_mlir.passes.local.time_regions import REGIONS
@@ -200,14 +201,9 @@ def scale(value: ir.Value, factor: float, ip: ir.InsertionPoint, location: ir.Lo
     """`value` times a number; CompileError for integers and a factor below one."""
     element = ir.RankedTensorType(value.type).element_type
     with ip, location:
-        if isinstance(element, ir.IntegerType):
-            if factor < 1:
-                raise CompileError("an integer statistic of a microbatch cannot be averaged", location)
-            attribute: ir.Attribute = ir.IntegerAttr.get(element, int(factor))
-        else:
-            attribute = ir.FloatAttr.get(element, float(factor))
-        constant = stablehlo.constant(ir.DenseElementsAttr.get_splat(value.type, attribute))
-        return stablehlo.multiply(value, constant)
+        if isinstance(element, ir.IntegerType) and factor < 1:
+            raise CompileError("an integer statistic of a microbatch cannot be averaged", location)
+        return stablehlo.multiply(value, splat(value.type, factor))
 
 
 def stack_form(state: State, shape: Sequence[int], parts: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:

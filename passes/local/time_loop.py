@@ -14,6 +14,7 @@ from jaxlib.mlir.dialects import func, stablehlo
 
 from alpa_mlir.dialect.alpa import Binding
 from alpa_mlir.passes.local.shrink import cut, integer
+from alpa_mlir.passes.local.splats import splat
 
 EXTREMES = {"max": stablehlo.maximum, "min": stablehlo.minimum}
 
@@ -113,25 +114,18 @@ def _start(port: Port, stacks: Sequence[ir.Type]) -> ir.Value:
     """Zeros for sums and stacks, the neutral element for extremes."""
     kind = stacks[port.binding.number] if port.binding.kind == "stack" else port.type
     element = ir.RankedTensorType(kind).element_type
-    if isinstance(element, ir.ComplexType):
-        zero = ir.FloatAttr.get(element.element_type, 0.0)
-        scalar = stablehlo.constant(ir.DenseElementsAttr.get_splat(ir.RankedTensorType.get([], zero.type), zero))
-        whole = stablehlo.broadcast_in_dim(
-            ir.RankedTensorType.get(ir.RankedTensorType(kind).shape, zero.type), scalar, []
-        )
-        return stablehlo.complex(whole, whole)
-    combine = "add" if port.binding.kind == "stack" else port.combine
-    return stablehlo.constant(ir.DenseElementsAttr.get_splat(kind, _neutral(element, combine)))
+    if port.binding.kind == "stack" or port.combine == "add":
+        return splat(kind, 0)
+    return stablehlo.constant(ir.DenseElementsAttr.get_splat(kind, _lowest(element, port.combine)))
 
 
-def _neutral(element: ir.Type, combine: str) -> ir.Attribute:
+def _lowest(element: ir.Type, combine: str) -> ir.Attribute:
+    """What no maximum (minimum) is below (above)."""
     if isinstance(element, ir.IntegerType):
-        if combine == "add":
-            return ir.IntegerAttr.get(element, 0)
         top = (1 << (element.width - (0 if element.is_unsigned or element.width == 1 else 1))) - 1
         low = 0 if element.is_unsigned or element.width == 1 else -top - 1
         return ir.IntegerAttr.get(element, low if combine == "max" else top)
-    return ir.FloatAttr.get(element, {"add": 0.0, "max": -float("inf"), "min": float("inf")}[combine])
+    return ir.FloatAttr.get(element, {"max": -float("inf"), "min": float("inf")}[combine])
 
 
 def _add(port: Port, old: ir.Value, new: ir.Value, index: ir.Value) -> ir.Value:

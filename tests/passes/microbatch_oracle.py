@@ -54,10 +54,9 @@ def close(actual: Arrays, expected: Arrays, tolerance: float = 1e-5) -> None:
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.shape == e.shape and a.dtype == e.dtype, i
         if e.size:
-            bound = tolerance * max(1e-5, float(np.abs(e.astype(np.float64)).max()))
-            np.testing.assert_allclose(
-                a.astype(np.float64), e.astype(np.float64), rtol=0, atol=bound, err_msg=f"result {i}"
-            )
+            wide = np.complex128 if np.iscomplexobj(e) else np.float64
+            bound = tolerance * max(1e-5, float(np.abs(e.astype(wide)).max()))
+            np.testing.assert_allclose(a.astype(wide), e.astype(wide), rtol=0, atol=bound, err_msg=f"result {i}")
 
 
 def check(

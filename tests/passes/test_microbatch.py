@@ -126,6 +126,14 @@ def test_scatter_into_a_start_value() -> None:
     check(step, [draw(4), draw(6, 5), draw(8, 6), label], ["state", "state", "batch", "batch"])
 
 
+def test_complex_sum_into_a_start_value() -> None:
+    def step(w: jax.Array, x: jax.Array) -> tuple:
+        z = jax.lax.complex(x, -x)
+        return jax.lax.reduce(z, w, jax.lax.add, (0, 1)), jnp.sum(x)
+
+    check(step, [np.complex64(1 + 2j), draw(8, 6)], ["state", "batch"])
+
+
 def test_examples_indexed_by_position() -> None:
     def step(w: jax.Array, x: jax.Array, label: jax.Array) -> tuple:
         def loss(w: jax.Array) -> jax.Array:
