@@ -38,6 +38,7 @@ _LEGALIZE = (
     "func.func(stablehlo-legalize-composite-to-call,stablehlo-legalize-deprecated-ops,chlo-legalize-to-stablehlo)"
 )
 _CLEAN = "canonicalize,cse"
+_OTHER_DIALECTS = ("arith", "math", "complex", "tensor", "scf", "memref", "vector", "affine", "shape")
 _XLA_SHARDING = "mhlo.sharding"
 
 
@@ -146,6 +147,8 @@ def _require_static(main: ir.Operation) -> None:
     for op in walk(main):
         if op.name.startswith("chlo."):
             raise CompileError(f"{op.name} has no StableHLO form", op.location)
+        if op.name.partition(".")[0] in _OTHER_DIALECTS:
+            raise CompileError(f"{op.name} is not StableHLO: XLA cannot run it", op.location)
         for result in op.results:
             _require_static_type(result.type, op.name, op.location)
 

@@ -134,6 +134,16 @@ def test_what_is_no_static_tensor_is_refused(kind: str, tmp_path: Path, capsys: 
     assert not plan.exists()
 
 
+def test_ops_of_other_dialects_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, plan = tmp_path / "model.mlir", tmp_path / "plan.mlir"
+    add = "%0 = arith.addf %a, %a : tensor<4xf32>"
+    source.write_text(
+        f"func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> {{\n  {add}\n  return %0 : tensor<4xf32>\n}}\n"
+    )
+    assert run(source, "-o", plan) == 1
+    _is_one_error(capsys, "model.mlir:2:\\d+: error: arith.addf is not StableHLO")
+
+
 @pytest.mark.parametrize("command", [export, opt, plan_tool, run_tool], ids=lambda module: module.NAME)
 def test_every_command_says_its_version(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
