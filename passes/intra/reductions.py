@@ -34,7 +34,9 @@ class WorkingGraph:
     def __init__(self, problem: Problem) -> None:
         everything = [*problem.costs, *problem.edges.values()]
         self.forbidden = 1.0 + 2.0 * sum(float(np.max(t, where=np.isfinite(t), initial=0.0)) for t in everything)
-        self.costs: dict[int, Array] = {v: np.array(c, dtype=float) for v, c in enumerate(problem.costs)}
+        self.costs: dict[int, Array] = {
+            v: np.where(np.isfinite(c), c, self.forbidden) for v, c in enumerate(problem.costs)
+        }
         self.labels: dict[int, np.ndarray] = {v: np.arange(len(c)) for v, c in enumerate(problem.costs)}
         self.around: dict[int, dict[int, Array]] = {v: {} for v in self.costs}
         for (u, v), matrix in problem.edges.items():
@@ -174,23 +176,33 @@ class Prune(Reduction):
         return sum(self._prune(graph, v) for v in sorted(graph.costs))
 
     def _prune(self, graph: WorkingGraph, v: int) -> int:
+        n = len(graph.costs[v])
+        self._drop_impossible(graph, v)
         cost = graph.costs[v]
-        n = len(cost)
-        if n == 1:
-            return 0
+        if len(cost) == 1:
+            return n - 1
         gain = cost[None, :] - cost[:, None]
         for u in sorted(graph.around[v]):
             matrix = graph.around[v][u]
             gain = gain + np.array([np.min(matrix - row, axis=1) for row in matrix])
-        allowed = gain >= -TOLERANCE * (1.0 + np.abs(cost).max())
+        # Costs may hold sums of forbidden entries, which would blow the tolerance up.
+        allowed = gain >= -TOLERANCE * (1.0 + np.max(cost, where=cost < graph.forbidden, initial=0.0))
         if v in graph.bytes:
             held = graph.bytes[v][graph.labels[v]]
             allowed &= held[:, None] <= held[None, :]
         keep = _survivors(allowed)
-        if keep.all():
-            return 0
-        graph.keep(v, keep)
+        if not keep.all():
+            graph.keep(v, keep)
         return int(n - keep.sum())
+
+    def _drop_impossible(self, graph: WorkingGraph, v: int) -> None:
+        """Drop labels that are forbidden themselves or by every label of a neighbour; one stays if all are."""
+        impossible = graph.costs[v] >= graph.forbidden
+        for matrix in graph.around[v].values():
+            impossible |= matrix.min(axis=1) >= graph.forbidden
+        if impossible.any():
+            impossible[0] &= not impossible.all()
+            graph.keep(v, ~impossible)
 
     def invert(self, labels: dict[int, int]) -> None:
         """Nothing to add: labels keep their original numbers."""

@@ -75,7 +75,10 @@ def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
     for reduction in reversed(chain):
         reduction.invert(labels)
     chosen = tuple(labels[v] for v in range(len(problem.costs)))
-    return Solution(chosen, problem.cost(chosen), tuple(steps))
+    cost = problem.cost(chosen)
+    if not np.isfinite(cost):
+        raise DoesNotFit("every choice of strategies holds a forbidden one")
+    return Solution(chosen, cost, tuple(steps))
 
 
 def _reduce(graph: WorkingGraph, memory: bool, steps: list[str]) -> list[Reduction]:

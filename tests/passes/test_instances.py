@@ -1,0 +1,93 @@
+"""Public instances: the reader, the live sets, and the solver on random ones against brute force."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.intra.instances import FORBIDDEN, live_sets, parse_instance
+from alpa_mlir.passes.intra.solve import solve
+from alpa_mlir.tools.diagnostics import guarded
+from alpa_mlir.tools.solve import NAME, main
+
+
+def random_instance(seed: int) -> dict:
+    """Six nodes of up to three strategies, with forbidden strategies and pairs and parallel edges."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 4, 6)
+    starts = np.sort(rng.integers(0, 8, 6))
+
+    def costs(count: int) -> list[float]:
+        drawn = rng.integers(0, 50, count).astype(float)
+        drawn[1:][rng.random(count - 1) < 0.2] = 10 * FORBIDDEN
+        return drawn.tolist()
+
+    pairs = [sorted(rng.choice(6, 2, replace=False).tolist(), reverse=bool(rng.integers(2))) for _ in range(8)]
+    return {
+        "problem": {
+            "name": str(seed),
+            "nodes": {
+                "intervals": [[int(s), int(s + rng.integers(0, 5))] for s in starts],
+                "costs": [costs(n) for n in sizes],
+                "usages": [rng.integers(1, 20, n).tolist() for n in sizes],
+            },
+            "edges": {"nodes": pairs, "costs": [costs(int(sizes[u] * sizes[v])) for u, v in pairs]},
+            "usage_limit": 40,
+        }
+    }
+
+
+def best_by_brute_force(document: dict) -> float:
+    """The least cost read directly off the document, time step by time step; infinity where nothing fits."""
+    nodes, edges = document["problem"]["nodes"], document["problem"]["edges"]
+    best = float("inf")
+    for labels in itertools.product(*(range(len(c)) for c in nodes["costs"])):
+        used = [0] * 16
+        for (start, end), usage, x in zip(nodes["intervals"], nodes["usages"], labels, strict=True):
+            for t in range(start, end):
+                used[t] += usage[x]
+        if max(used) > document["problem"]["usage_limit"]:
+            continue
+        cost = sum(c[x] for c, x in zip(nodes["costs"], labels, strict=True))
+        for (u, v), table in zip(edges["nodes"], edges["costs"], strict=True):
+            cost += table[labels[u] * len(nodes["costs"][v]) + labels[v]]
+        best = min(best, cost)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_solver_equals_brute_force(seed):
+    document = random_instance(seed)
+    best = best_by_brute_force(document)
+    problem = parse_instance(document)
+    if best >= FORBIDDEN:
+        with pytest.raises(CompileError):
+            solve(problem)
+    else:
+        assert solve(problem).cost == pytest.approx(best)
+
+
+def test_live_sets_are_the_maximal_ones():
+    rows = live_sets(np.array([[30, 70], [40, 70], [50, 120], [110, 140], [110, 150], [60, 60]])).toarray()
+    assert rows.tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
+
+
+def test_the_command_writes_a_solution(tmp_path, capsys):
+    document = next(d for d in map(random_instance, range(40)) if best_by_brute_force(d) < FORBIDDEN)
+    path, out = tmp_path / "instance.json", tmp_path / "solution.json"
+    path.write_text(json.dumps(document))
+    assert guarded(NAME, main, [str(path), "-o", str(out)]) == 0
+    assert json.loads(out.read_text())["cost"] == pytest.approx(best_by_brute_force(document))
+    assert "optimal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"problem": {"nodes": {"costs": [[1]]}, "edges": {}}}', "\x1f\x8b junk"]
+)
+def test_what_is_no_instance_is_one_located_error(tmp_path, capsys, text):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    assert guarded(NAME, main, [str(path)]) == 1
+    assert capsys.readouterr().err.startswith(f"{path}:1:1: error: ")
