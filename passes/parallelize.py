@@ -163,7 +163,14 @@ class _Road:
     def stages(self, module: ir.Module) -> str:
         options = self.options
         kind = self.kind(module)
-        return _text("alpa-stages", stages=options.stages, mesh=options.mesh, schedule=kind, solver=options.solver)
+        return _text(
+            "alpa-stages",
+            stages=options.stages,
+            mesh=options.mesh,
+            schedule=kind,
+            solver=options.solver,
+            whole_sums=options.partitioner == "xla",
+        )
 
     def kind(self, module: ir.Module) -> str:
         """The schedule that was asked for, or 1F1B where there is a backward pass and inference where not."""
@@ -174,9 +181,10 @@ class _Road:
     def rest(self, staged: ir.Module) -> list[str]:
         """The passes from level 4 to the plan."""
         kind = self.kind(staged)
-        localize = ["alpa-localize"] if self.options.partitioner == "local" else []
+        local = self.options.partitioner == "local"
+        localize = ["alpa-localize"] if local else []
         return [
-            _text("alpa-shard", solver=self.options.solver, schedule=kind),
+            _text("alpa-shard", solver=self.options.solver, schedule=kind, whole_sums=not local),
             "alpa-split",
             *localize,
             _text("alpa-schedule", kind=kind),

@@ -45,6 +45,7 @@ class Shard(Pass):
     memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
     solver: str = option("highs", "mixed-integer solver: any that CVXPY knows")
     schedule: str = option("1f1b", "what decides how many microbatches are in flight: 1f1b, gpipe or inference")
+    whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
     statistics: bool = option(False, "remark the sizes of each reduction and solver call")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -52,7 +53,7 @@ class Shard(Pass):
         _drop_constraints(module, remarks)
         cluster = self._cluster(module)
         meshes = self._meshes(module, cluster)
-        program = read_program(module)
+        program = read_program(module, whole_sums=self.whole_sums)
         _remark_indivisible(program, remarks)
         given = _given(program, [m for m, _ in meshes], remarks)
         specs = self._specs(module, program, meshes, cluster)

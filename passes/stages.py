@@ -59,6 +59,7 @@ class Stages(Pass):
     mesh: str = option("", "one stage on this logical mesh, for example 2x4: no search")
     schedule: str = option("1f1b", "what decides how many microbatches are in flight: 1f1b, gpipe or inference")
     solver: str = option("highs", "mixed-integer solver of the stages' intra-operator programs")
+    whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         self._check(module)
@@ -97,7 +98,8 @@ class Stages(Pass):
         if self.stages > layers:
             raise _too_few_layers(module, self.stages, layers)
         counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
-        search = StageSearch(module, cluster, _in_flight(module, self.schedule), solver=self.solver)
+        in_flight = _in_flight(module, self.schedule)
+        search = StageSearch(module, cluster, in_flight, solver=self.solver, whole_sums=self.whole_sums)
         found = search.run(counts)
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages = []

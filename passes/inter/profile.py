@@ -97,10 +97,12 @@ class StageSearch:
     in_flight: InFlight
     memory: float = 0.0
     solver: str = "highs"
+    whole_sums: bool = False
     evaluated: dict[Entry, StageCost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.profiler = StageProfiler(self.module, self.cluster, self.in_flight.microbatches, self.solver)
+        microbatches = self.in_flight.microbatches
+        self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
         self.shapes = submesh_shapes(self.cluster)
         self.layers = count_layers(self.module)
         flows = {name: read_dataflow(f) for name, f in functions(self.module).items() if name != "main"}

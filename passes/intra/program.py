@@ -116,14 +116,15 @@ class Program:
         return self.microbatches if function == "microbatch" else 1
 
 
-def read_program(module: ir.Module, microbatches: int = 0) -> Program:
+def read_program(module: ir.Module, microbatches: int = 0, whole_sums: bool = False) -> Program:
     """Read a module of level 1 (`@main`) or 2 to 4 (`@prologue`, `@microbatch`, `@update`).
 
-    `microbatches` overrides `alpa.microbatches` (0: what the module says, else 1).
+    `microbatches` overrides `alpa.microbatches` (0: what the module says, else 1). With `whole_sums` no sum over
+    microbatches may be kept as addends.
     """
     found = functions(module)
     names = tuple(n for n in DERIVED if n in found) if "microbatch" in found else ("main",)
-    reader = _Reader()
+    reader = _Reader(whole_sums)
     replaced = _replacements(found["main"]) if "main" in found else {}
     for name in names:
         reader.read(name, found[name], replaced)
@@ -147,7 +148,8 @@ def _replacements(main: ir.Operation) -> dict[int, int]:
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, whole_sums: bool) -> None:
+        self.whole_sums = whole_sums
         self.ops: list[OpRecord] = []
         self.slots: dict[str, Slot] = {}
         self.feeds: list[Feed] = []
@@ -195,7 +197,7 @@ class _Reader:
             self.feeds.append(Feed(text, i, values[value], name))
             if text not in self.slots:
                 combine = ir.StringAttr(entry[alpa.COMBINE]).value if alpa.COMBINE in entry else "add"
-                additive = binding.kind == "sum" and combine == "add"
+                additive = binding.kind == "sum" and combine == "add" and not self.whole_sums
                 self.slots[text] = Slot(text, self.type_of(value), -1, additive=additive)
 
     def _op(

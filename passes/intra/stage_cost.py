@@ -49,13 +49,14 @@ class StageProfiler:
     cluster: Cluster
     microbatches: int = 0
     solver: str = "highs"
+    whole_sums: bool = False
     program: Program = field(init=False)
     _enumerators: dict[tuple[object, ...], Enumerator] = field(default_factory=dict)
     _graphs: dict[tuple[object, ...], StageGraph] = field(default_factory=dict)
     _costs: dict[tuple[object, ...], StageCost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.program = read_program(self.module, self.microbatches)
+        self.program = read_program(self.module, self.microbatches, self.whole_sums)
 
     def cost(
         self,

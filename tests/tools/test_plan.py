@@ -253,3 +253,20 @@ def test_a_loop_over_layers_is_named_where_it_cannot_be_cut(tmp_path: Path, caps
     assert re.search(
         rf"^{re.escape(str(source))}:{loop}:\d+: note: all of this stablehlo.while is one layer", said, re.M
     )
+
+
+def test_xlas_partitioner_gets_no_partial_value_to_pass_on(model: Path, tmp_path: Path) -> None:
+    """Where links cost nothing, sums are kept as addends; only the local partitioner can hold these."""
+    cluster = tmp_path / "desk.toml"
+    quick = CLUSTER.replace("1e9, start = 1e-5", "1e12, start = 1e-9").replace(
+        "memory_bandwidth = 1e10", "memory_bandwidth = 1e6"
+    )
+    cluster.write_text(quick.replace("devices_per_node = 2", "devices_per_node = 4"))
+    found = []
+    for partitioner in ("local", "xla"):
+        plan = tmp_path / f"{partitioner}.mlir"
+        options = ["--stages", 2, "--microbatches", 4, "--partitioner", partitioner, "--emit-after", "alpa-split"]
+        assert run(model, "-o", plan, "--cluster", cluster, *options) == 0
+        boundaries = [line for line in plan.read_text().splitlines() if "mpmd.fragment_call" in line]
+        found.append(any("unreduced" in line for line in boundaries))
+    assert found == [True, False]
