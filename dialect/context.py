@@ -86,10 +86,7 @@ def clone_module(module: ir.Module) -> ir.Module:
     """A deep copy in the same context."""
     with module.context, ir.Location.unknown():
         copy = ir.Module.create()
-        for name in module.operation.attributes:
-            copy.operation.attributes[name] = module.operation.attributes[name]
-        for op in module.body.operations:
-            copy.body.append(op.operation.clone())
+    replace_module(copy, module)
     return copy
 
 
