@@ -14,12 +14,17 @@ MLIR's parser calls every text `-`; the commands put the file's name back when t
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.passes.registry import PipelineError
+
+_AGAIN = 0.02
+"""Seconds until a lost Ctrl-C is repeated."""
 
 
 class UsageError(Exception):
@@ -32,7 +37,8 @@ def guarded(name: str, main: Callable[[Sequence[str] | None], int], argv: Sequen
     A console script is `sys.exit(guarded("alpa-mlir-opt", main))`.
     """
     try:
-        status = main(argv)
+        with lost_interrupts_repeated():
+            status = main(argv)
         sys.stdout.flush()
     except CompileError as e:
         print(e, file=sys.stderr)
@@ -47,6 +53,31 @@ def guarded(name: str, main: Callable[[Sequence[str] | None], int], argv: Sequen
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return status
+
+
+@contextmanager
+def lost_interrupts_repeated() -> Iterator[None]:
+    """While the body runs, no Ctrl-C gets lost.
+
+    Python drops an exception that is raised in a finalizer or in a callback of its garbage collector (jax has one), and
+    so the KeyboardInterrupt of a signal that arrives there.  It is then raised once more, by the alarm clock.
+    """
+    before = sys.unraisablehook
+    alarm = signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = before
 
 
 def source_name(path: str) -> str:
