@@ -1,10 +1,12 @@
-"""Settings that must stand before jax is imported: eight CPU devices in this process, one BLAS thread.
+"""Settings that must stand before jax is imported: eight CPU devices in this process, one BLAS thread, Ctrl-C.
 
 XLA's CPU client takes its number of threads from PJRT_NPROC; with fewer threads than devices that wait for
-each other in a collective, it deadlocks on machines with few cores.
+each other in a collective, it deadlocks on machines with few cores.  Started in the background of a shell
+(`nohup … &`), Python ignores SIGINT, and so would what the tests start and interrupt.
 """
 
 import os
+import signal
 
 DEVICES = 8
 os.environ.setdefault("PJRT_NPROC", str(max(8, 4 * DEVICES)))
@@ -12,3 +14,6 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={DEV
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -37,7 +37,7 @@ def guarded(name: str, main: Callable[[Sequence[str] | None], int], argv: Sequen
     A console script is `sys.exit(guarded("alpa-mlir-opt", main))`.
     """
     try:
-        with lost_interrupts_repeated():
+        with interruptible():
             status = main(argv)
         sys.stdout.flush()
     except CompileError as e:
@@ -56,14 +56,17 @@ def guarded(name: str, main: Callable[[Sequence[str] | None], int], argv: Sequen
 
 
 @contextmanager
-def lost_interrupts_repeated() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """While the body runs, no Ctrl-C gets lost.
 
-    Python drops an exception that is raised in a finalizer or in a callback of its garbage collector (jax has one), and
-    so the KeyboardInterrupt of a signal that arrives there.  It is then raised once more, by the alarm clock.
+    A shell that starts us in the background (`nohup … &`) has SIGINT ignored, and Python then installs no handler:
+    whoever sends the signal all the same means it.  And Python drops an exception that is raised in a finalizer or in
+    a callback of its garbage collector (jax has one), and so the KeyboardInterrupt of a signal that arrives there.  It
+    is then raised once more, by the alarm clock.
     """
     before = sys.unraisablehook
     alarm = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def hook(dropped: sys.UnraisableHookArgs) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
@@ -77,6 +80,7 @@ def lost_interrupts_repeated() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGINT, interrupt)
         sys.unraisablehook = before
 
 

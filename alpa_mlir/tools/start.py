@@ -10,10 +10,10 @@ from typing import NoReturn
 
 
 def _start(command: str) -> NoReturn:
-    # An exception raised in the middle of jaxlib's initialisation crashes the process: leave at once instead.
+    # An exception raised in the middle of jaxlib's initialisation crashes the process: leave at once instead.  The
+    # entry handles the signal its own way while it works.
     signal.signal(signal.SIGINT, _leave)
     module = import_module(f"alpa_mlir.tools.{command}")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     module.entry()
     raise AssertionError("an entry exits")
 
