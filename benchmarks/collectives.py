@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 DEVICES = 8
 os.environ.setdefault("PJRT_NPROC", str(4 * DEVICES))
@@ -33,13 +33,16 @@ from alpa_mlir.dialect.sharding import (  # noqa: E402
 from alpa_mlir.lowering import lower  # noqa: E402
 from alpa_mlir.models import MODELS  # noqa: E402
 from alpa_mlir.passes import all as _registered  # noqa: E402, F401
-from alpa_mlir.passes.local.collectives import CollectiveCount, count_collectives  # noqa: E402
-from alpa_mlir.passes.local.device_function import planned_collectives  # noqa: E402
+from alpa_mlir.passes.local.census import (  # noqa: E402
+    Collective,
+    by_kind,
+    compiled_collectives,
+    planned_collectives,
+    written_collectives,
+)
 from alpa_mlir.passes.localize import ExportToShardy, Localize, sharded_functions  # noqa: E402
 from alpa_mlir.passes.pipeline import run_pipeline  # noqa: E402
 from alpa_mlir.runtime.executable import Compiler, extract, jax_mesh  # noqa: E402
-
-Counts = dict[str, CollectiveCount]
 
 
 def sharded(name: str, mesh: str) -> ir.Module:
@@ -74,40 +77,28 @@ def _split_arguments(main: ir.Operation, sizes: tuple[int, ...]) -> None:
     set_argument_attributes(main, entries)
 
 
-def added(parts: Iterator[Counts]) -> Counts:
-    """The sum of several counts."""
-    total: Counts = {}
-    for counts in parts:
-        for kind, count in counts.items():
-            old = total.get(kind, CollectiveCount())
-            total[kind] = CollectiveCount(old.number + count.number, old.bytes + count.bytes)
-    return total
-
-
-def compiled(module: ir.Module, change: Callable[[ir.Module], None]) -> Counts:
+def compiled(module: ir.Module, change: Callable[[ir.Module], None]) -> list[Collective]:
     """What XLA's optimised HLO holds after `change` made the sharded functions executable."""
     stages = [(name, mesh) for name, mesh, _ in sharded_functions(module)]
     change(module)
-
-    def counts() -> Iterator[Counts]:
-        for name, mesh in stages:
-            devices = jax.devices()[: mesh.device_count]
-            executable = Compiler().compile(extract(module, name), jax_mesh(mesh, devices))
-            yield count_collectives(executable.as_text())
-
-    return added(counts())
+    found = []
+    for name, mesh in stages:
+        devices = jax.devices()[: mesh.device_count]
+        executable = Compiler().compile(extract(module, name), jax_mesh(mesh, devices))
+        found += compiled_collectives(executable.as_text(), mesh)
+    return found
 
 
-def rows(name: str, mesh: str) -> list[tuple[str, Counts]]:
-    """The four counts of one model."""
+def rows(name: str, mesh: str) -> list[tuple[str, list[Collective]]]:
+    """The four lists of one model."""
     module = sharded(name, mesh)
-    ours, theirs = clone_module(module), clone_module(module)
-    planned = added(planned_collectives(f, m) for _, m, f in sharded_functions(module))
-    local = clone_module(module)
+    ours, theirs, local = (clone_module(module) for _ in range(3))
+    stages = list(sharded_functions(module))
+    planned = [c for _, m, f in stages for c in planned_collectives(f, m)]
     Localize().apply(local, [])
     return [
         ("planned", planned),
-        ("localised", count_collectives(local)),
+        ("localised", [c for n, m, _ in stages for c in written_collectives(functions(local)[n], m)]),
         ("XLA local", compiled(ours, lambda m: Localize().apply(m, []))),
         ("XLA shardy", compiled(theirs, lambda m: ExportToShardy().apply(m, []))),
     ]
@@ -122,7 +113,7 @@ def main() -> None:
     for name in options.models:
         print(f"{name} on {options.mesh}")
         for what, counts in rows(name, options.mesh):
-            cells = [f"{kind} {c.number} ({c.bytes} B)" for kind, c in counts.items()]
+            cells = [f"{kind} {c.number} ({c.bytes} B)" for kind, c in by_kind(counts).items()]
             print(f"  {what:11s} {', '.join(cells) or 'none'}")
 
 

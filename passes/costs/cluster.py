@@ -2,7 +2,8 @@
 
 A cluster is `nodes` machines with `devices_per_node` equal devices. Devices are numbered node by node.
 Two link levels: between the devices of a node (bandwidth per device) and between nodes (bandwidth per
-*node*, shared by all its devices that talk at the same time). It is read from TOML (docs/clusters.md)
+*node*, shared by all its devices that talk at the same time). Or, to study communication by itself, one
+link per mesh axis, given by α (seconds to start) and β (seconds per byte). It is read from TOML (docs/clusters.md)
 and travels through the pipeline as the module's `alpa.cluster` dictionary, so that every later pass
 prices with the same figures. Units: seconds, bytes, bytes/s, floating-point operations/s.
 """
@@ -42,7 +43,7 @@ class Cluster:
 
     `flops` maps a type class (f8, f16, bf16, f32, f64) to peak operations/s; `efficiency` is the part of
     the peak that large products reach. `device_link` joins devices of a node (per device), `node_link`
-    joins nodes (per node).
+    joins nodes (per node). `axes`, where not empty, are the links of the first, second, … mesh axis instead.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Cluster:
     flops: tuple[tuple[str, float], ...]
     device_link: Link
     node_link: Link
+    axes: tuple[Link, ...] = ()
 
     @property
     def device_count(self) -> int:
@@ -90,7 +92,9 @@ class Cluster:
         return _dictionary(self._table(), context)
 
     def _table(self) -> dict[str, Any]:
+        axes = {"alpha": [k.start for k in self.axes], "beta": [1.0 / k.bandwidth for k in self.axes]}
         return {
+            **({"axes": axes} if self.axes else {}),
             "name": self.name,
             "nodes": self.nodes,
             "devices_per_node": self.devices_per_node,
@@ -171,7 +175,8 @@ def _from_table(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluste
     flops = read.table("flops")
     if "f32" not in flops:
         raise CompileError("a cluster needs flops.f32", where("flops.f32"))
-    link = _Reader(read.table("link"), where, "link.")
+    axes = _axes(_Reader(read.table("axes"), where, "axes.")) if "axes" in table else ()
+    link = _Reader(_links_of(axes) if axes and "link" not in table else read.table("link"), where, "link.")
     return Cluster(
         read.text("name"),
         read.count("nodes", MOST_DEVICES),
@@ -182,7 +187,24 @@ def _from_table(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluste
         tuple(sorted((k, _Reader(flops, where, "flops.").number(k)) for k in flops)),
         _link(link.table("device"), where, "link.device."),
         _link(link.table("node"), where, "link.node."),
+        axes,
     )
+
+
+def _axes(read: _Reader) -> tuple[Link, ...]:
+    alpha, beta = read.numbers("alpha"), read.numbers("beta")
+    if len(alpha) != len(beta):
+        raise CompileError(
+            f"axes.alpha has {len(alpha)} numbers, axes.beta {len(beta)}: one of each per mesh axis",
+            read.where("axes.beta"),
+        )
+    return tuple(Link(1.0 / b, a, 0.0) for a, b in zip(alpha, beta, strict=True))
+
+
+def _links_of(axes: tuple[Link, ...]) -> dict[str, Any]:
+    """The links between stages where only those of mesh axes are given: like the slowest of them."""
+    slowest = _link_table(Link(min(k.bandwidth for k in axes), max(k.start for k in axes), 0.0))
+    return {"device": slowest, "node": slowest}
 
 
 def _link(table: Mapping[str, Any], where: Callable[[str], str], prefix: str) -> Link:
@@ -205,6 +227,13 @@ class _Reader:
         if not numeric or not minimum <= value <= 1e30:
             raise self._wrong("positive number", key, value)
         return float(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of at least one positive number."""
+        value = self.entries.get(key)
+        if not isinstance(value, list) or not value:
+            raise self._wrong("list of positive numbers", key, value)
+        return tuple(_Reader({key: v}, self.where, self.prefix).number(key) for v in value)
 
     def count(self, key: str, most: int) -> int:
         value = self.entries.get(key)
@@ -242,6 +271,8 @@ class _Reader:
 def _dictionary(value: Any, context: ir.Context) -> ir.Attribute:
     if isinstance(value, dict):
         return ir.DictAttr.get({k: _dictionary(v, context) for k, v in sorted(value.items())}, context=context)
+    if isinstance(value, list):
+        return ir.ArrayAttr.get([_dictionary(v, context) for v in value], context=context)
     if isinstance(value, str):
         return ir.StringAttr.get(value, context)
     if isinstance(value, int):
@@ -254,6 +285,8 @@ def _plain(attribute: ir.Attribute) -> Any:
     if isinstance(attribute, ir.DictAttr):
         entries = ir.DictAttr(attribute)
         return {entries[i].name: _plain(entries[i].attr) for i in range(len(entries))}
+    if isinstance(attribute, ir.ArrayAttr):
+        return [_plain(a) for a in ir.ArrayAttr(attribute)]
     if isinstance(attribute, ir.StringAttr):
         return ir.StringAttr(attribute).value
     if isinstance(attribute, ir.IntegerAttr):

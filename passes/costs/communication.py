@@ -7,7 +7,8 @@ L are the bytes one device holds *before* the step, R those it holds *after* it:
     C2  all_reduce      s + 2(n-1)h + 2(n-1)/n · L/B
     C3  reduce_scatter  s +  (n-1)h +  (n-1)/n · L/B
     C4  all_gather      s +  (n-1)h +  (n-1)/n · R/B
-    C5  all_to_all      s +  (n-1)h +  (n-1)/n · L/B
+    C5  all_to_all      s +  (n-1)h +  (n-1)/n · L/B;
+        where only neighbours are joined, so that parts are handed on, ⌊n²/4⌋/n · L/B
     C6  slice           half of R / memory bandwidth (fused into what reads it, as rule C12)
     C7  a reshard costs the sum of the steps that `reshard_steps` plans and the localiser emits
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.links import MeshLinks
-from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, SLICE, Step, reshard_steps
+from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, SLICE, Step, reshard_steps
 
 Matrix = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -52,7 +53,8 @@ def step_cost(step: Step, links: MeshLinks) -> Affine:
     held = step.after if step.kind == ALL_GATHER else step.before
     rounds = 2 if step.kind == ALL_REDUCE else 1
     share = 1.0 / mesh.extent(held.axes)
-    return Affine(link.start + rounds * (n - 1) * link.hop, rounds * (n - 1) / n * share / link.bandwidth)
+    sent = n * n // 4 if link.ring and step.kind == ALL_TO_ALL else rounds * (n - 1)
+    return Affine(link.start + rounds * (n - 1) * link.hop, sent / n * share / link.bandwidth)
 
 
 def reshard_cost(source: Sharding, target: Sharding, links: MeshLinks) -> Affine:

@@ -4,24 +4,30 @@ A stage lies on consecutive device numbers, its mesh in row-major order over the
 collective along one axis visits devices at distance `stride`; where they all sit in one node it runs on
 the device link, else on the node link. The node link is shared: with r rings crossing out of a node at
 once, each has 1/r of it (p3.16xlarge: an axis of stride 8 has eight rings on one network card). A ring
-is never faster than the device link if it also walks inside the nodes.
+is never faster than the device link if it also walks inside the nodes. A cluster file may give the links of
+the axes themselves instead: the α-β model of the literature, on rings.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 
 
 @dataclass(frozen=True)
 class AxisLink:
-    """Bandwidth (bytes/s per device), start seconds of a collective, seconds per hop of its ring."""
+    """Bandwidth (bytes/s per device), start seconds of a collective, seconds per hop of its ring.
+
+    `ring`: devices are joined to their neighbours alone, so that what is for others is handed on.
+    """
 
     bandwidth: float
     start: float
     hop: float = 0.0
+    ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,15 +42,22 @@ class MeshLinks:
     def joint(self, axes: tuple[str, ...]) -> AxisLink:
         """The link of one ring over several axes: the slowest of each figure (rule C1)."""
         links = [self.axes[self.mesh.axis_names.index(a)] for a in axes]
-        return AxisLink(min(k.bandwidth for k in links), max(k.start for k in links), max(k.hop for k in links))
+        return AxisLink(
+            min(k.bandwidth for k in links),
+            max(k.start for k in links),
+            max(k.hop for k in links),
+            any(k.ring for k in links),
+        )
 
 
 def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks:
     """The links of a mesh laid on consecutive devices from `first_device`.
 
     `outside` prices transfers to another stage: within the node if the whole cluster is one node, else
-    the node link shared by the stage's devices in one node.
+    the node link shared by the stage's devices in one node. A cluster with links per axis says them itself.
     """
+    if cluster.axes:
+        return _given_links(mesh, cluster)
     per_node = cluster.devices_per_node
     axes = tuple(_axis_link(mesh, name, cluster, first_device % per_node) for name in mesh.axis_names)
     inside = cluster.device_link
@@ -71,10 +84,14 @@ def _axis_link(mesh: Mesh, axis: str, cluster: Cluster, offset: int) -> AxisLink
     return AxisLink(bandwidth, between.start, between.hop)
 
 
-def given_links(
-    mesh: Mesh, alpha: tuple[float, ...], beta: tuple[float, ...], memory_bandwidth: float = float("inf")
-) -> MeshLinks:
-    """Links given directly: per axis `alpha` seconds to start a collective and `beta` seconds per byte."""
-    axes = tuple(AxisLink(1.0 / b, a) for a, b in zip(alpha, beta, strict=True))
-    outside = AxisLink(min(k.bandwidth for k in axes), max(k.start for k in axes))
-    return MeshLinks(mesh, axes, outside, memory_bandwidth)
+def _given_links(mesh: Mesh, cluster: Cluster) -> MeshLinks:
+    """Rings with the links that the cluster gives for its first, second, … axis."""
+    if len(cluster.axes) < len(mesh.axes):
+        raise CompileError(
+            f"cluster {cluster.name} gives links for {len(cluster.axes)} mesh axes, "
+            f"the mesh {'x'.join(map(str, mesh.shape))} has {len(mesh.axes)}"
+        )
+    axes = tuple(AxisLink(k.bandwidth, k.start, k.hop, ring=True) for k in cluster.axes[: len(mesh.axes)])
+    between = cluster.node_link
+    outside = AxisLink(between.bandwidth, between.start, between.hop)
+    return MeshLinks(mesh, axes, outside, cluster.memory_bandwidth)

@@ -1,4 +1,4 @@
-"""Reshard steps as StableHLO collectives inside a one-device program, and their count in any program.
+"""Reshard steps as StableHLO collectives inside a one-device program.
 
 Device `i` of a mesh is partition `i` of its executable; its coordinate along an axis is
 `(partition_id / stride) mod size`.  A collective over axes joins `Mesh.groups(axes)`: members in order of
@@ -9,7 +9,6 @@ ids with a channel of their own (StableHLO specification: `all_reduce`, "flatten
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,7 +19,6 @@ import numpy as np
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
-from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, SLICE, Step
 
@@ -150,38 +148,6 @@ def _combiner(op: ir.Operation, value: ir.Value, kind: str) -> None:
         stablehlo.ReturnOp([combined.result])
 
 
-@dataclass(frozen=True)
-class CollectiveCount:
-    """How many collectives of one kind a program holds and the bytes of their results on one device."""
-
-    number: int = 0
-    bytes: int = 0
-
-    def add(self, size: int) -> CollectiveCount:
-        """One more, with a result of `size` bytes."""
-        return CollectiveCount(self.number + 1, self.bytes + size)
-
-
-def count_collectives(program: ir.Module | ir.Operation | str) -> dict[str, CollectiveCount]:
-    """The collectives of a localised module or function, or of (optimised) HLO text, by kind.
-
-    Keys are `all_reduce`, `reduce_scatter`, `all_gather`, `all_to_all` and `collective_permute`, only those
-    that occur, sorted.  A collective that XLA combined from several counts once, its bytes are their sum.
-    """
-    found: dict[str, CollectiveCount] = {}
-    sizes = _in_hlo(program) if isinstance(program, str) else _in_module(program.operation)
-    for kind, size in sizes:
-        found[kind] = found.get(kind, CollectiveCount()).add(size)
-    return dict(sorted(found.items()))
-
-
-def _in_module(root: ir.Operation) -> Iterator[tuple[str, int]]:
-    names = {f"stablehlo.{kind}": kind for kind in (*COLLECTIVES, "collective_permute")}
-    for op in walk(root):
-        if op.name in names:
-            yield names[op.name], sum(byte_size(v.type) for v in op.results)
-
-
 def byte_size(kind: ir.Type) -> int:
     """Bytes of a static tensor; elements below one byte take one, complex numbers two floats."""
     tensor = ir.RankedTensorType(kind)
@@ -191,23 +157,3 @@ def byte_size(kind: ir.Type) -> int:
     else:
         each = max(1, int(element.width) // 8)
     return each * prod(int(n) for n in tensor.shape)
-
-
-_HLO_KIND = re.compile(
-    r"= (.+?) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(-start)?\(", re.MULTILINE
-)
-_HLO_SHAPE = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
-
-
-def _in_hlo(text: str) -> Iterator[tuple[str, int]]:
-    for match in _HLO_KIND.finditer(text):
-        shapes = _HLO_SHAPE.findall(match.group(1))
-        if match.group(3) and match.group(2) in ("all-gather", "collective-permute"):
-            # An asynchronous start of these yields (operand, result, …): only the result is counted.
-            shapes = [s for s in shapes if s[2]][1:2] or shapes[1:2]
-        yield match.group(2).replace("-", "_"), sum(_hlo_bytes(*s) for s in shapes)
-
-
-def _hlo_bytes(letter: str, width: str, dims: str) -> int:
-    each = 1 if letter == "pred" or not width else max(1, int(width) // 8)
-    return each * prod(int(d) for d in dims.split(",") if d)

@@ -35,11 +35,11 @@ from alpa_mlir.dialect.sharding import (
     set_result_attributes,
     sharding_attribute,
 )
-from alpa_mlir.passes.local.collectives import CollectiveCount, DeviceProgram, byte_size
+from alpa_mlir.passes.local.collectives import DeviceProgram
 from alpa_mlir.passes.local.device_placement import Placement, place
 from alpa_mlir.passes.local.shrink import shrink_op
 from alpa_mlir.passes.local.splats import splat
-from alpa_mlir.passes.local.steps import SLICE, Step, reshard_steps
+from alpa_mlir.passes.local.steps import Step, reshard_steps
 
 RESHARDS = ("sdy.reshard", "sdy.sharding_constraint")
 
@@ -237,7 +237,7 @@ def _open(
         _manual_axes(mesh, function.context),
         ip=ir.InsertionPoint(terminator),
     )
-    locals_ = [_local_type(t, s, mesh) for t, s in zip(inputs, sources, strict=True)]
+    locals_ = [local_type(t, s, mesh) for t, s in zip(inputs, sources, strict=True)]
     inner = ir.Block.create_at_start(manual.operation.regions[0], locals_, [function.location] * len(locals_))
     return manual.operation, inner
 
@@ -252,7 +252,8 @@ def _manual_axes(mesh: Mesh, context: ir.Context) -> ir.Attribute:
     return ir.Attribute.parse(f"#sdy<manual_axes{{{names}}}>", context)
 
 
-def _local_type(kind: ir.Type, sharding: Sharding, mesh: Mesh) -> ir.Type:
+def local_type(kind: ir.Type, sharding: Sharding, mesh: Mesh) -> ir.Type:
+    """The type of what one device holds."""
     tensor = ir.RankedTensorType(kind)
     return ir.RankedTensorType.get(list(sharding.local_shape(tensor.shape, mesh)), tensor.element_type)
 
@@ -362,17 +363,3 @@ def _retype(function: ir.Operation, mesh: Mesh, boundary: Boundary) -> None:
             for entry, sharding in zip(attributes, shardings, strict=True):
                 entry[SHARDING] = sharding_attribute(boundary_sharding(sharding), mesh.name, function.context)
             write(function, attributes)
-
-
-def planned_collectives(function: ir.Operation, mesh: Mesh) -> dict[str, CollectiveCount]:
-    """The collectives that the shardings of a function ask for, by kind; what the localiser will emit."""
-    found: dict[str, CollectiveCount] = {}
-    for item in plan_function(function, mesh):
-        chains = [item.steps] if item.placement is None else item.placement.endings
-        for value, steps in zip(item.op.results, chains, strict=False):
-            for step in steps:
-                if step.kind != SLICE and mesh.extent(step.axes) > 1:
-                    with item.op.location:
-                        kind = _local_type(value.type, step.after, mesh)
-                    found[step.kind] = found.get(step.kind, CollectiveCount()).add(byte_size(kind))
-    return dict(sorted(found.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,14 +14,14 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import OpFactors
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
-from alpa_mlir.passes.costs.cluster import _from_table, _plain, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.costs.cluster import Link, _from_table, _plain, load_cluster, parse_bytes, parse_cluster
 from alpa_mlir.passes.costs.communication import ReshardTable, reshard_cost, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
-from alpa_mlir.passes.costs.links import given_links, mesh_links
+from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
 from alpa_mlir.passes.costs.memory import Lifetime, live_rows
 
 MESH = Mesh.from_shape("m", (2, 4))
-LINKS = given_links(MESH, (1.0, 10.0), (1.0, 0.5), memory_bandwidth=4.0)
+LINKS = MeshLinks(MESH, (AxisLink(1.0, 1.0), AxisLink(2.0, 10.0)), AxisLink(1.0, 10.0), memory_bandwidth=4.0)
 BYTES = 800.0
 
 
@@ -51,6 +52,13 @@ def test_c4_all_gather() -> None:
 
 def test_c5_all_to_all() -> None:
     assert seconds(sharding("y", ""), sharding("", "y")) == pytest.approx(10 + 3 / 4 * 200 * 0.5)
+
+
+def test_c5_all_to_all_where_only_neighbours_are_joined() -> None:
+    for n, hops in ((2, 1 / 2), (3, 2 / 3), (4, 4 / 4), (8, 16 / 8)):
+        links = mesh_links(Mesh.from_shape("m", (n,)), replace(load_cluster("unit"), axes=(Link(0.5, 3.0, 0.0),)))
+        moved = reshard_cost(sharding("x", ""), sharding("", "x"), links).at(BYTES)
+        assert moved == pytest.approx(3 + hops * BYTES / n / 0.5)
 
 
 def test_c6_slice() -> None:
@@ -115,6 +123,16 @@ def test_m1_to_m3_rows_count_what_is_alive() -> None:
     assert rows == [[1, 3, 1, 0, 0], [1, 3, 0, 1, 0], [1, 0, 0, 0, 1]]
 
 
+def test_links_of_mesh_axes() -> None:
+    text = preset_text("unit").replace("[1.0, 1.0, 1.0]", "[1.0, 2.0]")
+    cluster = parse_cluster(text, "unit")
+    assert cluster.axes == (Link(1.0, 1.0, 0.0), Link(0.5, 2.0, 0.0))
+    assert cluster.device_link == cluster.node_link == Link(0.5, 2.0, 0.0)
+    assert [k.start for k in mesh_links(Mesh.from_shape("m", (4,)), cluster).axes] == [1.0]
+    with pytest.raises(CompileError, match="gives links for 2 mesh axes, the mesh 2x2x2 has 3"):
+        mesh_links(Mesh.from_shape("m", (2, 2, 2)), cluster)
+
+
 def test_presets_parse_and_round_trip_through_the_attribute() -> None:
     context = make_context()
     for name in preset_names():
@@ -132,6 +150,9 @@ def test_presets_parse_and_round_trip_through_the_attribute() -> None:
         (preset_text("cpu").replace("nodes = 1", "nodes = -1"), "whole number from 1 to 1048576 as nodes, got -1"),
         (preset_text("cpu").replace("bandwidth = 2e9", 'bandwidth = "fast"'), "link.device.bandwidth"),
         (preset_text("cpu").replace("f32 = 40e9", ""), "flops.f32"),
+        (preset_text("unit").replace("alpha = [1.0, ", "alpha = ["), "axes.alpha has 2 numbers, axes.beta 3"),
+        (preset_text("unit").replace("beta = [1.0", "beta = [0"), "a cluster needs a positive number axes.beta, got 0"),
+        (preset_text("unit").split("[axes]")[0], "a cluster needs a table link"),
     ],
 )
 def test_broken_cluster_files_are_located_errors(text: str, message: str) -> None:

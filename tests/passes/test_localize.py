@@ -14,8 +14,12 @@ from alpa_mlir.dialect import staged
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
-from alpa_mlir.passes.local.collectives import CollectiveCount, count_collectives
-from alpa_mlir.passes.local.device_function import planned_collectives
+from alpa_mlir.passes.local.census import (
+    Collective,
+    compiled_collectives,
+    planned_collectives,
+    written_collectives,
+)
 from alpa_mlir.passes.localize import ExportToShardy, Localize
 
 MESHES = [(4,), (2, 2), (2, 4), (2, 2, 2)]
@@ -45,7 +49,7 @@ def test_random_strategies_of_programs(number):
         annotate(module, functions(module)["main"], mesh, random.Random(turn), 0.2, follow)
         planned = planned_collectives(functions(module)["main"], mesh)
         localized(module)
-        assert count_collectives(module) == planned
+        assert written_collectives(module.operation, mesh) == planned
         values = on_devices.as_addends(inputs, module, rng)
         found = on_devices.run_all([module], [values], mesh)[0]
         on_devices.assert_close(found, expected, f"{name} on {mesh.shape}", 2e-2 if name == "mlp" else 1e-4)
@@ -154,7 +158,7 @@ def test_xla_runs_the_planned_collectives():
     module = parse_module(HEAD + dot('[{"x"}, {"y"}]', '[{"y"}, {}]', '[{"x"}, {"y"}]'), make_context())
     planned = planned_collectives(functions(module)["main"], mesh)
     text = on_devices.compile_all([localized(module)], mesh).as_text()
-    assert count_collectives(text) == planned == {"reduce_scatter": CollectiveCount(1, 4 * 4 * 4)}
+    assert compiled_collectives(text, mesh) == planned == [Collective("reduce_scatter", ("y",), 4 * 4 * 4)]
 
 
 def test_refuses_what_does_not_divide():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -20,20 +18,11 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.check import CheckShardings
 from alpa_mlir.passes.costs.cluster import load_cluster
-from alpa_mlir.passes.costs.links import given_links
-from alpa_mlir.passes.intra.graph import build_graph
-from alpa_mlir.passes.intra.program import Program, read_program
-from alpa_mlir.passes.intra.solve import solve
-from alpa_mlir.passes.intra.strategies import Enumerator
-from alpa_mlir.passes.local.steps import reshard_steps
 from alpa_mlir.passes.localize import Localize
 from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.shard import Shard
 from tests.on_devices import assert_close, random_inputs, run_all
-
-PRICED_BY_PRODUCTS = replace(load_cluster("cpu"), flops=(("f32", 1.0),), memory_bandwidth=float("inf"))
-"""Products dear, everything else free: with α = β = 1 the plan splits all products and then minds communication."""
 
 
 def train_step(name: str, **sizes: object) -> ir.Module:
@@ -47,49 +36,6 @@ def train_step(name: str, **sizes: object) -> ir.Module:
     named = {k: ",".join(str(i) for i, r in enumerate(roles) if r == k) for k in ("batch", "state")}
     Normalize(batch_args=named["batch"], state_args=named["state"]).apply(module, [])
     return module
-
-
-def collectives(program: Program, shape: tuple[int, ...], beta: tuple[float, ...]) -> Counter:
-    """(kind, axes, global shape) of every collective of the optimal plan with α = 1 and the given β."""
-    links = given_links(Mesh.from_shape("m", shape), (1.0,) * len(shape), beta)
-    graph = build_graph(program, Enumerator(links, PRICED_BY_PRODUCTS), lambda op: True)
-    labels = solve(graph.problem()).labels
-    found: Counter = Counter()
-    for number, node in graph.of_op.items():
-        for step in graph.strategy(node, labels).ending:
-            found[step.kind, step.axes, program.ops[number].result_types[0].shape] += 1
-    for e in graph.edges:
-        sources = graph.strategy(e.u, labels).results[e.result]
-        for step in reshard_steps(sources, graph.strategy(e.v, labels).operands[e.operand]):
-            if step.kind != "slice":
-                found[step.kind, step.axes, program.ops[graph.nodes[e.v].source.op].operand_types[e.operand].shape] += 1
-    return Counter({k: n for k, n in found.items() if k[2] != ()})
-
-
-@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4,)])
-def test_small_layers_and_a_large_batch_are_data_parallel(shape: tuple[int, ...]) -> None:
-    program = read_program(train_step("mlp", hidden=32, batch=256))
-    axis = ("y",) if shape == (1, 4) else ("x",)
-    expected = {("all_reduce", axis, (32, 32)): 6, ("all_reduce", axis, (32,)): 6}
-    assert collectives(program, shape, (1.0,) * len(shape)) == expected
-
-
-@pytest.mark.parametrize("shape", [(4, 1), (1, 4)])
-def test_large_layers_and_a_small_batch_alternate_columns_and_rows(shape: tuple[int, ...]) -> None:
-    program = read_program(train_step("mlp", hidden=256, batch=32))
-    axis = ("y",) if shape == (1, 4) else ("x",)
-    assert collectives(program, shape, (1.0, 1.0)) == {("all_reduce", axis, (32, 256)): 5}
-
-
-def test_slow_and_fast_axes_beat_the_hand_written_plan() -> None:
-    """Batch on the slow axis, hidden on the fast one costs six halves of a gradient on x and five activations on y."""
-    program = read_program(train_step("mlp", hidden=32, batch=256))
-    slow, fast = 1.0, 0.1
-    links = given_links(Mesh.from_shape("m", (2, 2)), (1.0, 1.0), (slow, fast))
-    graph = build_graph(program, Enumerator(links, PRICED_BY_PRODUCTS), lambda op: True)
-    products = sum(2.0 * 256 * 32 * 32 for op in program.ops if op.op.name == "stablehlo.dot_general") / 0.7 / 4
-    by_hand = 6 * (1 + slow * 32 * 32 * 4 / 2) + 5 * (1 + fast * 256 * 32 * 4 / 2) + 6 * (1 + slow * 32 * 4)
-    assert solve(graph.problem()).cost - products <= by_hand
 
 
 CASES = [("mlp", {}, "2x2"), ("gpt", {"layers": 1, "hidden": 64, "vocabulary": 64, "sequence": 16}, "2x2")]

@@ -1,0 +1,85 @@
+"""The communication that a good plan needs, counted in the planned program: kinds, axes and bytes per device.
+
+The cluster `unit` prices α = β = 1 along each mesh axis and makes products dear, so that they are split over all
+devices and the rest is a matter of communication. The cases are those of Alpa's evaluation and others of their kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from math import prod
+
+import pytest
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.dialect.mesh import parse_mesh
+from alpa_mlir.lowering import lower
+from alpa_mlir.models import MODELS
+from alpa_mlir.passes import all as _registered  # noqa: F401
+from alpa_mlir.passes.costs.cluster import Cluster, Link, load_cluster
+from alpa_mlir.passes.local.census import planned_collectives
+from alpa_mlir.passes.localize import sharded_functions
+from alpa_mlir.passes.parallelize import PlanOptions, plan
+
+Key = tuple[str, str, int]
+
+
+def unit(mesh: str, *beta: float) -> Cluster:
+    """α = 1 and the given β (1 by default) along each axis of a mesh."""
+    shape = parse_mesh(mesh)
+    axes = tuple(Link(1.0 / b, 1.0, 0.0) for b in beta or (1.0,) * len(shape))
+    return replace(load_cluster("unit", devices_per_node=prod(shape)), axes=axes)
+
+
+def collectives(name: str, mesh: str, *beta: float, **sizes: object) -> Counter[Key]:
+    """(kind, axes, bytes) of the collectives of a whole planned step; sums of scalars left out."""
+    model = MODELS[name]
+    module = parse_module(print_module(lower(model.build(model.config(**sizes)))), make_context())
+    return count(plan(module, PlanOptions(unit(mesh, *beta), mesh, microbatches=1), stop_after="alpa-shard"))
+
+
+def count(sharded: ir.Module) -> Counter[Key]:
+    names = ("prologue", "microbatch", "update")
+    found = [c for n, m, f in sharded_functions(sharded) if n in names for c in planned_collectives(f, m)]
+    return Counter((c.kind, "".join(c.axes), c.bytes) for c in found if c.bytes > 4)
+
+
+def per_layer(layers: int, *bytes_of_each: int, axis: str) -> Counter[Key]:
+    """One all-reduce over `axis` per layer for each of the sizes."""
+    return Counter({("all_reduce", axis, b): layers * n for b, n in Counter(bytes_of_each).items()})
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axis", "layers", "hidden", "batch"),
+    [("4x1", "x", 6, 32, 256), ("1x4", "y", 6, 32, 256), ("1x8", "y", 6, 32, 256), ("2x2", "xy", 4, 32, 256),
+     ("8", "x", 3, 48, 512)],
+)  # fmt: skip
+def test_small_layers_and_a_large_batch_are_data_parallel(
+    mesh: str, axis: str, layers: int, hidden: int, batch: int
+) -> None:
+    """One gradient reduction per parameter and nothing else; over two equal axes as one ring."""
+    found = collectives("mlp", mesh, layers=layers, hidden=hidden, batch=batch)
+    assert found == per_layer(layers, 4 * hidden * hidden, 4 * hidden, axis=axis)
+
+
+@pytest.mark.parametrize(("mesh", "axis", "layers"), [("4x1", "x", 6), ("1x4", "y", 6), ("1x8", "y", 4)])
+def test_large_layers_and_a_small_batch_alternate_columns_and_rows(mesh: str, axis: str, layers: int) -> None:
+    """Activations are reduced after each second product, forwards and backwards, but for the input's gradient."""
+    found = collectives("mlp", mesh, layers=layers, hidden=256, batch=32)
+    assert found == {("all_reduce", axis, 4 * 32 * 256): layers - 1}
+
+
+@pytest.mark.parametrize(("mesh", "axis", "heads"), [("1x4", "y", 4), ("1x8", "y", 8)])
+def test_large_bert_layers_are_split_as_in_megatron(mesh: str, axis: str, heads: int) -> None:
+    """Four reductions of B·S·H a layer, two forwards, two backwards, but for the input's gradient."""
+    sizes = {"layers": 2, "hidden": 128, "heads": heads, "batch": 8, "sequence": 8, "embeddings": False}
+    assert collectives("bert", mesh, **sizes) == {("all_reduce", axis, 4 * 8 * 8 * 128): 7}
+
+
+@pytest.mark.parametrize(("mesh", "axis"), [("4x1", "x"), ("2x2", "xy")])
+def test_small_bert_layers_are_data_parallel(mesh: str, axis: str) -> None:
+    sizes = {"layers": 2, "hidden": 32, "heads": 4, "batch": 64, "sequence": 64, "embeddings": False}
+    attention, norms, mlp = (4 * 3 * 32 * 32, 4 * 32 * 32, 4 * 32), (4 * 32,) * 4, (4 * 32 * 128, 4 * 128) * 2
+    assert collectives("bert", mesh, **sizes) == per_layer(2, *attention, *norms, *mlp[:3], 4 * 32, axis=axis)
