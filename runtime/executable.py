@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ from alpa_mlir.dialect.sharding import (
     set_argument_attributes,
     set_result_attributes,
 )
+from alpa_mlir.runtime.gloo import without_reduce_scatter
 
 _NUMPY = {
     "f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16,
@@ -228,6 +229,8 @@ class Compiler:
         """An executable that takes and gives jax arrays sharded over `mesh`; CompileError where XLA refuses."""
         key = (function.text, function.arguments, function.results, function.donated, mesh)
         if key not in self._cache:
+            if mesh.is_multi_process and mesh.devices.flat[0].platform == "cpu":
+                function = replace(function, text=without_reduce_scatter(function.text))
             self._cache[key] = _compile(function, mesh)
         return self._cache[key]
 
