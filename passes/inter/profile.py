@@ -115,7 +115,7 @@ class StageSearch:
         impossible = np.zeros((depth, self.layers, self.layers, len(self.shapes)), dtype=bool)
         best: Partition | None = None
         while True:
-            found = partition_layers(self._tables(impossible), self.cluster.device_count, stages)
+            found = partition_layers(self._tables(impossible), (self.cluster.device_count,), stages)
             if found is None and best is None:
                 raise self._nothing_fits(stages)
             if best is not None and (found is None or found.cost >= (1 - GAP) * best.cost):
@@ -173,7 +173,7 @@ class StageSearch:
                 latency[entry], update[entry] = cost.microbatch_seconds, cost.step_seconds
         latency[impossible] = inf
         bottleneck = (self.in_flight.microbatches - 1) * np.where(impossible, 0.0, latency) + update
-        return StageTables(latency, bottleneck, tuple(self.mesh(m).device_count for m in range(len(self.shapes))))
+        return StageTables(latency, bottleneck, tuple((self.mesh(m).device_count,) for m in range(len(self.shapes))))
 
     def _nothing_fits(self, stages: list[int]) -> CompileError:
         largest = [c.memory_bytes for c in self.evaluated.values() if not c.feasible]
