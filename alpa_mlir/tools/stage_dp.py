@@ -1,7 +1,7 @@
 """`python -m alpa_mlir.tools.stage_dp TABLE.npz`: the paper's stage search on a given table (docs/stages.md).
 
-The table holds `cost` and `max_n_succ_stages` (layers × layers × submeshes × configurations), `submeshes` (one number of
-devices, or one shape, each), `devices` and `microbatches`. Prints the cost and the partition as one JSON document.
+The table holds `cost` and `max_n_succ_stages` (layers × layers × submeshes × configurations), `submeshes` (a number of
+devices or a shape each), `devices` and `microbatches`. Prints the cost and the partition as one JSON document.
 """
 
 from __future__ import annotations

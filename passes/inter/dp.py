@@ -179,7 +179,7 @@ class _Sweep:
                 source, target = self._windows(n, self.after[j + 1], min(self.before[i] for i in first))
                 if source is None:
                     continue
-                sums = cost[low:high, j].reshape(-1, *(1 for _ in n)) + rest[(j + 1, *source)]
+                sums = cost[low:high, j].reshape(-1, *(1 for _ in n)) + rest[j + 1][source]
                 window = longer[(slice(low, high), *target)]
                 np.minimum(window, sums, out=window)
         return longer
@@ -211,7 +211,7 @@ class _Sweep:
             for n, options in self.members.items():
                 if all(a <= b for a, b in zip(n, left, strict=True)):
                     place = tuple(b - a for a, b in zip(n, left, strict=True))
-                    after = self.rests[s - 1][(slice(1, None), *place)]
+                    after = np.array([rest[place] for rest in self.rests[s - 1][1:]])
                     sums[:, options] = self.latency[row, first][:, options] + after[:, None]
             last, option = (int(x) for x in np.unravel_index(int(sums.argmin()), sums.shape))
             chosen.append(StageChoice(first, last, option, row + 1))

@@ -242,5 +242,5 @@ def test_stage_dp_command_prints_cost_and_partition(tmp_path: Path, capsys: pyte
     with pytest.raises(CompileError, match="uses all devices"):
         stage_dp.main([str(tmp_path / "none.npz")])
     (tmp_path / "bad.npz").write_text("no table")
-    with pytest.raises(CompileError, match="not an .npz table"):
+    with pytest.raises(CompileError, match=r"not an \.npz table"):
         stage_dp.main([str(tmp_path / "bad.npz")])
