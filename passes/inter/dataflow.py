@@ -9,7 +9,7 @@ result element; control flow does the work of its regions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -63,15 +63,15 @@ class Dataflow:
         """The ops that read a result of op, ascending."""
         return sorted({u for v in self.results[op] for u in self.uses[v]})
 
-    def slice_of(self, values: tuple[int, ...] | list[int]) -> set[int]:
-        """All ops that the values depend on."""
+    def slice_of(self, values: Sequence[int], known: Set[int] = frozenset()) -> set[int]:
+        """All ops that the values depend on, without those of `known` (with each of which all it depends on)."""
         seen: set[int] = set()
-        stack = [self.definition[v] for v in values if self.definition[v] >= 0]
+        stack = [self.definition[v] for v in values]
         while stack:
             op = stack.pop()
-            if op not in seen:
+            if op >= 0 and op not in seen and op not in known:
                 seen.add(op)
-                stack.extend(p for p in self.producers(op) if p not in seen)
+                stack.extend(self.definition[v] for v in self.operands[op])
         return seen
 
 

@@ -5,7 +5,8 @@ losses, and which are gradients, is decided in this order:
 
 1. *Seeds.* Values that feed (through `@update`) only results of the program that replace no state:
    losses, metrics, logits.  If there are none, values that feed such a result as well as a state (a loss
-   with a moving average, or only a gradient norm).  They are visited with scalars first, then by work.
+   with a moving average, or only a gradient norm).  They are visited with scalars first, then by the work of
+   the longest chain behind them.
    The first defines the forward pass.  Each further one joins it if its slice contracts nothing
    new (accuracy beside a loss), or reads an argument that nothing before it read (a later layer's loss beside
    an early layer's metric).  What contracts more but reads nothing new uses the parameters a second time:
@@ -34,20 +35,17 @@ from alpa_mlir.passes.inter.dataflow import Dataflow
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one returned value of @microbatch needs and feeds.
+    """What one returned value of @microbatch feeds.
 
-    `ops` and `reads` are what it depends on (ops, arguments by number), `contracted` the contractions among
-    the ops; `states` are the states (argument numbers of @main) whose next value it feeds, `visible`
-    whether it feeds a result that replaces no state.
+    `states` are the states (argument numbers of @main) whose next value it feeds, `visible` whether it feeds a
+    result that replaces no state; `chain` is the most work (operations of contractions) on a path to it.
     """
 
     number: int
+    value: int
     scalar: bool
     stacked: bool
-    work: float
-    ops: frozenset[int]
-    contracted: frozenset[int]
-    reads: frozenset[int]
+    chain: float
     states: frozenset[int]
     visible: bool
 
@@ -65,12 +63,14 @@ def forward_ops(micro: Dataflow, update: Dataflow, updates: dict[int, int]) -> s
     """The numbers of the ops of @microbatch that form the forward pass; `updates` as of `state_updates`."""
     counted = _contractions(micro)
     outcomes = _outcomes(micro, update, updates, counted)
-    forward = _seeded(outcomes) or _common(outcomes)
+    forward = _seeded(micro, outcomes, counted) or _common(micro, outcomes, counted)
     arguments_read = {b.number for b, u in zip(micro.arguments, micro.uses, strict=False) if u and b.kind == "arg"}
     for o in outcomes:
         statistic = not o.visible and o.states and not (o.states & arguments_read)
-        if statistic and o.contracted <= forward:
-            forward |= o.ops
+        if statistic:
+            beyond = micro.slice_of([o.value], forward)
+            if not beyond & counted:
+                forward |= beyond
     return forward if (counted & _live(micro)) - forward else set(range(len(micro.ops)))
 
 
@@ -84,67 +84,111 @@ def _contractions(micro: Dataflow) -> set[int]:
 
 
 def _outcomes(micro: Dataflow, update: Dataflow, updates: dict[int, int], counted: set[int]) -> list[Outcome]:
-    fed = _fed_results(update)
+    fed = _fed_results(update, updates)
+    chain = _chains(micro, counted)
     found = []
     for number, (value, binding) in enumerate(zip(micro.returned, micro.yields, strict=True)):
-        ops = micro.slice_of([value])
-        outs = fed.get(binding, set())
-        reads = {v for o in ops for v in micro.operands[o] if micro.definition[v] < 0}
-        found.append(
-            Outcome(
-                number,
-                micro.nbytes[value] <= 8,
-                binding.kind == "stack",
-                sum(micro.flops[o] for o in ops & counted),
-                frozenset(ops),
-                frozenset(ops & counted),
-                frozenset(reads | ({value} if micro.definition[value] < 0 else set())),
-                frozenset(updates[r] for r in outs if r in updates),
-                any(r not in updates for r in outs),
-            )
-        )
+        states, visible = fed.get(binding, (frozenset(), False))
+        scalar = micro.nbytes[value] <= 8
+        found.append(Outcome(number, value, scalar, binding.kind == "stack", chain[value], states, visible))
     return found
 
 
-def _fed_results(update: Dataflow) -> dict[Binding, set[int]]:
-    """For each argument of @update the results of @main that depend on it."""
-    fed: dict[Binding, set[int]] = {b: set() for b in update.arguments}
-    reached: list[set[int]] = [set() for _ in update.definition]
+def _chains(micro: Dataflow, counted: set[int]) -> list[float]:
+    """For each value the most operations of contractions on a path to it."""
+    chain = [0.0] * len(micro.definition)
+    for o, (read, made) in enumerate(zip(micro.operands, micro.results, strict=True)):
+        longest = max((chain[v] for v in read), default=0.0) + (micro.flops[o] if o in counted else 0.0)
+        for v in made:
+            chain[v] = longest
+    return chain
+
+
+def _fed_results(update: Dataflow, updates: dict[int, int]) -> dict[Binding, tuple[frozenset[int], bool]]:
+    """For each argument of @update the states that it feeds, and whether it feeds any other result of @main."""
+    nothing: tuple[frozenset[int], bool] = (frozenset(), False)
+    reached = [nothing] * len(update.definition)
     for value, binding in zip(update.returned, update.yields, strict=True):
-        reached[value].add(binding.number)
+        state = frozenset({updates[binding.number]}) if binding.number in updates else frozenset()
+        reached[value] = _joined(reached[value], (state, binding.number not in updates))
     for op in range(len(update.ops) - 1, -1, -1):
-        outs: set[int] = set()
+        outs = nothing
         for v in update.results[op]:
-            outs |= reached[v]
+            outs = _joined(outs, reached[v])
         for v in update.operands[op]:
-            reached[v] |= outs
+            reached[v] = _joined(reached[v], outs)
+    fed: dict[Binding, tuple[frozenset[int], bool]] = {}
     for value, binding in enumerate(update.arguments):
-        fed[binding] |= reached[value]
+        fed[binding] = _joined(fed.get(binding, nothing), reached[value])
     return fed
 
 
-def _seeded(outcomes: list[Outcome]) -> set[int]:
+def _joined(left: tuple[frozenset[int], bool], right: tuple[frozenset[int], bool]) -> tuple[frozenset[int], bool]:
+    states = left[0] if right[0] <= left[0] else right[0] if left[0] <= right[0] else left[0] | right[0]
+    return states, left[1] or right[1]
+
+
+def _seeded(micro: Dataflow, outcomes: list[Outcome], counted: set[int]) -> set[int]:
     seeds = [o for o in outcomes if o.visible and not o.states] or [o for o in outcomes if o.visible]
     forward: set[int] = set()
-    contracted: set[int] = set()
     reads: set[int] = set()
-    for o in sorted(seeds, key=lambda o: (not o.scalar, o.work, o.number)):
-        again = bool(contracted) and not o.contracted <= contracted and o.reads <= reads
-        if again and not o.stacked:
-            continue
-        forward |= o.ops
-        contracted |= o.contracted
-        reads |= o.reads
+    fresh = [True] * len(micro.definition)
+    for o in sorted(seeds, key=lambda o: (not o.scalar, o.chain, o.number)):
+        if not o.stacked and not fresh[o.value] and forward & counted and o.chain > 0:
+            if _contracts_beyond(micro, o.value, forward, counted):
+                continue
+        forward |= micro.slice_of([o.value], forward)
+        before = len(reads)
+        reads |= {v for op in forward for v in micro.operands[op] if micro.definition[v] < 0} | {o.value}
+        if len(reads) > before:
+            fresh = _reading_others(micro, reads)
     return forward
 
 
-def _common(outcomes: list[Outcome]) -> set[int]:
+def _contracts_beyond(micro: Dataflow, value: int, forward: set[int], counted: set[int]) -> bool:
+    """Whether the value depends on a contraction outside `forward`, which holds all that its ops depend on."""
+    stack, seen = [micro.definition[value]], set(forward)
+    while stack:
+        op = stack.pop()
+        if op >= 0 and op not in seen:
+            if op in counted:
+                return True
+            seen.add(op)
+            stack.extend(micro.definition[v] for v in micro.operands[op])
+    return False
+
+
+def _reading_others(micro: Dataflow, reads: set[int]) -> list[bool]:
+    """For each value whether it depends on an argument that is not among `reads`."""
+    others = [d < 0 and v not in reads for v, d in enumerate(micro.definition)]
+    for read, made in zip(micro.operands, micro.results, strict=True):
+        if any(others[v] for v in read):
+            for v in made:
+                others[v] = True
+    return others
+
+
+def _common(micro: Dataflow, outcomes: list[Outcome], counted: set[int]) -> set[int]:
     if not outcomes:
         return set()
-    most = max(len(o.reads) for o in outcomes)
-    widest = [o for o in outcomes if len(o.reads) == most]
-    common = set(widest[0].ops).intersection(*(o.ops for o in widest))
-    contracted = set(widest[0].contracted).intersection(*(o.contracted for o in widest))
-    if contracted:
+    reads = _arguments_read(micro)
+    most = max(reads[o.value].bit_count() for o in outcomes)
+    widest = [o for o in outcomes if reads[o.value].bit_count() == most]
+    common = micro.slice_of([widest[0].value])
+    for o in widest[1:]:
+        common &= micro.slice_of([o.value])
+    if common & counted:
         return common
-    return set(min(widest, key=lambda o: (o.work, o.number)).ops)
+    return micro.slice_of([min(widest, key=lambda o: (o.chain, o.number)).value])
+
+
+def _arguments_read(micro: Dataflow) -> list[int]:
+    """For each value the set of arguments that it depends on, as the bits of a number."""
+    reads = [1 << v if d < 0 else 0 for v, d in enumerate(micro.definition)]
+    for read, made in zip(micro.operands, micro.results, strict=True):
+        union = 0
+        for v in read:
+            union |= reads[v]
+        for v in made:
+            reads[v] = union
+    return reads
