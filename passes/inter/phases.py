@@ -134,9 +134,9 @@ def _seeded(micro: Dataflow, outcomes: list[Outcome], counted: set[int]) -> set[
     reads: set[int] = set()
     fresh = [True] * len(micro.definition)
     for o in sorted(seeds, key=lambda o: (not o.scalar, o.chain, o.number)):
-        if not o.stacked and not fresh[o.value] and forward & counted and o.chain > 0:
-            if _contracts_beyond(micro, o.value, forward, counted):
-                continue
+        again = not o.stacked and not fresh[o.value] and bool(forward & counted)
+        if again and _contracts_beyond(micro, o.value, forward, counted):
+            continue
         forward |= micro.slice_of([o.value], forward)
         before = len(reads)
         reads |= {v for op in forward for v in micro.operands[op] if micro.definition[v] < 0} | {o.value}
