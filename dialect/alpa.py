@@ -36,7 +36,7 @@ STATISTICS = "alpa.statistics"
 NONNEGATIVE = "alpa.nonnegative"
 
 ROLES = ("state", "batch", "constant")
-PHASES = ("prologue", "forward", "backward", "update")
+PHASES = ("prologue", "forward", "backward", "weight", "update")
 LEVELS = ("normal", "microbatched", "layered", "staged", "sharded", "split", "plan")
 
 
@@ -84,10 +84,11 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V7", MICROBATCHES, "i64", ("module",), "number of microbatches of one step", is_i64),
     Declaration("V8", CLUSTER, "dictionary", ("module",), "the cluster planned for (see docs/clusters.md)",
                 lambda a: isinstance(a, ir.DictAttr)),
-    Declaration("V9", STAGES, "array of {mesh, devices}", ("module",), "the mesh and the devices of each stage",
+    Declaration("V9", STAGES, "array of {mesh, devices}", ("module",), "the mesh and the devices of each stage; stages may share a mesh",
                 lambda a: isinstance(a, ir.ArrayAttr)),
     Declaration("V10", LAYER, "i64", ("op", "argument"), "the layer of an op of @microbatch or @update", is_i64),
-    Declaration("V11", PHASE, '"prologue" | "forward" | "backward" | "update"', ("op",), "the phase of an op or fragment",
+    Declaration("V11", PHASE, '"prologue" | "forward" | "backward" | "weight" | "update"', ("op",),
+                "the phase of an op or fragment (weight: fragments only, the part of backward that no other stage waits for)",
                 _one_of(PHASES)),
     Declaration("V12", STAGE, "i64", ("op", "argument"), "the stage on whose submesh an op runs or an argument lives", is_i64),
     Declaration("V13", COST, "f64 or dictionary", ("module", "op"), "predicted seconds",

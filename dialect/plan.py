@@ -97,12 +97,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan: submeshes by mesh name, the step, one schedule per submesh, predicted seconds of a step."""
+    """A whole plan: submeshes by mesh name, the step, one schedule per submesh, predicted seconds of a step.
+
+    `pipeline` names the submesh of each pipeline stage in order; several stages may share one.
+    """
 
     stages: dict[str, Stage]
     main: PlanMain
     schedules: tuple[Schedule, ...]
     cost: float | None
+    pipeline: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.pipeline:
+            object.__setattr__(self, "pipeline", tuple(self.stages))
 
 
 def read_plan(module: ir.Module) -> Plan:
@@ -112,27 +120,38 @@ def read_plan(module: ir.Module) -> Plan:
         raise CompileError(
             f"not a plan: alpa.level is {level!r}; make one with alpa-mlir-plan", module.operation.location
         )
-    return Plan(read_stages(module), read_main(module), read_schedules(module), _read_cost(module))
+    schedules, pipeline = read_schedules(module), read_pipeline(module)
+    return Plan(read_stages(module), read_main(module), schedules, _read_cost(module), pipeline)
 
 
 def read_stages(module: ir.Module) -> dict[str, Stage]:
-    """The submeshes of `alpa.stages`, in order of stage number, by mesh name."""
+    """The submeshes of `alpa.stages`, in order of first use by a stage, by mesh name."""
     location = module.operation.location
-    if alpa.STAGES not in module.operation.attributes:
-        raise CompileError("the module carries no alpa.stages", location)
     meshes = meshes_of(module)
     found: dict[str, Stage] = {}
-    for attribute in ir.ArrayAttr(module.operation.attributes[alpa.STAGES]):
-        entry = ir.DictAttr(attribute)
+    for entry in stage_entries(module):
         name = ir.StringAttr(entry["mesh"]).value
         devices = tuple(int(d) for d in ir.DenseI64ArrayAttr(entry["devices"]))
         if name not in meshes or meshes[name].device_count != len(devices):
             raise CompileError(f"alpa.stages: mesh {name} is not declared with {len(devices)} devices", location)
-        found[name] = Stage(meshes[name], devices)
+        if found.setdefault(name, Stage(meshes[name], devices)).devices != devices:
+            raise CompileError(f"alpa.stages: mesh {name} is said to have two sets of devices", location)
     used = [d for s in found.values() for d in s.devices]
     if len(set(used)) != len(used):
-        raise CompileError("alpa.stages: a device belongs to two stages", location)
+        raise CompileError("alpa.stages: a device belongs to two submeshes", location)
     return found
+
+
+def read_pipeline(module: ir.Module) -> tuple[str, ...]:
+    """The mesh name of each stage of `alpa.stages`, in order; several stages may share a mesh."""
+    return tuple(ir.StringAttr(entry["mesh"]).value for entry in stage_entries(module))
+
+
+def stage_entries(module: ir.Module) -> list[ir.DictAttr]:
+    """The entries of `alpa.stages`; CompileError where the module has none."""
+    if alpa.STAGES not in module.operation.attributes:
+        raise CompileError("the module carries no alpa.stages", module.operation.location)
+    return [ir.DictAttr(a) for a in ir.ArrayAttr(module.operation.attributes[alpa.STAGES])]
 
 
 def _read_cost(module: ir.Module) -> float | None:

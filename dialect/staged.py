@@ -112,10 +112,14 @@ class Ref:
 
 @dataclass(frozen=True)
 class Fragment:
-    """`mpmd.fragment_call`: run stage function `function` on submesh `mesh`."""
+    """`mpmd.fragment_call`: run stage function `function` of stage `stage` on submesh `mesh`.
+
+    What runs once per step for several stages of a submesh belongs to the first of them.
+    """
 
     id: int
     phase: str
+    stage: int
     mesh: str
     function: str
     operands: tuple[Ref, ...]
@@ -224,7 +228,7 @@ class PlanMain:
         if isinstance(step, (Slice, Index)):
             return True
         if isinstance(step, Fragment):
-            return step.phase in ("forward", "backward")
+            return step.phase in ("forward", "backward", "weight")
         if isinstance(step, Transfer):
             return self.per_microbatch(step.operands[0])
         return False
@@ -309,7 +313,7 @@ def _required(op: ir.Operation, name: str) -> int:
 def _read_fragment(op: ir.Operation, number: int, operands: tuple[Ref, ...], results: tuple[MeshTensor, ...]) -> Step:
     mesh = ir.StringAttr(op.attributes["mesh_name"]).value
     function = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
-    return Fragment(number, _phase(op), mesh, function, operands, results)
+    return Fragment(number, _phase(op), _required(op, alpa.STAGE), mesh, function, operands, results)
 
 
 def _phase(op: ir.Operation) -> str:
@@ -381,6 +385,7 @@ def _write_step(step: Step, operands: list[ir.Value], ip: ir.InsertionPoint) -> 
         callee = ir.FlatSymbolRefAttr.get(step.function, context)
         op = mpmd.FragmentCallOp(types, operands, origin, step.mesh, callee, ip=ip).operation
         alpa.set_string(op, alpa.PHASE, step.phase)
+        alpa.set_int(op, alpa.STAGE, step.stage)
     elif isinstance(step, Transfer):
         op = mpmd.TransferOp(types[0], operands[0], ip=ip).operation
         alpa.set_string(op, alpa.PHASE, step.phase)

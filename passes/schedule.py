@@ -8,7 +8,7 @@ the rest (`alpa_mlir.passes.schedule_lists`).  The result is checked by playing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -17,9 +17,9 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
-from alpa_mlir.dialect.plan import Schedule, read_stages, seal, write_schedules
+from alpa_mlir.dialect.plan import Schedule, read_pipeline, seal, stage_entries, write_schedules
 from alpa_mlir.dialect.staged import Fragment, MeshTensor, PlanMain, Ref, element_bytes, read_main
-from alpa_mlir.passes.inter.schedules import KINDS
+from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.inter.simulate import StageCosts, Timeline, choose, simulate
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.schedule_check import check_schedule
@@ -41,7 +41,7 @@ class SchedulePass(Pass):
 
     name: ClassVar[str] = "alpa-schedule"
 
-    kind: str = option("auto", "1f1b, gpipe, inference, or auto: the quickest by simulation, then the smallest")
+    kind: str = option("auto", f"{', '.join(KINDS)}, or auto: the quickest by simulation, then the smallest")
     memory: float = option(0.0, "bytes per device that auto keeps a stage's activations within; 0: no limit")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -54,25 +54,30 @@ class SchedulePass(Pass):
                 module.operation.location,
             )
         main = read_main(module)
-        meshes = list(read_stages(module))
-        kind = self._kind(module, main, meshes)
-        lists = instruction_lists(main, kind, meshes)
-        write_schedules(module, [Schedule(mesh, kind, lists[mesh]) for mesh in meshes])
+        pipeline = read_pipeline(module)
+        kind = self._kind(module, main, pipeline)
+        lists = instruction_lists(main, kind, pipeline)
+        write_schedules(module, [Schedule(mesh, kind, lane) for mesh, lane in lists.items()])
         alpa.set_string(module.operation, alpa.LEVEL, "plan")
         _write_cost(module, main, kind)
         check_schedule(module)
         seal(module)
 
-    def _kind(self, module: ir.Module, main: PlanMain, meshes: Sequence[str]) -> str:
-        trains = any(isinstance(s, Fragment) and s.phase == "backward" for s in main.steps)
+    def _kind(self, module: ir.Module, main: PlanMain, pipeline: Sequence[str]) -> str:
+        phases = {s.phase for s in main.steps if isinstance(s, Fragment)}
+        location = module.operation.location
         if self.kind == "auto":
-            if not trains:
+            if not phases & {"backward", "weight"}:
                 return "inference"
-            costs = stage_costs(module, main) or [_ticks(main, mesh, meshes_of(module)) for mesh in meshes]
-            return choose(costs, main.microbatches, self.memory or float("inf")).kind
-        if trains and self.kind == "inference":
+            costs = stage_costs(module, main) or [_ticks(main, s, meshes_of(module)) for s in enumerate(pipeline)]
+            return choose(costs, main.microbatches, self.memory or float("inf"), len(set(pipeline))).kind
+        if self.kind == "inference" and phases & {"backward", "weight"}:
+            raise CompileError("schedule=inference cannot run a backward pass: choose another or auto", location)
+        if "weight" in phases and self.kind not in SPLIT_BACKWARD:
             raise CompileError(
-                "schedule=inference cannot run a backward pass: choose 1f1b, gpipe or auto", module.operation.location
+                f"schedule={self.kind} runs the backward pass whole, but alpa-split cut it in two: "
+                "run alpa-split without weight-apart",
+                location,
             )
         return self.kind
 
@@ -84,13 +89,14 @@ def plan_timeline(module: ir.Module) -> Timeline | None:
     kinds = [
         alpa.get_string(op.operation, "kind") for op in module.body.operations if op.operation.name == "alpa.schedule"
     ]
-    return simulate(kinds[0] or "", costs, main.microbatches) if costs and kinds else None
+    lanes = len(set(read_pipeline(module)))
+    return simulate(kinds[0] or "", costs, main.microbatches, lanes) if costs and kinds else None
 
 
 def _write_cost(module: ir.Module, main: PlanMain, kind: str) -> None:
     costs = stage_costs(module, main)
     if costs:
-        seconds = simulate(kind, costs, main.microbatches).makespan
+        seconds = simulate(kind, costs, main.microbatches, len(set(read_pipeline(module)))).makespan
         double = ir.F64Type.get(module.context)
         with module.context, ir.Location.unknown():
             module.operation.attributes[alpa.COST] = ir.FloatAttr.get(double, seconds)
@@ -98,36 +104,36 @@ def _write_cost(module: ir.Module, main: PlanMain, kind: str) -> None:
 
 def stage_costs(module: ir.Module, main: PlanMain) -> list[StageCosts]:
     """The stages' costs from `microbatch_seconds` and `step_seconds` in `alpa.stages`; empty where not all say so."""
-    trains = any(isinstance(s, Fragment) and s.phase == "backward" for s in main.steps)
-    backward = BACKWARD_SHARE if trains else 0.0
+    phases = {s.phase for s in main.steps if isinstance(s, Fragment)}
+    backward = BACKWARD_SHARE if phases & {"backward", "weight"} else 0.0
+    weight = backward / 2 if "weight" in phases else 0.0
     costs = []
-    for attribute in ir.ArrayAttr(module.operation.attributes[alpa.STAGES]):
-        entry = ir.DictAttr(attribute)
+    for number, entry in enumerate(stage_entries(module)):
         if "microbatch_seconds" not in entry:
             return []
         seconds = float(ir.FloatAttr(entry["microbatch_seconds"]).value)
         update = float(ir.FloatAttr(entry["step_seconds"]).value) if "step_seconds" in entry else 0.0
         mesh = ir.StringAttr(entry["mesh"]).value
-        held = residual_bytes(main, mesh, meshes_of(module))
-        costs.append(StageCosts(seconds * (1 - backward), seconds * backward, update, activation_bytes=held))
+        held = residual_bytes(main, number, meshes_of(module)[mesh])
+        parts = (seconds * (1 - backward), seconds * (backward - weight), update)
+        costs.append(StageCosts(*parts, weight=seconds * weight, activation_bytes=held))
     return costs
 
 
-def _ticks(main: PlanMain, mesh: str, meshes: dict[str, Mesh]) -> StageCosts:
-    held = residual_bytes(main, mesh, meshes)
-    return StageCosts(TICKS["forward"], TICKS["backward"], activation_bytes=held)
+def _ticks(main: PlanMain, stage: tuple[int, str], meshes: dict[str, Mesh]) -> StageCosts:
+    return replace(TICKS, activation_bytes=residual_bytes(main, stage[0], meshes[stage[1]]))
 
 
-def residual_bytes(main: PlanMain, mesh: str, meshes: dict[str, Mesh]) -> float:
-    """Bytes per device that a stage keeps of one microbatch from its forward to its backward part."""
+def residual_bytes(main: PlanMain, stage: int, mesh: Mesh) -> float:
+    """Bytes per device that a stage keeps of one microbatch from its forward part to those behind it."""
     kept: dict[Ref, MeshTensor] = {}
     for step in main.steps:
-        if isinstance(step, Fragment) and step.mesh == mesh and step.phase == "backward":
+        if isinstance(step, Fragment) and step.stage == stage and step.phase in ("backward", "weight"):
             for ref in step.operands:
                 source = None if ref.is_argument else main.step(ref.op)
-                if isinstance(source, Fragment) and source.mesh == mesh and source.phase == "forward":
+                if isinstance(source, Fragment) and (source.stage, source.phase) == (stage, "forward"):
                     kept[ref] = main.type_of(ref)
-    return sum(local_bytes(kind, meshes[mesh]) for kind in kept.values())
+    return sum(local_bytes(kind, mesh) for kind in kept.values())
 
 
 def local_bytes(kind: MeshTensor, mesh: Mesh) -> float:

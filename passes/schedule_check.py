@@ -8,7 +8,8 @@ Rules, cited in the error texts:
 * (S4) a value is freed once, where it is, and never if it is a result of the step;
 * (S5) between two submeshes sends and receives come in the same order;
 * (S6) in-order execution ends with sends that never block and with sends that block until received;
-* (S7) under 1F1B stage s of p holds the forward results of at most p−s microbatches;
+* (S7) a stage holds the forward results of no more microbatches than its kind of schedule allows (1F1B: p-s in
+  stage s of p);
 * (S8) at the end a submesh holds the step's results and nothing else.
 """
 
@@ -23,9 +24,9 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv, Run, Schedule, Send, read_plan
 from alpa_mlir.dialect.staged import Accumulate, Fragment, Index, PlanMain, Ref, Slice, Stack, Step, Transfer
-from alpa_mlir.passes.inter.schedules import in_flight
+from alpa_mlir.passes.inter.schedules import KINDS, in_flight, last_part
 from alpa_mlir.passes.registry import Pass, register
-from alpa_mlir.passes.schedule_lists import Use, makes, uses
+from alpa_mlir.passes.schedule_lists import Use, makes, pipeline_of, uses
 
 
 @register
@@ -34,7 +35,7 @@ class CheckSchedule(Pass):
     """Check that the instruction lists of a plan can be executed; changes nothing.
 
     Rules S1 to S8: complete, no use before definition or after free, the same order of messages on both
-    sides, no deadlock, microbatches in flight within 1F1B's bound.
+    sides, no deadlock, microbatches in flight within the schedule's bound.
     """
 
     name: ClassVar[str] = "alpa-check-schedule"
@@ -52,6 +53,9 @@ def check_plan(plan: Plan) -> None:
     """The same for a decoded plan."""
     if sorted(s.mesh for s in plan.schedules) != sorted(plan.stages):
         raise CompileError("a plan has one alpa.schedule for each submesh (S1)")
+    for kind in (s.kind for s in plan.schedules):
+        if kind not in KINDS:
+            raise CompileError(f"unknown schedule {kind!r}: expected {', '.join(KINDS)} (S1)")
     expected = _expected(plan.main)
     for schedule in plan.schedules:
         _check_list(plan, schedule, expected)
@@ -115,12 +119,19 @@ class _Lane:
     schedule: Schedule
     held: dict[Use, None] = field(default_factory=dict)
     gone: set[Use] = field(default_factory=set)
-    in_flight: set[int] = field(default_factory=set)
-    trains: bool = False
+    in_flight: dict[int, set[int]] = field(default_factory=dict)
+    allowed: dict[int, int] = field(default_factory=dict)
+    last: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        calls = [s for s in self.plan.main.steps if isinstance(s, Fragment) and s.mesh == self.schedule.mesh]
-        self.trains = any(c.phase == "backward" for c in calls)
+        """Per stage the last part of a microbatch (as far as the stage has it) and the bound of S7."""
+        main, kind = self.plan.main, self.schedule.kind
+        pipeline = pipeline_of(self.plan.pipeline, main.microbatches)
+        for step in main.steps:
+            if isinstance(step, Fragment) and step.mesh == self.schedule.mesh and main.runs_per_microbatch(step):
+                if self.last.get(step.stage) != last_part(kind):
+                    self.last[step.stage] = step.phase
+                self.allowed.setdefault(step.stage, in_flight(kind, step.stage, pipeline))
 
     def step(self, instruction: Instruction) -> None:
         """Check one instruction and apply it."""
@@ -150,17 +161,15 @@ class _Lane:
 
     def _count(self, run: Run) -> None:
         step = self.plan.main.step(run.id)
-        if not isinstance(step, Fragment) or self.schedule.kind != "1f1b":
+        if not isinstance(step, Fragment) or step.stage not in self.allowed:
             return
-        if step.phase == "backward":
-            self.in_flight.discard(run.microbatch)
-        if step.phase != "forward" or not self.trains:
-            return
-        self.in_flight.add(run.microbatch)
-        stage, stages = list(self.plan.stages).index(self.schedule.mesh), len(self.plan.stages)
-        most = in_flight("1f1b", stage, stages, self.plan.main.microbatches)
-        if len(self.in_flight) > most:
-            raise _error(self.schedule, f"{len(self.in_flight)} microbatches in flight, at most {most} allowed (S7)")
+        flying = self.in_flight.setdefault(step.stage, set())
+        flying.add(run.microbatch)
+        if len(flying) > self.allowed[step.stage]:
+            allowed = self.allowed[step.stage]
+            raise _error(self.schedule, f"{len(flying)} microbatches in flight, at most {allowed} allowed (S7)")
+        if step.phase == self.last[step.stage]:
+            flying.discard(run.microbatch)
 
 
 def _check_order(plan: Plan) -> None:

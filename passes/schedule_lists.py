@@ -6,8 +6,8 @@ submesh is the projection of the total order on it.  Executing such lists in ord
 even with sends that block until they are received: the first event not yet done is always at the
 head of all lists that take part in it (Lamport's happened-before, 1978).
 
-Microbatch events are ordered by playing the schedule with unit times (forward 1, backward 2): a
-transfer happens when its value is made, a run when it starts.
+Microbatch events are ordered by playing the schedule with unit times (forward 1, backward 2, or backward 1 and
+weight 1): a transfer happens when its value is made, a run when it starts.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Recv, Run, Send
 from alpa_mlir.dialect.staged import Accumulate, Fragment, Index, PlanMain, Ref, Slice, Stack, Step, Transfer
-from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, stage_order
-from alpa_mlir.passes.inter.simulate import play
+from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, Pipeline, lane_order
+from alpa_mlir.passes.inter.simulate import StageCosts, play
 
-TICKS = {FORWARD: 1.0, BACKWARD: 2.0}
+TICKS = StageCosts(forward=1.0, backward=1.0, weight=1.0)
+"""Unit times: every stage is taken to be equal."""
 
 Job = tuple[int, int]
 """(id of a fragment call, microbatch)."""
@@ -35,28 +37,43 @@ class Event:
     microbatch: int
 
 
-def instruction_lists(main: PlanMain, kind: str, meshes: Sequence[str]) -> dict[str, tuple[Instruction, ...]]:
-    """The instructions of every submesh (in pipeline order) under schedule `kind`."""
-    writer = _Writer(main, meshes)
-    for event in total_order(main, kind, meshes):
+def pipeline_of(stages: Sequence[str], microbatches: int) -> Pipeline:
+    """The pipeline whose stage s runs on submesh `stages[s]`; CompileError where submeshes do not come in turn."""
+    lanes = list(dict.fromkeys(stages))
+    if len(stages) % len(lanes) or any(mesh != lanes[s % len(lanes)] for s, mesh in enumerate(stages)):
+        raise CompileError(
+            f"{len(stages)} stages on {len(lanes)} submeshes must be dealt out in turn, these lie on "
+            f"{', '.join(stages)}"
+        )
+    return Pipeline(len(stages), len(lanes), microbatches)
+
+
+def instruction_lists(main: PlanMain, kind: str, stages: Sequence[str]) -> dict[str, tuple[Instruction, ...]]:
+    """The instructions of every submesh under schedule `kind`; stage s runs on submesh `stages[s]`.
+
+    CompileError where the schedule does not suit the pipeline.
+    """
+    writer = _Writer(main, list(dict.fromkeys(stages)))
+    for event in total_order(main, kind, stages):
         writer.emit(event)
     writer.emit_rest()
     return {mesh: _with_frees(main, mesh, lane) for mesh, lane in writer.lanes.items()}
 
 
-def total_order(main: PlanMain, kind: str, meshes: Sequence[str]) -> list[Event]:
+def total_order(main: PlanMain, kind: str, stages: Sequence[str]) -> list[Event]:
     """All runs and transfers of a step in one order that respects every dependency."""
     acting = [s for s in main.steps if isinstance(s, (Fragment, Transfer))]
     once = [Event(s, ONCE) for s in acting if not main.runs_per_microbatch(s)]
     before = [e for e in once if e.step.phase == "prologue"]
     after = [e for e in once if e.step.phase != "prologue"]
-    return before + _microbatch_order(main, kind, meshes) + after
+    return before + _microbatch_order(main, kind, stages) + after
 
 
-def _microbatch_order(main: PlanMain, kind: str, meshes: Sequence[str]) -> list[Event]:
+def _microbatch_order(main: PlanMain, kind: str, stages: Sequence[str]) -> list[Event]:
     fragments = [s for s in main.steps if isinstance(s, Fragment) and main.runs_per_microbatch(s)]
-    start = play(*_pipeline(main, kind, meshes, fragments))
-    finish = {job: at + TICKS[_fragment(main, job[0]).phase] for job, at in start.items()}
+    lanes, duration, after = _pipeline(main, kind, pipeline_of(stages, main.microbatches), fragments)
+    start = play(lanes, duration, after)
+    finish = {job: at + duration[job] for job, at in start.items()}
     timed: list[tuple[tuple[float, int, int, int], Event]] = []
     for m in range(main.microbatches):
         for f in fragments:
@@ -74,29 +91,32 @@ def _fragment(main: PlanMain, number: int) -> Fragment:
 
 
 def _pipeline(
-    main: PlanMain, kind: str, meshes: Sequence[str], fragments: Sequence[Fragment]
+    main: PlanMain, kind: str, pipeline: Pipeline, fragments: Sequence[Fragment]
 ) -> tuple[list[list[Job]], dict[Job, float], dict[Job, list[tuple[Job, float]]]]:
     """What `play` needs: the order on each submesh, durations, and dependencies of all microbatches."""
-    lanes: list[list[Job]] = []
-    for s, mesh in enumerate(meshes):
-        here = {phase: [f.id for f in fragments if (f.mesh, f.phase) == (mesh, phase)] for phase in TICKS}
-        order = stage_order(kind, s, len(meshes), main.microbatches)
-        lanes.append([(number, task.microbatch) for task in order for number in here[task.kind]])
-    duration = {job: TICKS[_fragment(main, job[0]).phase] for lane in lanes for job in lane}
+    here: dict[tuple[int, str], list[int]] = {}
+    for f in fragments:
+        here.setdefault((f.stage, f.phase), []).append(f.id)
+    try:
+        orders = [lane_order(kind, lane, pipeline) for lane in range(pipeline.lanes)]
+    except ValueError as e:
+        raise CompileError(str(e)) from None
+    lanes = [[(n, t.microbatch) for t in order for n in here.get((t.stage, t.kind), ())] for order in orders]
+    duration = {job: TICKS.seconds(kind, _fragment(main, job[0]).phase) for lane in lanes for job in lane}
     sources = {f.id: _sources(main, f.operands) for f in fragments}
-    chain = _chain(meshes, fragments)
+    chain = _chain(pipeline, here)
     after = {job: [((n, job[1]), 0.0) for n in (*sources[job[0]], *chain.get(job[0], ()))] for job in duration}
     return lanes, duration, after
 
 
-def _chain(meshes: Sequence[str], fragments: Sequence[Fragment]) -> dict[int, list[int]]:
+def _chain(pipeline: Pipeline, here: dict[tuple[int, str], list[int]]) -> dict[int, list[int]]:
     """The pipeline's own order: forward after the stage before, backward after the stage behind.
 
     Kept even where no value flows, so that stages without a common value still run in step.
     """
     chain: dict[int, list[int]] = {}
     for phase, way in ((FORWARD, 1), (BACKWARD, -1)):
-        ordered = [f.id for mesh in meshes[::way] for f in fragments if (f.mesh, f.phase) == (mesh, phase)]
+        ordered = [n for s in range(pipeline.stages)[::way] for n in here.get((s, phase), ())]
         for before, behind in pairwise(ordered):
             chain.setdefault(behind, []).append(before)
     return chain

@@ -20,7 +20,7 @@ from alpa_mlir.dialect.alpa import Binding
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
-from alpa_mlir.dialect.plan import read_stages
+from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.dialect.sharding import (
     SHARDING,
     Sharding,
@@ -45,7 +45,7 @@ from alpa_mlir.dialect.staged import (
     microbatches_of,
     write_main,
 )
-from alpa_mlir.passes.registry import Pass, register
+from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.split_donation import donations
 from alpa_mlir.passes.split_fragments import Key, assign, names
 from alpa_mlir.passes.split_outline import Outliner, outputs_of
@@ -61,11 +61,13 @@ class Split(Pass):
 
     IR before: level 5: `@prologue`, `@microbatch`, `@update` with shardings, stages and phases on every op.
     IR after: level 6: private functions `@stage_<s>_forward`, `@stage_<s>_backward`, `@stage_<s>_update[_<r>]`,
-    `@stage_<s>_prologue[_<r>]`, and `@main` as calls and transfers of `!mpmd.mesh_tensor` values.
+    `@stage_<s>_prologue[_<r>]`, and `@main` as calls and transfers of `!mpmd.mesh_tensor` values. With `weight-apart`
+    backward holds what another stage waits for, and `@stage_<s>_weight` the rest.
     Precondition: forward edges run to equal or higher stages, backward edges to equal or lower ones.
     """
 
     name: ClassVar[str] = "alpa-split"
+    weight_apart: bool = option(False, "gradients of parameters apart from those of inputs (zero-bubble schedules)")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         level = alpa.get_string(module.operation, alpa.LEVEL)
@@ -75,17 +77,19 @@ class Split(Pass):
                 "run alpa-microbatch (one microbatch is enough), alpa-layers, alpa-stages and alpa-shard first",
                 module.operation.location,
             )
-        _Splitter(module).run()
+        _Splitter(module, self.weight_apart).run()
         alpa.set_string(module.operation, alpa.LEVEL, "split")
 
 
 class _Splitter:
     """The state of one split: the parts, the fragments found, and the steps of `@main` emitted so far."""
 
-    def __init__(self, module: ir.Module) -> None:
+    def __init__(self, module: ir.Module, weight_apart: bool) -> None:
         self.module = module
+        self.weight_apart = weight_apart
         self.meshes: dict[str, Mesh] = meshes_of(module)
-        self.stages = {name: s for s, name in enumerate(read_stages(module))}
+        pipeline = read_pipeline(module)
+        self.first_stages = {mesh: pipeline.index(mesh) for mesh in pipeline}
         found = functions(module)
         self.old_main = found["main"]
         self.parts = {name: read_part(found[name]) for name in PARTS if name in found}
@@ -124,7 +128,7 @@ class _Splitter:
                         self._add_home(homes, binding.number, entry, kind == "arg")
         found = []
         for i, (value, entry) in enumerate(zip(block.arguments, argument_attributes(self.old_main), strict=True)):
-            unused = MeshTensor.of(value.type, next(iter(self.stages)), _replicated(value))
+            unused = MeshTensor.of(value.type, next(iter(self.first_stages)), _replicated(value))
             role = ir.StringAttr(entry[alpa.ROLE]).value if alpa.ROLE in entry else "constant"
             updates = int(ir.IntegerAttr(entry[alpa.UPDATES]).value) if alpa.UPDATES in entry else None
             name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
@@ -143,32 +147,37 @@ class _Splitter:
         update = self.parts["update"]
         for argument in self.arguments:
             if argument.updates is not None:
-                self._match(update, Binding("out", argument.updates), argument.type, "update")
+                self._match(update, Binding("out", argument.updates), argument.type, {}, "update")
         for reader in self.parts.values():
             for value, number in reader.arguments.items():
-                binding = reader.argument_bindings[number]
+                binding, entry = reader.argument_bindings[number], reader.argument_entries[number]
                 if binding.kind == "prologue":
-                    self._match(self._prologue(reader), binding, reader.types[value], "prologue")
+                    self._match(self._prologue(reader), binding, reader.types[value], entry, "prologue")
                 elif binding.kind in ("sum", "stack"):
                     producer = self.parts["microbatch"]
                     kind = reader.types[value]
                     if binding.kind == "stack":
                         kind = MeshTensor.of(producer.returned(binding).type, kind.mesh, kind.sharding)
-                    self._match(producer, binding, kind, "backward")
+                    self._match(producer, binding, kind, entry, "backward")
 
     def _prologue(self, reader: Part) -> Part:
         if "prologue" not in self.parts:
             raise CompileError(f"@{reader.name} reads a prologue value, but there is no @prologue")
         return self.parts["prologue"]
 
-    def _match(self, part: Part, binding: Binding, wanted: MeshTensor, phase: str) -> None:
+    def _match(
+        self, part: Part, binding: Binding, wanted: MeshTensor, reader: dict[str, ir.Attribute], phase: str
+    ) -> None:
+        """Let a part return a value as the entry `reader` of the argument that takes it says."""
         value = part.returned(binding)
         if part.types[value] != wanted:
             if phase == "backward":
                 source = part.producer(value)
                 phase = "forward" if source is None else part.phase(source)
             number = part.result_bindings.index(binding)
-            reshard_return(part, number, wanted, self.stages[wanted.mesh], phase)
+            home = reader.get(alpa.STAGE)
+            stage = self.first_stages[wanted.mesh] if home is None else int(ir.IntegerAttr(home).value)
+            reshard_return(part, number, wanted, stage, phase)
 
     # What is live, and in which fragment
 
@@ -183,7 +192,7 @@ class _Splitter:
 
     def _group(self) -> None:
         for name, part in self.parts.items():
-            self.keys[name] = assign(part, self.stages)
+            self.keys[name] = assign(part, self.first_stages, self.weight_apart)
             for position, key in self.keys[name].items():
                 self.members.setdefault(key, []).append(position)
         for name, part in self.parts.items():
@@ -227,7 +236,8 @@ class _Splitter:
         self.functions[self.names[key]] = made.function
         results = tuple(part.types[v] for v in outputs)
         number = self._next_id()
-        self.steps.append(Fragment(number, key.phase, mesh.name, self.names[key], made.operands, results))
+        name = self.names[key]
+        self.steps.append(Fragment(number, key.phase, key.stage, mesh.name, name, made.operands, results))
         self.made.update({v: Ref(number, k) for k, v in enumerate(outputs)})
 
     def _next_id(self) -> int:

@@ -1,7 +1,10 @@
 """Which op goes into which fragment.
 
-A fragment is all ops of one stage and phase (forward, backward), or of one stage and *round* (update,
-prologue).  Rounds exist because what runs once per step may cross stages several times: the norm of
+A fragment is all ops of one stage and phase (forward, backward), or of one submesh and *round* (update,
+prologue).  Where the schedule wants it, backward is cut in two: what another stage waits for, with all it is
+made of, stays *backward* (gradients of the stage's inputs), the rest becomes *weight* (gradients of its parameters).
+
+Rounds exist because what runs once per step may cross stages several times: the norm of
 all gradients is summed up over the stages, then every stage needs it.  An op may run in any round
 from the number of stage crossings before it (as soon as possible) to the last one before its readers
 on other stages need it; per stage the fewest rounds that meet all these intervals are taken (interval
@@ -16,12 +19,12 @@ from dataclasses import dataclass
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.split_parts import Part
 
-PHASE_ORDER = ("prologue", "forward", "backward", "update")
+PHASE_ORDER = ("prologue", "forward", "backward", "weight", "update")
 
 
 @dataclass(frozen=True)
 class Key:
-    """A fragment: its phase, stage number, and round."""
+    """A fragment: its phase, stage number (of the submesh's first stage, once per step), and round."""
 
     phase: str
     stage: int
@@ -34,18 +37,19 @@ class Key:
         return (PHASE_ORDER.index(self.phase), self.round, stage)
 
 
-def assign(part: Part, stages: Mapping[str, int]) -> dict[int, Key]:
+def assign(part: Part, first_stages: Mapping[str, int], weight_apart: bool = False) -> dict[int, Key]:
     """The fragment of every live op that is neither transfer nor repeated in its readers alone.
 
-    `stages` maps mesh names to stage numbers.  CompileError where an edge runs against the pipeline.
+    `first_stages` maps mesh names to their first stage.  CompileError where an edge runs against the pipeline.
     """
     owned = _owned(part)
     if part.name == "microbatch":
-        keys = {i: Key(_phase(part, i), stages[part.mesh(i)]) for i in owned}
-        _check_direction(part, keys)
-        return keys
-    rounds = _rounds(part, owned, stages)
-    return {i: Key(part.name, stages[part.mesh(i)], rounds[i]) for i in owned}
+        keys = {i: Key(_phase(part, i), part.stage(i)) for i in owned}
+        edges = edges_of(part, owned)
+        _check_direction(part, keys, edges)
+        return _with_weight(keys, edges) if weight_apart else keys
+    rounds = _rounds(part, owned, first_stages)
+    return {i: Key(part.name, first_stages[part.mesh(i)], rounds[i]) for i in owned}
 
 
 def _owned(part: Part) -> list[int]:
@@ -95,8 +99,17 @@ def edges_of(part: Part, owned: Sequence[int]) -> list[Edge]:
     return edges
 
 
-def _check_direction(part: Part, keys: Mapping[int, Key]) -> None:
-    for edge in edges_of(part, list(keys)):
+def _with_weight(keys: Mapping[int, Key], edges: Sequence[Edge]) -> dict[int, Key]:
+    """The keys with the backward ops that no other stage waits for moved to phase `weight`."""
+    awaited: set[int] = set()
+    for edge in reversed(edges):
+        if edge.reader in awaited or keys[edge.source].stage != keys[edge.reader].stage:
+            awaited.add(edge.source)
+    return {i: Key("weight", k.stage) if k.phase == "backward" and i not in awaited else k for i, k in keys.items()}
+
+
+def _check_direction(part: Part, keys: Mapping[int, Key], edges: Sequence[Edge]) -> None:
+    for edge in edges:
         source, reader = keys[edge.source], keys[edge.reader]
         location = part.location(edge.reader)
         if source.phase == "backward" and reader.phase == "forward":

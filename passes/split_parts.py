@@ -79,6 +79,15 @@ class Part:
         """The mesh of an op's results."""
         return self.types[self.ops[position].results[0]].mesh
 
+    def stage(self, position: int) -> int:
+        """The `alpa.stage` of an op; CompileError where it has none."""
+        stage = alpa.get_int(self.ops[position], alpa.STAGE)
+        if stage is None:
+            raise CompileError(
+                f"{self.ops[position].name} has no alpa.stage: run alpa-stages first", self.location(position)
+            )
+        return stage
+
     def phase(self, position: int) -> str:
         """The `alpa.phase` of an op; CompileError where it has none."""
         phase = alpa.get_string(self.ops[position], alpa.PHASE)

@@ -26,13 +26,13 @@ module attributes {alpa.level = "split", alpa.microbatches = 2 : i64,
     %0 = "alpa.microbatch"(%x) {alpa.dim = 0 : i64, alpa.id = 0 : i64}
         : (!mpmd.mesh_tensor<"stage_0", tensor<8x3xf32>, sharding=<@stage_0, [{"x"}, {}]>>)
         -> !mpmd.mesh_tensor<"stage_0", tensor<4x3xf32>, sharding=<@stage_0, [{"x"}, {}]>>
-    %1 = mpmd.fragment_call<mesh="stage_0", origin=["forward"]> @stage_0_forward(%0) {alpa.id = 1 : i64, alpa.phase = "forward"}
+    %1 = mpmd.fragment_call<mesh="stage_0", origin=["forward"]> @stage_0_forward(%0) {alpa.id = 1 : i64, alpa.phase = "forward", alpa.stage = 0 : i64}
         : (!mpmd.mesh_tensor<"stage_0", tensor<4x3xf32>, sharding=<@stage_0, [{"x"}, {}]>>)
         -> !mpmd.mesh_tensor<"stage_0", tensor<4x3xf32>, sharding=<@stage_0, [{"x"}, {}]>>
     %2 = mpmd.transfer {alpa.id = 2 : i64, alpa.phase = "forward"} %1
         : (!mpmd.mesh_tensor<"stage_0", tensor<4x3xf32>, sharding=<@stage_0, [{"x"}, {}]>>)
         -> !mpmd.mesh_tensor<"stage_1", tensor<4x3xf32>, sharding=<@stage_1, [{}, {}]>>
-    %3 = mpmd.fragment_call<mesh="stage_1", origin=["forward"]> @stage_1_forward(%2) {alpa.id = 3 : i64, alpa.phase = "forward"}
+    %3 = mpmd.fragment_call<mesh="stage_1", origin=["forward"]> @stage_1_forward(%2) {alpa.id = 3 : i64, alpa.phase = "forward", alpa.stage = 1 : i64}
         : (!mpmd.mesh_tensor<"stage_1", tensor<4x3xf32>, sharding=<@stage_1, [{}, {}]>>)
         -> !mpmd.mesh_tensor<"stage_1", tensor<f32>, sharding=<@stage_1, []>>
     %4 = "alpa.accumulate"(%3) {alpa.combine = "add", alpa.id = 4 : i64}

@@ -1,21 +1,36 @@
 """What a pipeline schedule costs: play it against stage times, transfer times and memory.
 
-Tasks on one stage run one after the other, in the schedule's order; forward of microbatch m on stage s
-starts when stage s−1 is done with it and the activations have crossed; backward likewise from stage
-s+1.  With equal stage times the bubble (idle share of all stages' time) is (p−1)/(m+p−1) for GPipe
-and 1F1B alike (Narayanan et al. 2021, §2.2).  Times are seconds, memory is bytes per device.
+Tasks on one lane (submesh) run one after the other, in the schedule's order; forward of microbatch m in stage s
+starts when stage s-1 is done with it and the activations have crossed; backward likewise from stage s+1;
+the weight part follows the backward part.  Times are seconds, memory is bytes per device.
+
+Two lengths are told apart.  The *makespan* is that of a step alone.  The *period* is the longest time between a
+lane's first and last task: steps can follow one another at that rate, each lane going on to the next step
+while others still work on this one.  The *bubble* is the part of the period that lanes stand idle.
+With equal stages it is (p-1)/(m+p-1) for GPipe and 1F1B (Narayanan et al. 2021, §2.2), (p-1)/(v·m+p-1) for
+interleaved 1F1B; with equal parts (p-1)/(3m+p-1) for zero-bubble H1 and nothing for H2 (Qi et al. 2023, §2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, TRAINING, Task, stage_order
+from alpa_mlir.passes.inter.schedules import (
+    BACKWARD,
+    FORWARD,
+    SPLIT_BACKWARD,
+    WEIGHT,
+    Pipeline,
+    Task,
+    lane_order,
+    last_part,
+)
 
 K = TypeVar("K", bound=Hashable)
-Node = tuple[int, Task]
+TIE = 1e-9
+"""Lengths that differ by less than this part are equal."""
 
 
 def play(
@@ -50,10 +65,12 @@ def play(
 
 @dataclass(frozen=True)
 class StageCosts:
-    """One stage: seconds of a microbatch's forward and backward, seconds once per step, bytes per device.
+    """One stage: seconds of a microbatch's parts, seconds once per step, bytes per device.
 
-    `send_forward` is the time of the activations to the next stage, `send_backward` that of their
-    gradients from this stage to the one before; `activation_bytes` are kept per microbatch in flight.
+    `backward` and `weight` run together where the schedule does not tell them apart. `send_forward` is the time
+    of the activations to the next stage, `send_backward` that of their gradients to the stage before.
+    `activation_bytes` are kept per microbatch in flight; `weight_bytes` of them until the weight part has run.
+    `fixed_bytes` are held all the time, `working_bytes` besides while the stage computes.
     """
 
     forward: float
@@ -63,12 +80,24 @@ class StageCosts:
     send_backward: float = 0.0
     activation_bytes: float = 0.0
     fixed_bytes: float = 0.0
+    weight: float = 0.0
+    weight_bytes: float = 0.0
+    working_bytes: float = 0.0
+
+    def seconds(self, kind: str, part: str) -> float:
+        """Duration of a part under a schedule."""
+        if part == FORWARD:
+            return self.forward
+        if kind in SPLIT_BACKWARD:
+            return self.backward if part == BACKWARD else self.weight
+        return self.backward + self.weight
 
 
 @dataclass(frozen=True)
 class Span:
     """A box of the timeline; `microbatch` is -1 for what runs once per step."""
 
+    lane: int
     stage: int
     kind: str
     microbatch: int
@@ -78,84 +107,104 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A simulated step: boxes by stage and start, length of the step, bubble of the pipelined part, peak bytes."""
+    """A simulated step: boxes by lane and start, its length, the steady rate, the bubble, peak bytes per lane."""
 
     kind: str
     spans: tuple[Span, ...]
     makespan: float
+    period: float
     bubble: float
     peak_bytes: tuple[float, ...]
 
-    def stage(self, number: int) -> tuple[Span, ...]:
-        """The boxes of one stage in order."""
-        return tuple(s for s in self.spans if s.stage == number)
+    def lane(self, number: int) -> tuple[Span, ...]:
+        """The boxes of one lane in order."""
+        return tuple(s for s in self.spans if s.lane == number)
 
 
-def simulate(kind: str, costs: Sequence[StageCosts], microbatches: int) -> Timeline:
-    """Play schedule `kind` of `microbatches` microbatches over a chain of stages."""
-    lanes = [[(s, t) for t in stage_order(kind, s, len(costs), microbatches)] for s in range(len(costs))]
-    nodes = [node for lane in lanes for node in lane]
-    duration = {(s, t): costs[s].forward if t.kind == FORWARD else costs[s].backward for s, t in nodes}
-    start = play(lanes, duration, {n: _needs(n, costs, kind) for n in nodes})
-    spans = [Span(s, t.kind, t.microbatch, start[s, t], start[s, t] + duration[s, t]) for s, t in nodes]
-    pipelined = max(s.finish for s in spans)
+def simulate(kind: str, costs: Sequence[StageCosts], microbatches: int, lanes: int = 0) -> Timeline:
+    """Play schedule `kind` of `microbatches` microbatches over a chain of stages on `lanes` lanes (0: one each)."""
+    pipeline = Pipeline(len(costs), lanes or len(costs), microbatches)
+    orders = [lane_order(kind, lane, pipeline) for lane in range(pipeline.lanes)]
+    duration = {t: costs[t.stage].seconds(kind, t.kind) for order in orders for t in order}
+    start = play(orders, duration, {t: _needs(t, costs) for t in duration})
+    spans = [
+        Span(lane, t.stage, t.kind, t.microbatch, start[t], start[t] + duration[t])
+        for lane, order in enumerate(orders)
+        for t in order
+    ]
+    by_lane = [[b for b in spans if b.lane == lane] for lane in range(pipeline.lanes)]
+    period = max(boxes[-1].finish - boxes[0].start for boxes in by_lane)
     busy = sum(duration.values())
-    bubble = 1.0 - busy / (pipelined * len(costs)) if pipelined > 0 else 0.0
-    peaks = tuple(_peak(cost, [b for b in spans if b.stage == s]) for s, cost in enumerate(costs))
-    spans += _updates(costs, spans)
-    ordered = sorted(spans, key=lambda b: (b.stage, b.start, b.finish))
-    return Timeline(kind, tuple(ordered), max(s.finish for s in spans), bubble, peaks)
+    bubble = max(0.0, 1.0 - busy / (period * pipeline.lanes)) if period > 0 else 0.0
+    peaks = tuple(_peak(kind, costs, boxes) for boxes in by_lane)
+    for lane, boxes in enumerate(by_lane):
+        spans += _updates(lane, costs, pipeline.stages_of(lane), boxes[-1].finish)
+    ordered = tuple(sorted(spans, key=lambda b: (b.lane, b.start, b.finish)))
+    return Timeline(kind, ordered, max(s.finish for s in ordered), period, bubble, peaks)
 
 
-def _updates(costs: Sequence[StageCosts], spans: Sequence[Span]) -> list[Span]:
-    """Each stage's update, right after its last task."""
-    done = {s: max(b.finish for b in spans if b.stage == s) for s in range(len(costs))}
-    return [Span(s, "update", -1, done[s], done[s] + cost.update) for s, cost in enumerate(costs) if cost.update > 0]
-
-
-def _needs(node: Node, costs: Sequence[StageCosts], kind: str) -> list[tuple[Node, float]]:
-    s, task = node
+def _needs(task: Task, costs: Sequence[StageCosts]) -> list[tuple[Task, float]]:
+    m, s = task.microbatch, task.stage
     if task.kind == FORWARD:
-        return [((s - 1, task), costs[s - 1].send_forward)] if s else []
-    needs: list[tuple[Node, float]] = [((s, Task(FORWARD, task.microbatch)), 0.0)]
+        return [(Task(FORWARD, m, s - 1), costs[s - 1].send_forward)] if s else []
+    if task.kind == WEIGHT:
+        return [(Task(BACKWARD, m, s), 0.0)]
+    needs = [(Task(FORWARD, m, s), 0.0)]
     if s + 1 < len(costs):
-        needs.append(((s + 1, task), costs[s + 1].send_backward))
+        needs.append((Task(BACKWARD, m, s + 1), costs[s + 1].send_backward))
     return needs
 
 
-def _peak(cost: StageCosts, spans: Sequence[Span]) -> float:
-    """Most bytes at once: a microbatch's activations live from its forward to the end of its backward."""
-    ends = {b.microbatch: b.finish for b in spans if b.kind == FORWARD}
-    ends |= {b.microbatch: b.finish for b in spans if b.kind == BACKWARD}
-    starts = {b.microbatch: b.start for b in spans if b.kind == FORWARD}
-    events = sorted([(t, 1) for t in starts.values()] + [(t, -1) for t in ends.values()])
-    now = most = 0
-    for _, change in events:
+def _updates(lane: int, costs: Sequence[StageCosts], stages: Sequence[int], start: float) -> list[Span]:
+    """The updates of a lane's stages, one after the other, right after its last task."""
+    found = []
+    for s in stages:
+        if costs[s].update > 0:
+            found.append(Span(lane, s, "update", -1, start, start + costs[s].update))
+            start = found[-1].finish
+    return found
+
+
+def _peak(kind: str, costs: Sequence[StageCosts], boxes: Sequence[Span]) -> float:
+    """Most bytes of a lane at once.
+
+    A microbatch's activations live from the start of its forward part to the end of its backward part, or, as far
+    as the weight part wants them, to the end of that.
+    """
+    ends = {FORWARD} if kind == "inference" else {BACKWARD, last_part(kind)}
+    changes: list[tuple[float, float]] = []
+    for box in boxes:
+        cost = costs[box.stage]
+        kept = cost.weight_bytes if kind in SPLIT_BACKWARD else 0.0
+        if box.kind == FORWARD:
+            changes.append((box.start, cost.activation_bytes))
+        if box.kind in ends:
+            freed = kept if box.kind == WEIGHT else cost.activation_bytes - kept
+            changes.append((box.finish, -freed))
+    now = most = 0.0
+    for _, change in sorted(changes):
         now += change
         most = max(most, now)
-    return cost.fixed_bytes + most * cost.activation_bytes
+    stages = sorted({box.stage for box in boxes})
+    return most + sum(costs[s].fixed_bytes for s in stages) + max(costs[s].working_bytes for s in stages)
 
 
-def choose(costs: Sequence[StageCosts], microbatches: int, limit: float = float("inf")) -> Timeline:
+def choose(costs: Sequence[StageCosts], microbatches: int, limit: float = float("inf"), lanes: int = 0) -> Timeline:
     """The quickest training schedule within `limit` bytes per device; ties go to less memory, then to 1F1B.
 
     Where none fits, the one that needs the least memory.
     """
-    played = [simulate(kind, costs, microbatches) for kind in TRAINING]
+    played = [simulate(kind, costs, microbatches, lanes) for kind in training_kinds(costs, lanes)]
     fitting = [t for t in played if max(t.peak_bytes) <= limit]
     if not fitting:
         return min(played, key=lambda t: max(t.peak_bytes))
-    return min(fitting, key=lambda t: (t.makespan, max(t.peak_bytes)))
+    quickest = min(t.makespan for t in fitting)
+    return min((t for t in fitting if t.makespan <= quickest * (1 + TIE)), key=lambda t: max(t.peak_bytes))
 
 
-def trace_events(timeline: Timeline) -> dict[str, Any]:
-    """The timeline as a Chrome/Perfetto trace (Trace Event Format, complete events, microseconds)."""
-    stages = sorted({s.stage for s in timeline.spans})
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "thread_name", "pid": 0, "tid": s, "args": {"name": f"stage {s}"}} for s in stages
-    ]
-    for span in timeline.spans:
-        name = span.kind if span.microbatch < 0 else f"{span.kind} {span.microbatch}"
-        times = {"ts": span.start * 1e6, "dur": (span.finish - span.start) * 1e6}
-        events.append({"ph": "X", "name": name, "cat": span.kind, "pid": 0, "tid": span.stage, **times})
-    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"schedule": timeline.kind}}
+def training_kinds(costs: Sequence[StageCosts], lanes: int = 0) -> tuple[str, ...]:
+    """The kinds that suit the number of lanes, 1F1B first; the weight part apart only where its time is known."""
+    if lanes and lanes != len(costs):
+        return ("interleaved", "gpipe")
+    apart = SPLIT_BACKWARD if any(c.weight > 0 for c in costs) else ()
+    return ("1f1b", "gpipe", *apart)

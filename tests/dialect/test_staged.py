@@ -40,7 +40,7 @@ module attributes {{alpa.level = "plan", alpa.microbatches = 4 : i64, alpa.cost 
       attributes {{topology = #mpmd.topology<<"stage_0" : <["x"=2]>>, <"stage_1" : <["x"=1, "y"=2]>>>}} {{
     %m = "alpa.microbatch"(%x) {{alpa.dim = 0 : i64, alpa.id = 0 : i64}} : ({FULL}) -> {PART}
     %f = mpmd.fragment_call<mesh="stage_0", origin=["forward"]> @stage_0_forward(%m)
-        {{alpa.id = 2 : i64, alpa.phase = "forward"}} : ({PART}) -> {PART}
+        {{alpa.id = 2 : i64, alpa.phase = "forward", alpa.stage = 0 : i64}} : ({PART}) -> {PART}
     %t = mpmd.transfer {{alpa.id = 3 : i64, alpa.phase = "forward"}} %f : ({PART}) -> {THERE}
     %s = "alpa.accumulate"(%t) {{alpa.combine = "add", alpa.id = 4 : i64}} : ({THERE}) -> {THERE}
     return %s : {THERE}
@@ -114,7 +114,7 @@ def test_digest_is_a_fixpoint_of_printing_and_sees_changes() -> None:
         ("alpa.id = 3", "alpa.id = 2", "needs an alpa.id above 2, got 2"),
         (', alpa.phase = "forward"} %f', "} %f", r"mpmd\.transfer needs alpa\.phase"),
         ('"stage_1", tensor<4x8xf32>, sharding=<@stage_1', '"stage_9", tensor<4x8xf32>, sharding=<@stage_9', "stage_9"),
-        ("array<i64: 2, 3>", "array<i64: 1, 2>", "belongs to two stages"),
+        ("array<i64: 2, 3>", "array<i64: 1, 2>", "belongs to two submeshes"),
         ('alpa.level = "plan"', 'alpa.level = "split"', "not a plan"),
         ("id = 3 : i64, microbatch", "number = 3 : i64, microbatch", "not an instruction"),
     ],

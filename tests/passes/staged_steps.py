@@ -29,14 +29,17 @@ from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.pipeline import parse_pipeline, run_pipeline
 
 
-def layered(name: str, microbatches: int, layers: int, *, train: bool = True) -> tuple[ir.Module, list[np.ndarray]]:
-    """A tiny built-in step at level 3, and values for its arguments.
+def layered(
+    name: str, microbatches: int, layers: int, *, train: bool = True, depth: int = 0
+) -> tuple[ir.Module, list[np.ndarray]]:
+    """A tiny built-in step (`depth` layers of the model, 0: as it is) at level 3, and values for its arguments.
 
     The optimizer is SGD with momentum: its new state is linear in the gradients, so rounding stays small (Adam's
     first step divides each gradient by its own magnitude).
     """
     model = MODELS[name]
     config = replace(model.presets["tiny"], optimizer="sgd")
+    config = replace(config, layers=depth) if depth else config
     step = model.build(config) if train else model.build_inference(config)
     module = parse_module(print_module(lower(step)), make_context(), name)
     options = f"count={microbatches} allow-per-microbatch-statistics=true"
@@ -48,32 +51,37 @@ def layered(name: str, microbatches: int, layers: int, *, train: bool = True) ->
     return module, random_inputs(one_device(module), np.random.default_rng(0))
 
 
-def replicated(module: ir.Module, stages: int) -> ir.Module:
-    """Level 3 → level 5: consecutive layers form stages of one device, everything is replicated there."""
+def replicated(module: ir.Module, stages: int, lanes: int = 0) -> ir.Module:
+    """Level 3 → level 5: consecutive layers form stages of one device, everything is replicated there.
+
+    `lanes` devices take the stages in turn (0: each stage has its own).
+    """
+    lanes = lanes or stages
     layers = 1 + max(alpa.get_int(op, alpa.LAYER) or 0 for f in functions(module).values() for op in alpa.walk(f))
     place(module, [k * stages // layers for k in range(layers)])
     context = module.context
     entries = []
-    for s in reversed(range(stages)):
+    for s in reversed(range(lanes)):
         declare_mesh(module, Mesh.from_shape(f"stage_{s}", (1,)))
     for s in range(stages):
-        devices = ir.DenseI64ArrayAttr.get([s], context)
-        entries.append(ir.DictAttr.get({"devices": devices, "mesh": alpa.string(f"stage_{s}", context)}, context))
+        devices = ir.DenseI64ArrayAttr.get([s % lanes], context)
+        mesh = alpa.string(f"stage_{s % lanes}", context)
+        entries.append(ir.DictAttr.get({"devices": devices, "mesh": mesh}, context))
     module.operation.attributes[alpa.STAGES] = ir.ArrayAttr.get(entries, context)
     for name, function in functions(module).items():
         if name != "main":
-            _annotate(function)
+            _annotate(function, lanes)
     alpa.set_string(module.operation, alpa.LEVEL, "sharded")
     assert module.operation.verify()
     return module
 
 
-def _annotate(function: ir.Operation) -> None:
+def _annotate(function: ir.Operation, lanes: int) -> None:
     block = function.regions[0].blocks[0]
     arguments = argument_attributes(function)
     stage = {v: int(ir.IntegerAttr(e[alpa.STAGE]).value) for v, e in zip(block.arguments, arguments, strict=True)}
     for entry, value in zip(arguments, block.arguments, strict=True):
-        entry[SHARDING] = _whole(value, stage[value])
+        entry[SHARDING] = _whole(value, stage[value] % lanes)
     set_argument_attributes(function, arguments)
     there: dict[tuple[ir.Value, int], ir.Value] = {}
     for view in list(block.operations)[:-1]:
@@ -83,18 +91,20 @@ def _annotate(function: ir.Operation) -> None:
         for user in (op, *alpa.walk(op)):
             for i, value in enumerate(user.operands):
                 if stage.get(value, here) != here:
-                    user.operands[i] = _reshard(value, here, op, there)
-        set_op_shardings(op, [_replicated(r) for r in op.results], f"stage_{here}")
+                    user.operands[i] = _reshard(value, here, lanes, op, there)
+        set_op_shardings(op, [_replicated(r) for r in op.results], f"stage_{here % lanes}")
         stage.update(dict.fromkeys(op.results, here))
     results = result_attributes(function)
     for entry, value in zip(results, list(block.operations)[-1].operands, strict=True):
-        entry[SHARDING] = _whole(value, stage[value])
+        entry[SHARDING] = _whole(value, stage[value] % lanes)
     set_result_attributes(function, results)
 
 
-def _reshard(value: ir.Value, stage: int, user: ir.Operation, there: dict[tuple[ir.Value, int], ir.Value]) -> ir.Value:
+def _reshard(
+    value: ir.Value, stage: int, lanes: int, user: ir.Operation, there: dict[tuple[ir.Value, int], ir.Value]
+) -> ir.Value:
     if (value, stage) not in there:
-        attributes = {"sharding": _whole(value, stage)}
+        attributes = {"sharding": _whole(value, stage % lanes)}
         for name in (alpa.STAGE, alpa.LAYER, alpa.PHASE):
             attributes[name] = user.attributes[name]
         op = ir.Operation.create(
@@ -113,8 +123,8 @@ def _replicated(value: ir.Value) -> Sharding:
     return Sharding.replicated(len(ir.RankedTensorType(value.type).shape))
 
 
-def _whole(value: ir.Value, stage: int) -> ir.Attribute:
-    return sharding_attribute(_replicated(value), f"stage_{stage}", value.type.context)
+def _whole(value: ir.Value, lane: int) -> ir.Attribute:
+    return sharding_attribute(_replicated(value), f"stage_{lane}", value.type.context)
 
 
 def one_device(module: ir.Module) -> ir.Module:

@@ -195,7 +195,7 @@ func.func public @main(%x: !mpmd.mesh_tensor<"stage_0", tensor<8x8xf32>, shardin
     attributes {topology = #mpmd.topology<<"stage_0" : <["x"=2, "y"=1]>>>} {
   %b = "alpa.microbatch"(%x) {alpa.dim = 0 : i64, alpa.id = 0 : i64} : (!mpmd.mesh_tensor<"stage_0", tensor<8x8xf32>, sharding=<@stage_0, [{"x"}, {}]>>)
     -> !mpmd.mesh_tensor<"stage_0", tensor<4x8xf32>, sharding=<@stage_0, [{"x"}, {}]>>
-  %f = mpmd.fragment_call<mesh="stage_0", origin=["forward"]> @stage_0_forward(%b) {alpa.id = 1 : i64, alpa.phase = "forward"}
+  %f = mpmd.fragment_call<mesh="stage_0", origin=["forward"]> @stage_0_forward(%b) {alpa.id = 1 : i64, alpa.phase = "forward", alpa.stage = 0 : i64}
     : (!mpmd.mesh_tensor<"stage_0", tensor<4x8xf32>, sharding=<@stage_0, [{"x"}, {}]>>)
     -> !mpmd.mesh_tensor<"stage_0", tensor<8xf32>, sharding=<@stage_0, [{}], unreduced={"x"}>>
   %s = "alpa.accumulate"(%f) {alpa.id = 2 : i64} : (!mpmd.mesh_tensor<"stage_0", tensor<8xf32>, sharding=<@stage_0, [{}], unreduced={"x"}>>)

@@ -48,10 +48,13 @@ class Chain:
 
     Forward s reads the slice (s = 0), forward s−1's value and, every other stage, stage 0's value directly;
     the first stage's parameter is also used by the last one; the update passes a scalar down and up again.
+    With `lanes` several stages share a submesh; with `apart` the sums come from weight parts.
     """
 
-    def __init__(self, stages: int, microbatches: int, backward: bool = True) -> None:
-        self.stages = stages
+    def __init__(
+        self, stages: int, microbatches: int, backward: bool = True, lanes: int = 0, apart: bool = False
+    ) -> None:
+        self.stages, self.lanes, self.apart = stages, lanes or stages, apart
         self.steps: list[Step] = []
         sums = self._forward_backward(backward)
         totals = [self._add(Accumulate, "add", operands=(g,), results=(self._type(s),)) for s, g in sums]
@@ -60,9 +63,8 @@ class Chain:
         arguments = (Argument(self._type(0), "state", 0), Argument(self._type(0, 4 * microbatches), "batch"))
         self.main = PlanMain(arguments, tuple(self.steps), (*results, stack), (), microbatches)
 
-    @staticmethod
-    def _type(stage: int, rows: int = 4) -> MeshTensor:
-        return MeshTensor(f"stage_{stage}", (rows,), "f32", Sharding.replicated(1))
+    def _type(self, stage: int, rows: int = 4) -> MeshTensor:
+        return tensor(stage % self.lanes, rows)
 
     def _add(self, kind, *fields, operands, results) -> Ref:
         number = len(self.steps)
@@ -73,11 +75,14 @@ class Chain:
         return Ref(number)
 
     def _send(self, ref: Ref, stage: int, phase: str) -> Ref:
+        source = self._type(0) if ref.is_argument else self.steps[ref.op].results[ref.result]
+        if source == self._type(stage):
+            return ref
         return self._add(Transfer, phase, operands=(ref,), results=(self._type(stage),))
 
     def _call(self, stage: int, phase: str, operands: tuple[Ref, ...]) -> Ref:
-        mesh, name = f"stage_{stage}", f"stage_{stage}_{phase}"
-        return self._add(Fragment, phase, mesh, name, operands=operands, results=(self._type(stage),))
+        mesh, name = f"stage_{stage % self.lanes}", f"stage_{stage}_{phase}"
+        return self._add(Fragment, phase, stage, mesh, name, operands=operands, results=(self._type(stage),))
 
     def _forward_backward(self, backward: bool) -> list[tuple[int, Ref]]:
         weight = Ref(ARGUMENT, 0)
@@ -92,9 +97,16 @@ class Chain:
             forward.append(self._call(s, "forward", tuple(operands)))
         self.last = forward[-1]
         sums: list[tuple[int, Ref]] = []
+        arriving: tuple[Ref, ...] = ()
         for s in reversed(range(self.stages) if backward else ()):
-            operands = (forward[s],) if s == self.stages - 1 else (forward[s], self._send(sums[-1][1], s, "backward"))
-            sums.append((s, self._call(s, "backward", operands)))
+            operands = (forward[s], *arriving)
+            if self.apart:
+                made = (self._call(s, "backward", operands),) if s else ()
+                sums.append((s, self._call(s, "weight", (forward[s], *arriving, *made))))
+            else:
+                made = (self._call(s, "backward", operands),)
+                sums.append((s, made[0]))
+            arriving = (self._send(made[0], s - 1, "backward"),) if s else ()
         return sums
 
     def _update(self, totals: list[Ref]) -> Ref:
@@ -104,10 +116,14 @@ class Chain:
         return self._call(0, "update", (Ref(ARGUMENT, 0), *moved))
 
     def plan(self, kind: str) -> Plan:
-        meshes = [f"stage_{s}" for s in range(self.stages)]
-        lists = instruction_lists(self.main, kind, meshes)
-        stages = {m: Stage(Mesh(m, (("x", 1),)), (i,)) for i, m in enumerate(meshes)}
-        return Plan(stages, self.main, tuple(Schedule(m, kind, lists[m]) for m in meshes), None)
+        pipeline = tuple(f"stage_{s % self.lanes}" for s in range(self.stages))
+        lists = instruction_lists(self.main, kind, pipeline)
+        stages = {m: Stage(Mesh(m, (("x", 1),)), (i,)) for i, m in enumerate(lists)}
+        return Plan(stages, self.main, tuple(Schedule(m, kind, lane) for m, lane in lists.items()), None, pipeline)
+
+
+def tensor(lane: int, rows: int = 4) -> MeshTensor:
+    return MeshTensor(f"stage_{lane}", (rows,), "f32", Sharding.replicated(1))
 
 
 @pytest.mark.parametrize(("p", "m"), PIPELINES)
@@ -120,9 +136,36 @@ def test_schedules_play(kind: str, p: int, m: int) -> None:
         assert len(calls) >= m
 
 
+@pytest.mark.parametrize(("p", "m"), PIPELINES)
+@pytest.mark.parametrize("v", [2, 3])
+def test_schedules_of_several_stages_a_submesh_play(v: int, p: int, m: int) -> None:
+    for kind in ("interleaved", "gpipe"):
+        plan = Chain(p * v, m, lanes=p).plan(kind)
+        check_plan(plan)
+        assert len(plan.schedules) == p
+    check_plan(Chain(p * v, m, backward=False, lanes=p).plan("inference"))
+
+
+@pytest.mark.parametrize(("p", "m"), PIPELINES)
+@pytest.mark.parametrize("kind", ["zero-bubble", "zero-bubble-h2"])
+def test_schedules_with_weight_parts_play(kind: str, p: int, m: int) -> None:
+    check_plan(Chain(p, m, apart=True).plan(kind))
+
+
+def test_a_stage_that_keeps_too_many_microbatches_is_refused() -> None:
+    """H2's list under the name of H1, and GPipe's under that of the interleaved schedule."""
+    for made, name, chain in (
+        ("zero-bubble-h2", "zero-bubble", Chain(3, 8, apart=True)),
+        ("gpipe", "interleaved", Chain(6, 8, lanes=3)),
+    ):
+        plan = chain.plan(made)
+        with pytest.raises(CompileError, match=r"microbatches in flight, at most \d+ allowed \(S7\)"):
+            check_plan(replace(plan, schedules=tuple(replace(s, kind=name) for s in plan.schedules)))
+
+
 def test_a_batch_argument_that_is_only_collected() -> None:
     """The batch is returned as it came and summed: no fragment reads it."""
-    full, part = Chain._type(0, 12), Chain._type(0)
+    full, part = tensor(0, 12), tensor(0)
     steps: tuple[Step, ...] = (
         Slice(0, 0, (Ref(ARGUMENT, 0),), (part,)),
         Stack(1, 0, (Ref(0),), (full,)),
@@ -216,10 +259,10 @@ def test_crossed_messages_are_refused() -> None:
 
 def test_deadlock_of_blocking_sends_is_refused() -> None:
     """Two stages that both send before they receive: fine with buffers, for ever stuck without."""
-    one, two = Chain._type(0), Chain._type(1)
+    one, two = tensor(0), tensor(1)
     steps: tuple[Step, ...] = (
-        Fragment(0, "prologue", "stage_0", "a", (), (one,)),
-        Fragment(1, "prologue", "stage_1", "b", (), (two,)),
+        Fragment(0, "prologue", 0, "stage_0", "a", (), (one,)),
+        Fragment(1, "prologue", 1, "stage_1", "b", (), (two,)),
         Transfer(2, "prologue", (Ref(0),), (two,)),
         Transfer(3, "prologue", (Ref(1),), (one,)),
     )
@@ -343,7 +386,8 @@ def test_residual_bytes_are_per_device() -> None:
     SchedulePass().apply(module, [])
     plan = read_plan(module)
     meshes = {n: s.mesh for n, s in plan.stages.items()}
-    assert [residual_bytes(plan.main, m, meshes) for m in meshes] == [4 * 16 * 4 / 2, 4 * 4 * 4]
+    found = [residual_bytes(plan.main, s, meshes[m]) for s, m in enumerate(plan.pipeline)]
+    assert found == [4 * 16 * 4 / 2, 4 * 4 * 4]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,29 @@ import json
 
 import pytest
 
-from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, KINDS, Task, in_flight, stage_order
-from alpa_mlir.passes.inter.simulate import StageCosts, choose, play, simulate, trace_events
+from alpa_mlir.passes.inter.schedules import (
+    BACKWARD,
+    FORWARD,
+    KINDS,
+    ONE_CHUNK,
+    SPLIT_BACKWARD,
+    WEIGHT,
+    Pipeline,
+    Task,
+    in_flight,
+    lane_order,
+)
+from alpa_mlir.passes.inter.simulate import StageCosts, Timeline, choose, play, simulate
+from alpa_mlir.passes.inter.trace import trace_events
 
 PIPELINES = [(p, m) for p in (1, 2, 3, 4, 8) for m in (1, 2, 3, 4, 8, 16)]
+UNITS = StageCosts(1.0, 1.0, weight=1.0, activation_bytes=10.0, fixed_bytes=7.0, weight_bytes=10.0)
+
+
+def drawn(timeline: Timeline, lane: int) -> str:
+    """A lane tick by tick: letter of the part, number of the microbatch (and the stage's chunk where several)."""
+    boxes = {int(b.start): f"{b.kind[0].upper()}{b.microbatch}" for b in timeline.lane(lane)}
+    return " ".join(boxes.get(t, "..") for t in range(int(timeline.makespan)))
 
 
 @pytest.mark.parametrize(("p", "m"), PIPELINES)
@@ -17,36 +36,120 @@ PIPELINES = [(p, m) for p in (1, 2, 3, 4, 8) for m in (1, 2, 3, 4, 8, 16)]
 @pytest.mark.parametrize(("f", "b"), [(1.0, 2.0), (1.0, 1.0), (3.0, 5.0)])
 def test_bubble_of_equal_stages(kind: str, p: int, m: int, f: float, b: float) -> None:
     timeline = simulate(kind, [StageCosts(f, b)] * p, m)
-    assert timeline.makespan == (m + p - 1) * (f + b)
+    assert timeline.makespan == timeline.period == (m + p - 1) * (f + b)
     assert timeline.bubble == pytest.approx((p - 1) / (m + p - 1), abs=1e-12)
+
+
+@pytest.mark.parametrize("v", [1, 2, 3, 5])
+@pytest.mark.parametrize("m", [1, 3, 4, 5, 8, 11, 16])
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 8])
+def test_interleaving_divides_the_bubble_by_the_chunks(p: int, m: int, v: int) -> None:
+    """Narayanan et al. 2021, §2.2, for any m >= p (they ask that p divides m); with less, no worse than 1F1B."""
+    chunk = [StageCosts(1.0, 2.0)] * (p * v)
+    timeline = simulate("interleaved", chunk, m, p)
+    idle = timeline.period - 3.0 * v * m
+    if m >= p:
+        assert timeline.makespan == timeline.period and idle == 3.0 * (p - 1)
+        assert timeline.bubble == pytest.approx((p - 1) / (v * m + p - 1), abs=1e-12)
+    else:
+        assert 3.0 * (p - 1) <= idle <= 3.0 * v * (p - 1)
+
+
+def test_interleaved_order_is_megatrons() -> None:
+    """Two lanes, two chunks, four microbatches: the order of parts on each lane (stage.microbatch)."""
+    words = {
+        0: "F0.0 F0.1 F2.0 F2.1 F0.2 B2.0 F0.3 B2.1 F2.2 B0.0 F2.3 B0.1 B2.2 B2.3 B0.2 B0.3",
+        1: "F1.0 F1.1 F3.0 B3.0 F3.1 B3.1 F1.2 B1.0 F1.3 B1.1 F3.2 B3.2 F3.3 B3.3 B1.2 B1.3",
+    }
+    for lane, text in words.items():
+        tasks = lane_order("interleaved", lane, Pipeline(4, 2, 4))
+        assert " ".join(f"{t.kind[0].upper()}{t.stage}.{t.microbatch}" for t in tasks) == text
+
+
+@pytest.mark.parametrize(("p", "m"), [(p, m) for p in (1, 2, 3, 4, 6, 8) for m in (3, 5, 6, 8, 16, 33) if m >= p])
+def test_zero_bubble_h1_leaves_a_third(p: int, m: int) -> None:
+    """Qi et al. 2023, table 2, with equal parts: idle (p-1)·(F + B - W), the memory of 1F1B's first stage."""
+    timeline = simulate("zero-bubble", [UNITS] * p, m)
+    plain = simulate("1f1b", [UNITS] * p, m)
+    assert timeline.period == timeline.makespan == 3 * m + p - 1
+    assert plain.period - 3 * m == 3 * (timeline.period - 3 * m)
+    assert timeline.bubble == pytest.approx((p - 1) / (3 * m + p - 1), abs=1e-12)
+    assert max(timeline.peak_bytes) == max(plain.peak_bytes) == 7.0 + 10.0 * min(p, m)
+
+
+@pytest.mark.parametrize(("p", "m"), [(p, m) for p in (1, 2, 3, 4, 6, 8) for m in (15, 16, 24, 40) if m >= 2 * p - 1])
+def test_zero_bubble_h2_has_none_at_twice_the_memory(p: int, m: int) -> None:
+    timeline = simulate("zero-bubble-h2", [UNITS] * p, m)
+    assert timeline.period == 3 * m and timeline.bubble == 0.0
+    assert timeline.makespan == 3 * m + p - 1
+    assert timeline.peak_bytes == (7.0 + 10.0 * (2 * p - 1),) * p
+
+
+def test_zero_bubble_h1_tick_for_tick() -> None:
+    timeline = simulate("zero-bubble", [UNITS] * 3, 4)
+    rows = [
+        "F0 F1 F2 .. .. B0 W0 F3 B1 W1 B2 W2 B3 W3",
+        ".. F0 F1 .. B0 F2 B1 W0 F3 B2 W1 B3 W2 W3",
+        ".. .. F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3",
+    ]
+    assert [drawn(timeline, lane) for lane in range(3)] == rows
 
 
 @pytest.mark.parametrize(("p", "m"), PIPELINES)
 def test_memory_in_flight(p: int, m: int) -> None:
-    costs = [StageCosts(1.0, 2.0, activation_bytes=10.0, fixed_bytes=7.0)] * p
+    costs = [StageCosts(1.0, 2.0, activation_bytes=10.0, fixed_bytes=7.0, working_bytes=2.0)] * p
     eager, lazy = simulate("gpipe", costs, m), simulate("1f1b", costs, m)
     for s in range(p):
-        assert in_flight("1f1b", s, p, m) == min(p - s, m)
-        assert in_flight("gpipe", s, p, m) == m
-        assert lazy.peak_bytes[s] == 7.0 + 10.0 * min(p - s, m)
-        assert eager.peak_bytes[s] == 7.0 + 10.0 * m
+        assert in_flight("1f1b", s, Pipeline(p, p, m)) == min(p - s, m)
+        assert in_flight("gpipe", s, Pipeline(p, p, m)) == m
+        assert in_flight("zero-bubble", s, Pipeline(p, p, m)) == min(p, m)
+        assert in_flight("inference", s, Pipeline(p, p, m)) == 1
+        assert lazy.peak_bytes[s] == 9.0 + 10.0 * min(p - s, m)
+        assert eager.peak_bytes[s] == 9.0 + 10.0 * m
+
+
+def test_memory_of_chunks_adds_up() -> None:
+    """Lane 0 of two has run F0.0 F0.1 F2.0 F2.1 F0.2 before its first backward part; stage 0 alone gets to four."""
+    first, third, others = StageCosts(1, 2, 0, 0, 0, 1, 1000), StageCosts(1, 2, 0, 0, 0, 10, 2000), StageCosts(1, 2)
+    costs = [first, others, third, others]
+    assert [in_flight("interleaved", s, Pipeline(4, 2, 4)) for s in range(4)] == [4, 3, 2, 1]
+    assert simulate("interleaved", costs, 4, 2).peak_bytes == (3000 + 3 * 1 + 2 * 10, 0)
+
+
+def test_the_weight_part_keeps_only_what_it_wants() -> None:
+    """The last of four stages leaves three weight parts behind, each keeping 4 of 10 bytes."""
+    costs = [StageCosts(1.0, 1.0, weight=1.0, activation_bytes=10.0, weight_bytes=4.0)] * 4
+    assert simulate("zero-bubble", costs, 8).peak_bytes[-1] == 3 * 4 + 10
+    assert simulate("1f1b", costs, 8).peak_bytes == (40, 30, 20, 10)
 
 
 def test_1f1b_tick_for_tick() -> None:
     """Two stages, three microbatches, forward 1 tick, backward 1 tick, drawn by hand."""
     timeline = simulate("1f1b", [StageCosts(1.0, 1.0)] * 2, 3)
-    drawn = {0: "F0 F1 .. B0 F2 B1 .. B2", 1: ".. F0 B0 F1 B1 F2 B2 .."}
-    for s, row in drawn.items():
-        boxes = {int(b.start): f"{b.kind[0].upper()}{b.microbatch}" for b in timeline.stage(s)}
-        assert " ".join(boxes.get(t, "..") for t in range(8)) == row
+    assert [drawn(timeline, lane) for lane in range(2)] == ["F0 F1 .. B0 F2 B1 .. B2", ".. F0 B0 F1 B1 F2 B2 .."]
 
 
 @pytest.mark.parametrize(("p", "m"), PIPELINES)
+@pytest.mark.parametrize("v", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_part_runs_once(kind: str, p: int, m: int) -> None:
-    kinds = (FORWARD,) if kind == "inference" else (FORWARD, BACKWARD)
-    for s in range(p):
-        assert sorted(stage_order(kind, s, p, m)) == sorted(Task(k, i) for k in kinds for i in range(m))
+def test_every_part_runs_once(kind: str, v: int, p: int, m: int) -> None:
+    kinds = {"inference": (FORWARD,)}.get(kind, (FORWARD, BACKWARD, *((WEIGHT,) if kind in SPLIT_BACKWARD else ())))
+    pipeline = Pipeline(p * v, p, m)
+    for lane in range(p):
+        if v > 1 and kind in ONE_CHUNK:
+            with pytest.raises(ValueError, match="one stage per submesh, here are"):
+                lane_order(kind, lane, pipeline)
+            continue
+        wanted = sorted(Task(k, i, s) for k in kinds for i in range(m) for s in pipeline.stages_of(lane))
+        assert sorted(lane_order(kind, lane, pipeline)) == wanted
+
+
+def test_impossible_pipelines_are_refused() -> None:
+    for stages, lanes, microbatches in ((3, 2, 1), (2, 0, 1), (2, 2, 0)):
+        with pytest.raises(ValueError, match="no pipeline has"):
+            Pipeline(stages, lanes, microbatches)
+    with pytest.raises(ValueError, match="no lane 2"):
+        lane_order("1f1b", 2, Pipeline(2, 2, 1))
 
 
 def test_forward_pipeline_is_paced_by_its_slowest_stage() -> None:
@@ -65,11 +168,13 @@ def test_training_with_unequal_stages_against_the_formula_of_the_paper() -> None
     assert 8 * max(total) <= simulate("1f1b", costs, 8).makespan <= formula
 
 
-def test_update_follows_the_last_backward() -> None:
+def test_updates_follow_the_last_part_of_their_lane() -> None:
     timeline = simulate("1f1b", [StageCosts(1.0, 2.0, update=5.0)] * 2, 4)
     assert timeline.makespan == (4 + 1) * 3.0 + 5.0
-    last = timeline.stage(1)[-1]
+    last = timeline.lane(1)[-1]
     assert (last.kind, last.microbatch, last.start) == ("update", -1, 13.0)
+    chunked = simulate("interleaved", [StageCosts(1.0, 2.0, update=5.0)] * 4, 4, 2)
+    assert [(b.stage, b.start) for b in chunked.lane(1) if b.kind == "update"] == [(1, 25.0), (3, 30.0)]
 
 
 def test_choice_prefers_less_memory_at_equal_time_and_obeys_the_limit() -> None:
@@ -80,6 +185,8 @@ def test_choice_prefers_less_memory_at_equal_time_and_obeys_the_limit() -> None:
     assert choose(slow, 8).kind == "gpipe"
     assert choose(slow, 8, limit=5.0).kind == "1f1b"
     assert choose(slow, 8, limit=1.0).kind == "1f1b"
+    assert choose([UNITS] * 4, 8).kind == "zero-bubble"
+    assert choose([StageCosts(1.0, 2.0)] * 8, 8, lanes=4).kind == "interleaved"
 
 
 def test_contradicting_orders_are_refused() -> None:

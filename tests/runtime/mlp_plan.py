@@ -128,22 +128,22 @@ module attributes {{alpa.level = "split", alpa.microbatches = {microbatches} : i
         : ({placed(1, (BATCH, OUT), ("", ""))}) -> {placed(1, ys, ("", ""))}
     %2 = "alpa.index"() {{alpa.id = 2 : i64}} : () -> {placed(0, (), (), "i32")}
     %3 = mpmd.fragment_call<mesh="stage_0", origin=["forward"]> @stage_0_forward(%0, %w1)
-        {{alpa.id = 3 : i64, alpa.phase = "forward"}}
+        {{alpa.id = 3 : i64, alpa.phase = "forward", alpa.stage = 0 : i64}}
         : ({placed(0, xs, ("x", ""))}, {placed(0, w1, ("", ""))}) -> {placed(0, hs, ("x", ""))}
     %4 = mpmd.transfer {{alpa.id = 4 : i64, alpa.phase = "forward"}} %3
         : ({placed(0, hs, ("x", ""))}) -> {placed(1, hs, ("", "x"))}
     %5:3 = mpmd.fragment_call<mesh="stage_1", origin=["forward"]> @stage_1_forward(%4, %w2, %1)
-        {{alpa.id = 5 : i64, alpa.phase = "forward"}}
+        {{alpa.id = 5 : i64, alpa.phase = "forward", alpa.stage = 1 : i64}}
         : ({placed(1, hs, ("", "x"))}, {placed(1, w2, ("x", ""))}, {placed(1, ys, ("", ""))})
         -> ({placed(1, ys, ("", ""))}, {placed(1, ys, ("", ""))}, {placed(1, (), ())})
     %6:2 = mpmd.fragment_call<mesh="stage_1", origin=["backward"]> @stage_1_backward(%4, %w2, %5#1)
-        {{alpa.id = 6 : i64, alpa.phase = "backward"}}
+        {{alpa.id = 6 : i64, alpa.phase = "backward", alpa.stage = 1 : i64}}
         : ({placed(1, hs, ("", "x"))}, {placed(1, w2, ("x", ""))}, {placed(1, ys, ("", ""))})
         -> ({placed(1, w2, ("x", ""))}, {placed(1, hs, ("", "x"))})
     %7 = mpmd.transfer {{alpa.id = 7 : i64, alpa.phase = "backward"}} %6#1
         : ({placed(1, hs, ("", "x"))}) -> {placed(0, hs, ("x", ""))}
     %8:2 = mpmd.fragment_call<mesh="stage_0", origin=["backward"]> @stage_0_backward(%0, %3, %7, %2)
-        {{alpa.id = 8 : i64, alpa.phase = "backward"}}
+        {{alpa.id = 8 : i64, alpa.phase = "backward", alpa.stage = 0 : i64}}
         : ({placed(0, xs, ("x", ""))}, {placed(0, hs, ("x", ""))}, {placed(0, hs, ("x", ""))},
            {placed(0, (), (), "i32")}) -> ({placed(0, w1, ("", ""))}, {placed(0, (), (), "i32")})
     %9 = "alpa.accumulate"(%8#0) {{alpa.combine = "add", alpa.id = 9 : i64}}
@@ -157,10 +157,10 @@ module attributes {{alpa.level = "split", alpa.microbatches = {microbatches} : i
     %13 = "alpa.stack"(%5#0) {{alpa.dim = 0 : i64, alpa.id = 13 : i64}}
         : ({placed(1, ys, ("", ""))}) -> {placed(1, (BATCH, OUT), ("", ""))}
     %14 = mpmd.fragment_call<mesh="stage_0", origin=["update"]> @stage_0_update(%w1, %9)
-        {{alpa.id = 14 : i64, alpa.phase = "update"}}
+        {{alpa.id = 14 : i64, alpa.phase = "update", alpa.stage = 0 : i64}}
         : ({placed(0, w1, ("", ""))}, {placed(0, w1, ("", ""))}) -> {placed(0, w1, ("", ""))}
     %15 = mpmd.fragment_call<mesh="stage_1", origin=["update"]> @stage_1_update(%w2, %11)
-        {{alpa.id = 15 : i64, alpa.phase = "update"}}
+        {{alpa.id = 15 : i64, alpa.phase = "update", alpa.stage = 1 : i64}}
         : ({placed(1, w2, ("x", ""))}, {placed(1, w2, ("x", ""))}) -> {placed(1, w2, ("x", ""))}
     return %14, %15, %12, %13, %10 : {placed(0, w1, ("", ""))}, {placed(1, w2, ("x", ""))}, {placed(1, (), ())},
         {placed(1, (BATCH, OUT), ("", ""))}, {placed(0, (), (), "i32")}
