@@ -5,6 +5,7 @@ it.  So a failing rank prints its message and leaves by `os._exit`; mpirun then 
 the code.  A rank whose launcher is killed is killed with it (`PR_SET_PDEATHSIG`).  A rank that makes no
 progress is ended by its watchdog, with the instruction it hangs in.  When a rank ends, collectives of its peers fail
 too: such a rank waits a little before it speaks, so that the cause is said first, and mostly alone.
+Ranks that cannot speak (killed, stopped) are missed by the others: see `alpa_mlir.runtime.heartbeat`.
 
 | event | exit code |
 |---|---|
@@ -12,6 +13,7 @@ too: such a rank waits a little before it speaks, so that the cause is said firs
 | any other exception | 1, with its traceback |
 | no progress for `--timeout` seconds | 124 |
 | Ctrl-C | 130 |
+| SIGTERM | 143 |
 """
 
 from __future__ import annotations
@@ -20,38 +22,59 @@ import ctypes
 import faulthandler
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import NoReturn, TextIO
 
 from alpa_mlir.dialect.diagnostics import CompileError
 
-OK, FAILED, STUCK, INTERRUPTED = 0, 1, 124, 130
+OK, FAILED, STUCK, INTERRUPTED, TERMINATED = 0, 1, 124, 130, 143
 _PR_SET_PDEATHSIG = 1
 _PRECEDENCE = 1.0
 """Seconds in which mpirun ends a rank whose peer has failed; it takes about 0.4."""
 _FAILING = threading.Lock()
+_FAREWELLS: list[Callable[[int], None]] = []
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a rank does, for how many seconds, and whether it waits (for a message, or for its devices)."""
+
+    what: str
+    seconds: float
+    waits: bool
 
 
 class Watchdog(threading.Thread):
     """Ends the process when `beat` was not called for `limit` seconds; `limit` 0 never does.
 
-    `beat` is two attribute writes, cheap enough for every instruction.  Compiling is not an instruction: it runs
-    under `paused`.
+    `beat` is three attribute writes, cheap enough for every instruction.  Compiling is not an instruction: it is done
+    before `watching`.  A rank that waits is not to blame: with `peers` the heartbeat judges it.
     """
 
     def __init__(self, rank: int, limit: float) -> None:
         super().__init__(daemon=True, name="watchdog")
-        self.rank, self.limit = rank, limit
-        self._what, self._since, self._active = "starting", time.monotonic(), False
+        self.rank, self.limit, self.peers = rank, limit, False
+        self._what, self._since, self._waits, self._active = "starting", time.monotonic(), False, False
 
     def beat(self, what: str) -> None:
         """Say that the rank makes progress and what it does now."""
-        self._what, self._since = what, time.monotonic()
+        self._what, self._since, self._waits = what, time.monotonic(), False
+
+    def wait(self, what: str) -> None:
+        """Say that the rank makes progress and what it waits for now."""
+        self._what, self._since, self._waits = what, time.monotonic(), True
+
+    @property
+    def activity(self) -> Activity:
+        """What the rank does."""
+        return Activity(self._what, time.monotonic() - self._since, self._waits and self._active)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -69,16 +92,44 @@ class Watchdog(threading.Thread):
         """The thread: look every so often."""
         while True:
             time.sleep(min(1.0, self.limit / 10))
-            if self._active and time.monotonic() - self._since > self.limit:
-                sys.stderr.write(f"[rank {self.rank}] no progress for {self.limit:g} s in: {self._what}\n")
-                faulthandler.dump_traceback(file=2)
+            now = self.activity
+            if self._active and now.seconds > self.limit and not (now.waits and self.peers):
+                sys.stderr.write(f"{label(self.rank)} no progress for {self.limit:g} s in: {now.what}\n")
+                faulthandler.dump_traceback(file=sys.stderr)
                 leave(STUCK)
+
+
+def label(rank: int, host: str | None = None) -> str:
+    """How messages name a rank; `host` None is this one."""
+    return f"[rank {rank} on {host or socket.gethostname()}]"
+
+
+def claim_end() -> None:
+    """Return to the first thread that is about to end this process, and to no other one."""
+    _FAILING.acquire()
+
+
+def terminated(rank: int) -> None:
+    """Leave because of SIGTERM, unless the process is about to end and has something else to say.
+
+    The rank says so itself: mpirun passes on nothing that others say once a rank has ended with a code.
+    """
+    if _FAILING.acquire(blocking=False):
+        sys.stderr.write(f"{label(rank)} ended by signal 15 (SIGTERM)\n")
+        leave(TERMINATED)
+
+
+def at_leaving(call: Callable[[int], None]) -> None:
+    """Have `call(code)` called when this process is about to end by `leave`."""
+    _FAREWELLS.append(call)
 
 
 def leave(code: int) -> NoReturn:
     """End this process now, without exit handlers and without MPI_Finalize."""
     sys.stdout.flush()
     sys.stderr.flush()
+    for call in _FAREWELLS:
+        call(code)
     os._exit(code)
 
 
@@ -93,11 +144,23 @@ def keep_stdout() -> None:
     if sys.stdout is None:
         return
     sys.stdout.flush()
-    own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    sys.stdout = _part(1, sys.stdout, nowhere)
     os.close(nowhere)
-    sys.stdout = own
+
+
+def divert_stderr(target: int) -> None:
+    """Let Python's messages go where they went, and what native code writes to standard error to the file `target`."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+        sys.stderr = _part(2, sys.stderr, target)
+
+
+def _part(number: int, stream: TextIO, target: int) -> TextIO:
+    """Put `target` in the place of file `number`; the stream of Python that writes where that went before."""
+    own = os.fdopen(os.dup(number), "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
+    os.dup2(target, number)
+    return own
 
 
 def guarded(rank: int, body: Callable[[], None]) -> None:
@@ -105,15 +168,19 @@ def guarded(rank: int, body: Callable[[], None]) -> None:
 
     Threads of one rank may each be guarded: the first that fails speaks.
     """
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
     try:
         body()
     except BaseException as e:
-        _FAILING.acquire()  # for good: the process ends
+        claim_end()
         if _is_echo(e):
             time.sleep(_PRECEDENCE)
         _fail(rank, e)
+
+
+def show_crashes() -> None:
+    """Print the stack on a fatal signal, and on SIGUSR1 without ending."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
 
 
 def _is_echo(error: BaseException) -> bool:
@@ -129,11 +196,11 @@ def _fail(rank: int, error: BaseException) -> NoReturn:
         leave(INTERRUPTED)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else FAILED
-        sys.stderr.write(f"[rank {rank}] left early with code {code}\n")
+        sys.stderr.write(f"{label(rank)} left early with code {code}\n")
         leave(code or FAILED)
     if isinstance(error, CompileError):
-        sys.stderr.write(f"[rank {rank}] {error}\n")
+        sys.stderr.write(f"{label(rank)} {error}\n")
         leave(FAILED)
     trace = "".join(traceback.format_exception(error))
-    sys.stderr.write(f"[rank {rank}] failed: {type(error).__name__}: {error}\n{trace}")
+    sys.stderr.write(f"{label(rank)} failed: {type(error).__name__}: {error}\n{trace}")
     leave(FAILED)

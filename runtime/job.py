@@ -1,34 +1,45 @@
-"""One run of a plan, as each rank sees it: read, agree, compile, step, write, compare.
+"""One job as each rank sees it: link, agree, read the plan, run it, end.
 
-Rank 0 reads the plan and the inputs and tells the others; what is wrong with them is therefore said once.  Every
-rank checks the plan's digest.  All programs are compiled before the first step, which starts together: a rank
-that waits for a peer's message in a step waits for work, not for a compiler.
+Rank 0 reads the plan and tells the others; what is wrong with it is therefore said once.  Every rank checks the
+plan's digest.  The run itself is `alpa_mlir.runtime.rank`.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan, check_digest
-from alpa_mlir.runtime import layout, program
-from alpa_mlir.runtime.guard import FAILED, OK, Watchdog, die_with_parent, guarded, keep_stdout, leave
-from alpa_mlir.runtime.transport.base import Array, wait_until
+from alpa_mlir.runtime import agreement, heartbeat, layout, program
+from alpa_mlir.runtime.guard import (
+    FAILED,
+    Watchdog,
+    die_with_parent,
+    guarded,
+    keep_stdout,
+    leave,
+    show_crashes,
+    terminated,
+)
+from alpa_mlir.runtime.rank import Rank, together
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to run.  `reference` reads the original program (rank 0 calls it); `tolerance` None is the default."""
+    """What to run.  `reference` reads the original program (rank 0 calls it); `tolerance` None is the default.
+
+    `timeout` is how long an instruction may take, `heartbeat` how long a rank may be silent; 0: for ever.
+    """
 
     plan: str
     steps: int = 1
@@ -39,24 +50,38 @@ class Job:
     reference_name: str = "-"
     tolerance: float | None = None
     timeout: float = 600.0
+    heartbeat: float = 5.0
+
+    def options(self) -> dict[str, object]:
+        """What must be the same on all ranks, by name; the plan itself is compared by content."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "reference")}
 
 
 def run_local(job: Job) -> int:
     """Run the whole plan in this process and return the exit status.  Raises `CompileError`."""
+    show_crashes()
     _, plan, module = _read(job.plan, 1)
-    return _Rank(job, module, plan, None).run()
+    return Rank(job, module, plan, None, Watchdog(0, job.timeout)).run()
 
 
 def run_under_mpi(job: Job) -> NoReturn:
     """Run this rank's part of the plan and end the process with the job's exit status."""
     die_with_parent()
     keep_stdout()
+    show_crashes()
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
 
     def body() -> None:
-        status = _run_rank(job, world)
+        signal.signal(signal.SIGTERM, lambda *_: terminated(world.rank))
+        watchdog = Watchdog(world.rank, job.timeout)
+        beating = heartbeat.connect(world, job.heartbeat, watchdog)
+        status = _run_rank(job, world, watchdog, beating)
+        together(world)
+        status = int(world.bcast(status))
+        if beating is not None:
+            beating.finish()
         layout.disconnect()
         MPI.Finalize()
         # Taking apart the interpreter and XLA's clients has no order between ranks, and was seen to hang.
@@ -66,7 +91,25 @@ def run_under_mpi(job: Job) -> NoReturn:
     leave(FAILED)
 
 
-def _run_rank(job: Job, world: Any) -> int:
+def _run_rank(job: Job, world: Any, watchdog: Watchdog, beating: heartbeat.Heartbeat | None) -> int:
+    """This rank's work; where rank 0 refuses the job, all ranks return at once."""
+    watchdog.beat("comparing the ranks")
+    everyone = world.allgather(agreement.identity(job.plan, job.options()))
+    differs = agreement.disagreement(everyone)
+    if differs is not None:
+        if world.rank == 0:
+            print(f"{job.plan}:1:1: error: {differs}", file=sys.stderr, flush=True)
+        return FAILED
+    watchdog.beat("reading the plan")
+    with beating.quiet() if beating is not None else nullcontext():
+        module = _receive(job, world)
+    if module is None:
+        return FAILED
+    return Rank(job, module, program.read(module), world, watchdog).run()
+
+
+def _receive(job: Job, world: Any) -> ir.Module | None:
+    """The plan from rank 0, or None where it has refused it."""
     text: str | None = None
     if world.rank == 0:
         try:
@@ -74,13 +117,7 @@ def _run_rank(job: Job, world: Any) -> int:
         except CompileError as e:
             print(e, file=sys.stderr, flush=True)
     text = world.bcast(text)
-    if text is None:
-        _together(world)
-        return FAILED
-    module = _parse(text, job.plan)
-    status = _Rank(job, module, program.read(module), world).run()
-    _together(world)
-    return int(world.bcast(status))
+    return None if text is None else _parse(text, job.plan)
 
 
 def _read(path: str, ranks: int) -> tuple[str, Plan, ir.Module]:
@@ -119,178 +156,3 @@ def _located(error: CompileError, path: str) -> CompileError:
     elif location.startswith("-:"):
         location = path + location[1:]
     return CompileError(error.message, location, error.notes)
-
-
-def _together(world: Any) -> None:
-    """Wait for all ranks without spinning; whoever fails meanwhile ends the job."""
-    request = world.Ibarrier()
-    while not request.Test():
-        time.sleep(0.005)
-
-
-class _Rank:
-    """The run on one rank; `world` is MPI's communicator of all ranks, or None for one process."""
-
-    def __init__(self, job: Job, module: ir.Module, plan: Plan, world: Any) -> None:
-        self._job, self._plan, self._world = job, plan, world
-        self._rank = 0 if world is None else int(world.rank)
-        count = 1 if world is None else int(world.size)
-        self._layout = layout.arrange(plan, count, f"{job.plan}:1:1")
-        devices = layout.connect(self._layout, world)
-        # These import jax, which must not be started before `connect` has said how many devices there are.
-        from alpa_mlir.runtime.devices import Submeshes
-        from alpa_mlir.runtime.transport.mpi import MpiTransport
-        from alpa_mlir.runtime.worker import Worker
-
-        shared = len(self._layout.groups[self._rank]) > 1
-        self._peers = None if world is None or count == 1 else MpiTransport(world, threaded=shared)
-        self._watchdog = Watchdog(self._rank, job.timeout)
-        self._source = self._open_inputs()
-        self._reference = self._open_reference()
-        self._open_outputs()
-        submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices, self._peers, self._watchdog)
-        part = program.decode(module, plan, self._rank, self._layout.rank_of)
-        self._worker = Worker(part, submeshes, self._watchdog)
-
-    def run(self) -> int:
-        """All steps and what follows them; the exit status (the same on all ranks only through `_run_rank`)."""
-        wanting = self._wanting()
-        if self._world is not None:
-            _together(self._world)
-        with self._watchdog.watching():
-            for step in range(self._job.steps):
-                self._place(step, wanting)
-                self._step(step)
-            results = self._gather() if self._job.outputs or self._job.reference else []
-        if self._rank != 0:
-            return OK
-        return self._conclude(results)
-
-    def _open_inputs(self) -> Any:
-        """Where the arguments come from; on ranks other than 0, None for a file."""
-        from alpa_mlir.runtime.inputs import Drawn, FromFile
-
-        arguments = self._plan.main.arguments
-        if self._job.inputs is None:
-            return Drawn(arguments, self._job.seed)
-        return self._on_rank_0(lambda: FromFile(str(self._job.inputs), arguments, self._job.steps))
-
-    def _open_reference(self) -> Any:
-        """The original program on rank 0, None elsewhere and where there is none."""
-        read = self._job.reference
-        if read is None:
-            return None
-        from alpa_mlir.runtime.reference import original
-
-        return self._on_rank_0(lambda: original(read(), self._plan.main, self._job.reference_name))
-
-    def _open_outputs(self) -> None:
-        """Refuse a file that cannot be written before the first step, not after the last."""
-        from alpa_mlir.runtime.inputs import check_outputs
-
-        path = self._job.outputs
-        if path is not None:
-            self._on_rank_0(lambda: check_outputs(path))
-
-    def _on_rank_0(self, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, None elsewhere; where it is refused, all ranks leave and rank 0 says why."""
-        refused, made = False, None
-        if self._rank == 0:
-            try:
-                made = make()
-            except CompileError as e:
-                if self._world is None:
-                    raise
-                print(e, file=sys.stderr, flush=True)
-                refused = True
-        if self._world is not None and self._world.bcast(refused):
-            leave(FAILED)
-        return made
-
-    def _wanting(self) -> dict[int, tuple[int, ...]]:
-        """For each argument the ranks that need it."""
-        mine = self._worker.wanted
-        everyone = [mine] if self._world is None else self._world.allgather(mine)
-        count = len(self._plan.main.arguments)
-        return {i: tuple(r for r, w in enumerate(everyone) if i in w) for i in range(count)}
-
-    def _place(self, step: int, wanting: dict[int, tuple[int, ...]]) -> None:
-        """Give the worker this step's arguments; a file's come from rank 0."""
-        main = self._plan.main
-        for number, ranks in wanting.items():
-            if step > 0 and main.arguments[number].role == "state":
-                continue
-            if self._job.inputs is None:
-                value = self._source.value(number, step) if self._rank in ranks else None
-            else:
-                value = self._deliver(number, step, ranks)
-            if value is not None:
-                self._worker.place(number, value)
-
-    def _deliver(self, number: int, step: int, ranks: Sequence[int]) -> Array | None:
-        """Argument `number` from rank 0's file, on the ranks that need it; None where it stays as it was."""
-        value = self._source.value(number, step) if self._rank == 0 else None
-        if self._peers is None:
-            return value if 0 in ranks else None
-        others = [r for r in ranks if r != 0]
-        what = f"distributing argument {number}"
-        changes = self._world.bcast(value is not None)
-        if not changes:
-            return None
-        if self._rank == 0:
-            for rank in others:
-                self._peers.post_send(value, (), rank, number)
-            wait_until(self._peers.idle, self._peers.progress, self._watchdog, what)
-            return value if 0 in ranks else None
-        if self._rank not in others:
-            return None
-        from alpa_mlir.runtime.executable import dtype_of
-
-        kind = self._plan.main.arguments[number].type
-        landing = np.empty(kind.shape, dtype_of(kind.element))
-        wait_until(self._peers.post_receive(landing, 0, number), self._peers.progress, self._watchdog, what)
-        return landing
-
-    def _step(self, step: int) -> None:
-        start = time.perf_counter()
-        self._worker.step()
-        self._worker.wait()
-        scalars = [(i, self._worker.result(i)) for i in self._scalars()]
-        elapsed = time.perf_counter() - start
-        if self._rank == 0:
-            said = ", ".join(f"{self._name(i)} = {float(v):.6g}" for i, v in scalars if v is not None)
-            print(f"step {step}: {said + ', ' if said else ''}{elapsed * 1e3:.1f} ms", flush=True)
-
-    def _scalars(self) -> list[int]:
-        """Float scalars among the results that are not state: the loss and its like."""
-        main = self._plan.main
-        state = {a.updates for a in main.arguments}
-        kinds = [main.type_of(r) for r in main.results]
-        return [i for i, k in enumerate(kinds) if k.shape == () and k.element[0] in "fb" and i not in state]
-
-    def _name(self, number: int) -> str:
-        names = self._plan.main.result_names
-        said = names[number] if number < len(names) else ""
-        return f"out{number} ({said})" if said else f"out{number}"
-
-    def _gather(self) -> list[Array]:
-        found = [self._worker.result(i) for i in range(len(self._plan.main.results))]
-        return [r for r in found if r is not None]
-
-    def _conclude(self, results: list[Array]) -> int:
-        from alpa_mlir.runtime.inputs import write_outputs
-        from alpa_mlir.runtime.reference import report, run_original, tolerance_for
-
-        if self._job.outputs:
-            write_outputs(self._job.outputs, results)
-        if self._reference is None:
-            return OK
-        arguments = self._plan.main.arguments
-        expected = run_original(self._reference, arguments, self._source.value, self._job.steps)
-        tolerance = self._job.tolerance
-        if tolerance is None:
-            tolerance = tolerance_for(self._reference)
-        names = [self._name(i) for i in range(len(results))]
-        lines, equal = report(names, results, expected, tolerance)
-        print("\n".join(lines), flush=True)
-        return OK if equal else FAILED

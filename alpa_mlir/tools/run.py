@@ -25,7 +25,8 @@ Without --inputs argument i is drawn from numpy's default_rng([SEED, i]): floats
 uniform in 0…7; every step gets the same batch. In a file they are arg0, arg1, …; a batch that changes is arg3@0,
 arg3@1, … by step. Results are written as out0, out1, … after the last step.
 
-Exit status: 0 done, 1 an error or a difference above the tolerance, 2 wrong usage, 124 no progress, 130 Ctrl-C.
+Exit status: 0 done, 1 an error or a difference above the tolerance, 2 wrong usage, 124 no progress, 130 Ctrl-C,
+137 a rank was killed, 143 SIGTERM.
 """
 
 
@@ -55,6 +56,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", type=_not_negative, default=600.0, metavar="SECONDS",
         help="end the job when an instruction takes longer; 0: never; default 600",
+    )  # fmt: skip
+    parser.add_argument(
+        "--heartbeat", type=_not_negative, default=5.0, metavar="SECONDS",
+        help="end the job when a rank gives no sign of life for so long (it is stopped, or its host is gone); "
+        "0: do not watch; default 5",
     )  # fmt: skip
     return parser
 
@@ -121,6 +127,7 @@ def _job(options: argparse.Namespace) -> Job:
         reference_name="-" if path is None else f"{path}:1:1",
         tolerance=options.tolerance,
         timeout=options.timeout,
+        heartbeat=options.heartbeat,
     )
 
 

@@ -50,7 +50,7 @@ class Transport(ABC):
 
 def wait_until(done: Callable[[], bool], progress: Callable[[], None], watchdog: Watchdog, what: str) -> None:
     """Return when `done()`; meanwhile `progress()`.  First spins a little, then sleeps up to 0.3 ms."""
-    watchdog.beat(what)
+    watchdog.wait(what)
     pause, spins = 1e-5, 0
     while not done():
         progress()

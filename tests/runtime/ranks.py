@@ -82,3 +82,11 @@ def living(marker: str) -> list[int]:
         except OSError:  # the process ended while we looked
             continue
     return found
+
+
+def pid_of(marker: str, rank: int) -> int:
+    """The process of one rank of the job that `marker` names."""
+    for pid in living(marker):
+        if f"OMPI_COMM_WORLD_RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+            return pid
+    raise AssertionError(f"no process of rank {rank}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 import time
 from pathlib import Path
 
@@ -13,47 +15,83 @@ import pytest
 import ranks
 
 PROGRAM = """
-import os, sys, time
-from alpa_mlir.runtime.guard import Watchdog, guarded
+import os, signal, sys, time
+from alpa_mlir.runtime import heartbeat
+from alpa_mlir.runtime.guard import Watchdog, die_with_parent, guarded, terminated
 from mpi4py import MPI
-from alpa_mlir.runtime.guard import die_with_parent
 
 die_with_parent()
 world = MPI.COMM_WORLD
+culprit = int(sys.argv[1])
 
 def body():
+    signal.signal(signal.SIGTERM, lambda *_: terminated(world.rank))
     watchdog = Watchdog(world.rank, 2.0)
+    heartbeat.connect(world, 2.0, watchdog)
     world.Barrier()
     with watchdog.watching():
-        if world.rank == 1:
+        watchdog.beat("the fault")
+        if world.rank == culprit:
             FAULT
         while True:
-            watchdog.beat("waiting for rank 1")
+            watchdog.wait(f"a message of rank {culprit}")
             time.sleep(0.1)
 
 guarded(world.rank, body)
 """
+KILL, STOP = "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGSTOP)"
 FAULTS = {
-    "raise ValueError('broken on purpose')": (1, "[rank 1] failed: ValueError: broken on purpose"),
-    "sys.exit(3)": (3, "[rank 1] left early with code 3"),
-    "sys.exit(0)": (1, "[rank 1] left early with code 0"),
-    "time.sleep(1000)": (124, "[rank 1] no progress for 2 s in: starting"),
-    "os.kill(os.getpid(), 9)": (137, ""),
+    "raise ValueError('broken on purpose')": (1, "failed: ValueError: broken on purpose"),
+    "sys.exit(3)": (3, "left early with code 3"),
+    "sys.exit(0)": (1, "left early with code 0"),
+    "time.sleep(1000)": (124, "no progress for 2 s in: the fault"),
+    "os.kill(os.getpid(), signal.SIGTERM)": (143, "ended by signal 15 (SIGTERM)"),
+    "os.kill(os.getpid(), signal.SIGSEGV)": (139, "crashed; last heard in: "),
+    "os._exit(7)": (7, ""),
+    KILL: (137, "was killed by signal 9 (SIGKILL); last heard in: "),
+    STOP: (124, "gave no sign of life for "),
 }
+PLACES = [(fault, 1) for fault in FAULTS] + [(fault, rank) for fault in (KILL, STOP) for rank in (0, 2)]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_one_rank_ends_the_job(fault: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fault", "culprit"), PLACES)
+def test_one_rank_ends_the_job(fault: str, culprit: int, tmp_path: Path) -> None:
+    """At once, with the culprit first, and alone; where it cannot speak, others say which one it was."""
     script = tmp_path / "faulty.py"
     script.write_text(PROGRAM.replace("FAULT", fault))
-    job = ranks.start([], mpirun=2, script=script)
+    job = ranks.start([culprit], mpirun=3, script=script)
     found = ranks.finish(job, 60)
     code, message = FAULTS[fault]
     assert found.code == code, found.err
-    assert message in found.err
-    ours = [line for line in found.err.splitlines() if line.startswith("[rank")]
-    assert not ours or ours[0].startswith("[rank 1]")
+    first, *_ = found.err.splitlines()
+    assert first.startswith(f"[rank {culprit} on {socket.gethostname()}] {message}")
+    assert "Traceback" not in found.err or fault.startswith("raise")
     assert ranks.living(str(tmp_path)) == []
+
+
+def test_ranks_with_different_plans_are_refused_before_any_work(tmp_path: Path) -> None:
+    plan, other = tmp_path / "plan.mlir", tmp_path / "other.mlir"
+    plan.write_text(mlp_plan.plan_text())
+    other.write_text(mlp_plan.plan_text(4))
+    second = [":", "-n", 1, sys.executable, "-m", "alpa_mlir.tools.run", other]
+    found = ranks.run([plan, *second], mpirun=1)
+    assert (found.code, found.out) == (1, "")
+    host = socket.gethostname()
+    assert found.err.startswith(f"{plan}:1:1: error: [rank 1 on {host}] differs from rank 0 on {host} in the plan: ")
+    assert "Traceback" not in found.err
+
+
+def test_everything_that_decides_what_a_rank_does_is_compared(tmp_path: Path) -> None:
+    from alpa_mlir.runtime.agreement import disagreement, identity
+    from alpa_mlir.runtime.job import Job
+
+    job = Job(str(tmp_path / "plan.mlir"))
+    mine = identity(job.plan, job.options())
+    assert disagreement([mine, mine]) is None
+    assert disagreement([mine, {**mine, "host": "b", "the plan": "123"}]) is None  # rank 0 does not see the file
+    for name in ("alpa_mlir", "jax", "jaxlib", "the source of alpa_mlir", "the option steps", "the option inputs"):
+        said = disagreement([mine, mine, {**mine, "host": "b", name: "other"}])
+        assert said == f"[rank 2 on b] differs from rank 0 on {mine['host']} in {name}: other, not {mine[name]}"
 
 
 def long_job(tmp_path: Path, start: list[object]):
@@ -87,12 +125,13 @@ def test_a_killed_rank_and_a_killed_launcher_leave_nothing(tmp_path: Path) -> No
     job.communicate()
 
 
-def test_ranks_that_share_a_stage_with_a_killed_one_let_mpirun_speak(tmp_path: Path) -> None:
+def test_a_killed_rank_that_shares_a_stage_is_told_before_jax_complains(tmp_path: Path) -> None:
     job = long_job(tmp_path, ["-n", 4])
-    os.kill(max(ranks.living(str(tmp_path))), signal.SIGKILL)
+    os.kill(ranks.pid_of(str(tmp_path), 2), signal.SIGKILL)
     found = ranks.finish(job, 60)
-    assert found.code == 137 and found.seconds < 5
-    assert "exited on\nsignal 9" in found.err and "[rank" not in found.err
+    assert found.code == 137
+    assert found.err.startswith(f"[rank 2 on {socket.gethostname()}] was killed by signal 9 (SIGKILL)")
+    assert "coordination" not in found.err
     assert ranks.living(str(tmp_path)) == []
 
 
