@@ -49,6 +49,8 @@ def is_zero(value: ir.Value) -> bool:
         if op.name in ("stablehlo.broadcast_in_dim", "stablehlo.reshape", "sdy.reshard"):
             value = op.operands[0]
             continue
+        if op.name == "stablehlo.complex":
+            return all(is_zero(part) for part in op.operands)
         return op.name in CONSTANTS and _is_number(value) and _all_zero(op.attributes["value"])
     return False
 

@@ -24,6 +24,7 @@ from alpa_mlir.dialect.sharding import (
     set_argument_attributes,
     set_result_attributes,
 )
+from alpa_mlir.passes.complex_constants import split_complex_constants
 from alpa_mlir.passes.domains import mark_nonnegative
 from alpa_mlir.passes.inline import inline_calls, require_one_block
 from alpa_mlir.passes.registry import Pass, option, register
@@ -50,7 +51,8 @@ class Normalize(Pass):
     Before: any StableHLO module whose entry is `@main`, or the only public function.
 
     After (level 1): a single public function `@main`. Calls and composites are inlined, chlo ops and deprecated
-    StableHLO ops expressed in current ones; algebraic identities simplified, equal ops merged, dead ones removed.
+    StableHLO ops expressed in current ones, constants of complex numbers as two of floats; algebraic identities
+    simplified, equal ops merged, dead ones removed.
     Constants that are splats or of at most 1 KiB stand once per use, right before it. Every argument has `alpa.role`,
     every state argument `alpa.updates`, an argument whose root
     or logarithm is taken `alpa.nonnegative`; of the results' attributes only `jax.result_info` and `sdy.sharding` stay.
@@ -77,6 +79,7 @@ class Normalize(Pass):
         _upstream(module, "symbol-dce")
         _remove_gspmd(module, main, remarks)
         _require_static(main)
+        split_complex_constants(main)
         _trim_attributes(module, main)
         _upstream(module, _CLEAN)
         simplify(main)

@@ -40,7 +40,19 @@ def scanned(x):
     return jax.lax.scan(lambda c, row: (halves(c) + row, c.sum()), jnp.zeros(8), x)
 
 
+TWIDDLES = np.exp(2j * np.pi * np.arange(4 * 64).reshape(4, 64) / 256).astype(np.complex64)
+
+
+def spectral(x):
+    """Complex constants of all kinds: splats, short lists, large tables, in regions."""
+    z = jnp.fft.fft(x) * (1 + 2j) + np.arange(8) * np.complex64(1j)
+    total = jax.lax.reduce(z, np.complex64(0), jax.lax.add, (1,))
+    wide = jnp.pad(x, ((0, 0), (0, 56))) * TWIDDLES
+    return jnp.abs(z), total.real, total.imag, (wide * jnp.conj(TWIDDLES)).real
+
+
 PROGRAMS = {
+    "complex": (spectral, (X,)),
     "calls": (lambda x: halves(halves(x) @ halves(x.T)), (X,)),
     "composites": (composite, (X,)),
     "chlo": (lambda x: (jax.scipy.special.erf(x), jax.lax.top_k(x, 2), jax.scipy.special.erfinv(jnp.tanh(x))), (X,)),
