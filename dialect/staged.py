@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import mpmd
@@ -57,6 +58,11 @@ class MeshTensor:
     shape: tuple[int, ...]
     element: str
     sharding: Sharding
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of the whole tensor."""
+        return prod(self.shape) * element_bytes(self.element)
 
     @property
     def tensor_text(self) -> str:

@@ -1,6 +1,6 @@
 """`alpa-parallelize-pipeline`: from a program to a plan: which passes run, in which order, with which options.
 
-    normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ localize ─ schedule
+    normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ price ─ localize ─ schedule
 
 The number of microbatches, where it is not given, is the one whose stages the cost model likes best among the powers
 of two that divide the batch.  `alpa_mlir.planner.plan` and the command `alpa-mlir-plan` run the same code.
@@ -186,6 +186,7 @@ class _Road:
         return [
             _text("alpa-shard", solver=self.options.solver, schedule=kind, whole_sums=not local),
             "alpa-split",
+            "alpa-price",
             *localize,
             _text("alpa-schedule", kind=kind),
         ]

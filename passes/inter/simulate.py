@@ -106,6 +106,18 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Move:
+    """A transfer of `bytes` from one lane to another, under way from `start` to `finish`."""
+
+    source: int
+    target: int
+    microbatch: int
+    start: float
+    finish: float
+    bytes: float
+
+
+@dataclass(frozen=True)
 class Timeline:
     """A simulated step: boxes by lane and start, its length, the steady rate, the bubble, peak bytes per lane."""
 
@@ -115,6 +127,7 @@ class Timeline:
     period: float
     bubble: float
     peak_bytes: tuple[float, ...]
+    moves: tuple[Move, ...] = ()
 
     def lane(self, number: int) -> tuple[Span, ...]:
         """The boxes of one lane in order."""
@@ -133,14 +146,19 @@ def simulate(kind: str, costs: Sequence[StageCosts], microbatches: int, lanes: i
         for t in order
     ]
     by_lane = [[b for b in spans if b.lane == lane] for lane in range(pipeline.lanes)]
-    period = max(boxes[-1].finish - boxes[0].start for boxes in by_lane)
-    busy = sum(duration.values())
-    bubble = max(0.0, 1.0 - busy / (period * pipeline.lanes)) if period > 0 else 0.0
+    period, bubble = idle_share(by_lane)
     peaks = tuple(_peak(kind, costs, boxes) for boxes in by_lane)
     for lane, boxes in enumerate(by_lane):
         spans += _updates(lane, costs, pipeline.stages_of(lane), boxes[-1].finish)
     ordered = tuple(sorted(spans, key=lambda b: (b.lane, b.start, b.finish)))
     return Timeline(kind, ordered, max(s.finish for s in ordered), period, bubble, peaks)
+
+
+def idle_share(lanes: Sequence[Sequence[Span]]) -> tuple[float, float]:
+    """(period, bubble) of the microbatches' boxes of each lane, in order."""
+    period = max((boxes[-1].finish - boxes[0].start for boxes in lanes if boxes), default=0.0)
+    busy = sum(b.finish - b.start for boxes in lanes for b in boxes)
+    return period, max(0.0, 1.0 - busy / (period * len(lanes))) if period > 0 else 0.0
 
 
 def _needs(task: Task, costs: Sequence[StageCosts]) -> list[tuple[Task, float]]:

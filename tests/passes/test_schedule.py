@@ -33,9 +33,11 @@ from alpa_mlir.dialect.staged import (
     Transfer,
     element_bytes,
 )
-from alpa_mlir.passes.schedule import SchedulePass, plan_timeline, residual_bytes
+from alpa_mlir.passes.inter.simulate import simulate
+from alpa_mlir.passes.schedule import SchedulePass, unit_costs
 from alpa_mlir.passes.schedule_check import check_plan
-from alpa_mlir.passes.schedule_lists import instruction_lists
+from alpa_mlir.passes.schedule_lists import TICKS, instruction_lists
+from alpa_mlir.passes.schedule_timeline import play_plan
 from alpa_mlir.passes.split import Split
 from alpa_mlir.runtime.execute import run_plan
 
@@ -368,26 +370,19 @@ def test_plan_is_sealed_verified_and_reproducible() -> None:
     check_plan(plan)
 
 
-def test_cost_is_the_simulated_step() -> None:
-    """Two stages of 3 s per microbatch, 4 microbatches, 0.5 s update: (4 + 1) · 3 + 0.5."""
-    module = sharded("mlp.mlir")
-    Split().apply(module, [])
-    SchedulePass(kind="1f1b").apply(module, [])
-    assert read_plan(module).cost == pytest.approx(15.5)
-    timeline = plan_timeline(module)
-    assert timeline is not None and timeline.makespan == pytest.approx(15.5)
-    assert timeline.bubble == pytest.approx(1 / 5)
-
-
-def test_residual_bytes_are_per_device() -> None:
-    """Stage 0 keeps tanh's 4x16 f32, split over two devices; stage 1 keeps the 4x4 error, whole."""
-    module = sharded("mlp.mlir")
-    Split().apply(module, [])
-    SchedulePass().apply(module, [])
-    plan = read_plan(module)
-    meshes = {n: s.mesh for n, s in plan.stages.items()}
-    found = [residual_bytes(plan.main, s, meshes[m]) for s, m in enumerate(plan.pipeline)]
-    assert found == [4 * 16 * 4 / 2, 4 * 4 * 4]
+@pytest.mark.parametrize(
+    ("kind", "v", "ticks"),
+    [("1f1b", 1, 8 + 3), ("gpipe", 1, 8 + 3), ("interleaved", 2, 2 * 8 + 3), ("zero-bubble", 1, 8 + 1)],
+)
+def test_a_plans_lists_played_with_unit_times_give_the_closed_forms(kind: str, v: int, ticks: int) -> None:
+    """Four submeshes, eight microbatches of 3 ticks: idle 3 (p - 1), a third of that for zero-bubble."""
+    plan = Chain(4 * v, 8, lanes=4, apart=kind == "zero-bubble").plan(kind)
+    timeline = play_plan(plan, unit_costs(plan.main, kind))
+    if kind == "zero-bubble":  # stage 0 has no backward part here: one tick less for each microbatch
+        assert timeline.period == simulate(kind, [replace(TICKS, backward=0.0), *[TICKS] * 3], 8).period
+    else:
+        assert timeline.makespan == timeline.period == 3.0 * ticks
+    assert len(timeline.moves) == sum(isinstance(i, Send) for s in plan.schedules for i in s.instructions)
 
 
 @pytest.mark.parametrize(

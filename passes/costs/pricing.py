@@ -1,0 +1,177 @@
+"""What a sharded function costs, read from its ops and the shardings on their values.
+
+Nothing is decided here: every op of levels 5 and 6 can be read by itself (docs/ir.md), so its local piece, the
+collectives that end its partial sums, and the reshards between ops are known, and each is priced by the rule
+that also chose it (C1 to C13, docs/costs.md).  Memory: the most bytes per device that values made inside the
+function hold at once, in program order (M2, M4; M5: a result that takes over an argument's buffer holds none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import op_id
+from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors, shape_of
+from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, op_shardings, read_sharding
+from alpa_mlir.dialect.staged import element_bytes
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.costs.communication import step_cost
+from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
+from alpa_mlir.passes.costs.links import MeshLinks
+from alpa_mlir.passes.local.device_placement import place
+from alpa_mlir.passes.local.steps import Step, reshard_steps
+
+RESHARD = "sdy.reshard"
+
+
+@dataclass(frozen=True)
+class FunctionCost:
+    """Seconds by what takes them (`product`, `fused`, `all_reduce x`, …), and the most bytes held inside."""
+
+    seconds_of: tuple[tuple[str, float], ...]
+    working_bytes: float
+
+    @property
+    def seconds(self) -> float:
+        """Of one run of the function."""
+        return sum(seconds for _, seconds in self.seconds_of)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value's whole shape, element type, and sharding."""
+
+    shape: tuple[int, ...]
+    element: str
+    sharding: Sharding
+
+    @property
+    def bytes(self) -> float:
+        return prod(self.shape) * element_bytes(self.element)
+
+
+def price_function(function: ir.Operation, links: MeshLinks, cluster: Cluster) -> FunctionCost:
+    """The cost of a sharded function with one block, all of whose values lie on the mesh of `links`.
+
+    CompileError where an op's shardings contradict one another (rules P1 to P6).
+    """
+    pricer = _Pricer(function, links, cluster)
+    pricer.run()
+    return FunctionCost(tuple(sorted(pricer.seconds.items())), _peak(function, pricer))
+
+
+class _Pricer:
+    """Walks the ops of one function and adds up seconds by kind."""
+
+    def __init__(self, function: ir.Operation, links: MeshLinks, cluster: Cluster) -> None:
+        self.links, self.cluster = links, cluster
+        self.block = function.regions[0].blocks[0]
+        self.factors: Mapping[int, OpFactors] = read_factors(function)
+        self.values: dict[ir.Value, _Value] = {}
+        self.seconds: dict[str, float] = {}
+        for value, entry in zip(self.block.arguments, argument_attributes(function), strict=True):
+            self.values[value] = _value(value, read_sharding(entry[SHARDING])[1])
+
+    def run(self) -> None:
+        """Price every op but the return."""
+        for view in list(self.block.operations)[:-1]:
+            op = view.operation
+            found = op_shardings(op)
+            for value, sharding in zip(op.results, found[1] if found is not None else (), strict=True):
+                self.values[value] = _value(value, sharding)
+            if op.name == RESHARD:
+                source, target = self.values[op.operands[0]], self.values[op.results[0]]
+                self._steps(reshard_steps(source.sharding, target.sharding), target.bytes)
+            elif len(op.results):
+                self._op(op)
+
+    def _op(self, op: ir.Operation) -> None:
+        factors, mesh = self.factors[op_id(op)], self.links.mesh
+        operands, results = [self.values[v] for v in op.operands], [self.values[v] for v in op.results]
+        if is_free(factors, operands, results):
+            return
+        placed = place(op, factors, [v.sharding for v in operands], [v.sharding for v in results], mesh)
+        kind = compute_kind(factors)
+        read = sum(v.bytes / mesh.extent(v.sharding.axes) for v in operands)
+        written = sum(v.bytes / mesh.extent(natural.axes) for v, natural in zip(results, placed.natural, strict=True))
+        flops = 0.0
+        if kind == "product":
+            split = prod(mesh.extent(axes) for axes in placed.axes)
+            flops = product_flops(factors, [v.shape for v in operands], results[0].shape) / split
+        element = (operands or results)[0].element
+        self._add(kind, compute_seconds(kind, self.cluster, element, flops, read, written))
+        for value, ending in zip(results, placed.endings, strict=True):
+            self._steps(ending, value.bytes)
+
+    def _steps(self, steps: Sequence[Step], size: float) -> None:
+        for step in steps:
+            name = " ".join((step.kind, *step.axes)) if step.kind != "slice" else "slice"
+            self._add(name, step_cost(step, self.links).at(size))
+
+    def _add(self, name: str, seconds: float) -> None:
+        if seconds > 0:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def is_free(factors: OpFactors, operands: Sequence[_Value], results: Sequence[_Value]) -> bool:
+    """Constants, iotas, and what is spread out of scalars: every device makes its part for nothing."""
+    points = all(k == PASS for k in factors.kinds)
+    return points and not any(v.shape for v in operands) and (not operands or any(v.shape for v in results))
+
+
+def _value(value: ir.Value, sharding: Sharding) -> _Value:
+    shape = shape_of(value)
+    if shape is None:
+        return _Value((0,), "i8", sharding)
+    return _Value(shape, str(ir.RankedTensorType(value.type).element_type), sharding)
+
+
+def _peak(function: ir.Operation, pricer: _Pricer) -> float:
+    """Most local bytes of values made in the function, alive from their op to their last use in program order."""
+    ops = [view.operation for view in pricer.block.operations]
+    place_of = {op_id(op): n for n, op in enumerate(ops)}
+    adopted = _adopted(function, ops[-1])
+    changes = [0.0] * (len(ops) + 1)
+    for n, op in enumerate(ops[:-1]):
+        for value in op.results:
+            users = [_outermost(use.owner.operation, pricer.block) for use in value.uses]
+            if value in adopted or _is_fused_away(op, users, ops[-1], pricer):
+                continue
+            known = pricer.values[value]
+            size = known.bytes / pricer.links.mesh.extent(known.sharding.axes)
+            changes[n] += size
+            changes[max((place_of[op_id(user)] for user in users), default=n) + 1] -= size
+    now = most = 0.0
+    for change in changes:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def _adopted(function: ir.Operation, terminator: ir.Operation) -> set[ir.Value]:
+    """Results that take over the buffer of an argument."""
+    donated = [e[alpa.DONATE] for e in argument_attributes(function) if alpa.DONATE in e]
+    return {terminator.operands[int(ir.IntegerAttr(a).value)] for a in donated}
+
+
+def _outermost(op: ir.Operation, block: ir.Block) -> ir.Operation:
+    while op.block != block:
+        op = op.parent.operation
+    return op
+
+
+def _is_fused_away(op: ir.Operation, users: Sequence[ir.Operation], end: ir.Operation, pricer: _Pricer) -> bool:
+    """Rule M4, and what costs nothing to make is not kept."""
+    if op.name == RESHARD or any(op_id(user) == op_id(end) for user in users):
+        return False
+    factors = pricer.factors[op_id(op)]
+    if is_free(factors, [pricer.values[v] for v in op.operands], [pricer.values[v] for v in op.results]):
+        return True
+    if compute_kind(factors) != "fused" or len(users) != 1 or users[0].name == RESHARD:
+        return False
+    return compute_kind(pricer.factors[op_id(users[0])]) in ("fused", "reduction")

@@ -1,0 +1,124 @@
+"""`alpa-price`: what each stage function and each transfer of a split step costs, written where it stands.
+
+The figures are those of `alpa_mlir.passes.costs.pricing`, of the module as it is: whatever was repeated,
+cut in two or resharded on the way is in them.  `alpa-schedule` plays them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import ClassVar
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.plan import Stage, read_stages, stage_entries
+from alpa_mlir.dialect.staged import ACCUMULATE, STACK, TRANSFER, Fragment, MeshTensor, PlanMain, read_main
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
+from alpa_mlir.passes.costs.communication import transfer_cost
+from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
+from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
+from alpa_mlir.passes.registry import Pass, register
+
+PARTS = ("forward", "backward", "weight", "update", "prologue")
+
+
+@register
+@dataclass(frozen=True)
+class Price(Pass):
+    """Write the predicted cost of each stage function, transfer and accumulation.
+
+    IR before: level 6, not localized. IR after: `alpa.cost = {seconds = {product = …, …}, working_bytes = …}` on stage
+    functions, `alpa.cost` in seconds on `mpmd.transfer`, `alpa.accumulate` and `alpa.stack`, and in `alpa.stages` for
+    each stage `forward_seconds`, `backward_seconds`, … of one run. The cluster is the module's (without one: cpu).
+    """
+
+    name: ClassVar[str] = "alpa-price"
+
+    def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
+        if alpa.get_string(module.operation, alpa.LEVEL) != "split":
+            raise CompileError("alpa-price needs a split module: run alpa-split first", module.operation.location)
+        cluster = module_cluster(module) or load_cluster("cpu")
+        stages, main = read_stages(module), read_main(module)
+        links = {name: mesh_links(s.mesh, cluster, min(s.devices)) for name, s in stages.items()}
+        costs = _price_functions(module, main, links, cluster)
+        for op in alpa.walk(functions(module)["main"]):
+            if op.name == TRANSFER:
+                source, target = (MeshTensor.read(v.type) for v in (op.operands[0], op.results[0]))
+                there = _near(links[target.mesh], [stages[m.mesh] for m in (source, target)], cluster)
+                _set_seconds(op, transfer_cost(target.sharding, there).at(target.bytes))
+            elif op.name in (ACCUMULATE, STACK):
+                # A sum reads two values and writes one, a stack reads and writes one.
+                passes = 3 if op.name == ACCUMULATE else 2
+                part = MeshTensor.read(op.operands[0].type)
+                _set_seconds(op, passes * local_bytes(part, stages[part.mesh]) / cluster.memory_bandwidth)
+        _write_stages(module, main, costs)
+
+
+def local_bytes(kind: MeshTensor, stage: Stage) -> float:
+    """Bytes that one device holds of a value."""
+    return kind.bytes / stage.mesh.extent(kind.sharding.axes)
+
+
+def _price_functions(
+    module: ir.Module, main: PlanMain, links: Mapping[str, MeshLinks], cluster: Cluster
+) -> dict[str, FunctionCost]:
+    found = functions(module)
+    costs: dict[str, FunctionCost] = {}
+    equal: dict[tuple[str, object, object], FunctionCost] = {}
+    for call in (s for s in main.steps if isinstance(s, Fragment)):
+        function, at = found[call.function], links[call.mesh]
+        key = (_anonymous(function, call.mesh), at.axes, at.mesh.axes)
+        if key not in equal:
+            equal[key] = price_function(function, at, cluster)
+        costs[call.function] = equal[key]
+        _write_cost(function, equal[key])
+    return costs
+
+
+def _anonymous(function: ir.Operation, mesh: str) -> str:
+    """The text of a function without its own and its mesh's name: equal stages have equal text."""
+    name = ir.StringAttr(function.attributes["sym_name"]).value
+    return str(function).replace(f"@{name}(", "@(", 1).replace(f"@{mesh},", "@,")
+
+
+def _write_cost(function: ir.Operation, cost: FunctionCost) -> None:
+    context = function.context
+    with ir.Location.unknown(context):
+        f64 = ir.F64Type.get(context)
+        seconds = ir.DictAttr.get({name: ir.FloatAttr.get(f64, s) for name, s in cost.seconds_of}, context)
+        working = alpa.i64(ceil(cost.working_bytes), context)
+        function.attributes[alpa.COST] = ir.DictAttr.get({"seconds": seconds, "working_bytes": working}, context)
+
+
+def _set_seconds(op: ir.Operation, seconds: float) -> None:
+    with ir.Location.unknown(op.context):
+        op.attributes[alpa.COST] = ir.FloatAttr.get(ir.F64Type.get(op.context), seconds)
+
+
+def _near(links: MeshLinks, ends: Sequence[Stage], cluster: Cluster) -> MeshLinks:
+    """The links of a receiving submesh, with the device link to the outside where both ends lie in one node."""
+    if cluster.axes or len({d // cluster.devices_per_node for end in ends for d in end.devices}) > 1:
+        return links
+    inside = cluster.device_link
+    return replace(links, outside=AxisLink(inside.bandwidth, inside.start, inside.hop))
+
+
+def _write_stages(module: ir.Module, main: PlanMain, costs: Mapping[str, FunctionCost]) -> None:
+    """Seconds of one run of each part, by stage; what runs once per step is counted at the submesh's first stage."""
+    context, entries = module.context, []
+    with ir.Location.unknown(context):
+        f64 = ir.F64Type.get(context)
+        for number, before in enumerate(stage_entries(module)):
+            entry = {before[i].name: before[i].attr for i in range(len(before))}
+            for part in PARTS:
+                calls = [s for s in main.steps if isinstance(s, Fragment) and (s.stage, s.phase) == (number, part)]
+                if calls:
+                    seconds = sum(costs[c.function].seconds for c in calls)
+                    entry[f"{part}_seconds"] = ir.FloatAttr.get(f64, seconds)
+            entries.append(ir.DictAttr.get(dict(sorted(entry.items())), context))
+        module.operation.attributes[alpa.STAGES] = ir.ArrayAttr.get(entries, context)
