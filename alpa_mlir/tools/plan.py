@@ -34,6 +34,7 @@ LEVELS = (
     "alpa-stages",
     "alpa-shard",
     "alpa-split",
+    "alpa-price",
     "alpa-localize",
 )
 
