@@ -92,6 +92,23 @@ class Submeshes:
             parts[device] = np.asarray(whole[within(box, everything)])
         return self._assemble(parts, kind)
 
+    def put_tiles(self, tile: Callable[[Box], Array], kind: MeshTensor) -> jax.Array:
+        """A tensor of which `tile` gives any box, each of this rank's asked for once."""
+        own = self.own_tiles(kind)
+        boxes = {box: tile(box) for box in dict.fromkeys(own.values())}
+        return self._assemble({device: boxes[box] for device, box in own.items()}, kind)
+
+    def kept_tiles(self, value: jax.Array, kind: MeshTensor) -> dict[Box, Array]:
+        """The tiles of a tensor that this rank answers for, as views: of the devices with one tile the first does."""
+        mesh, devices = self._places[kind.mesh]
+        boxes = tiles(kind.shape, Placement(mesh, devices, kind.sharding))
+        first: dict[Box, int] = {}
+        for device, box in zip(devices, boxes, strict=True):
+            first.setdefault(box, device)
+        shards = {shard.device.id: shard.data for shard in value.addressable_shards}
+        mine = {box: device for box, device in first.items() if self._rank_of[device] == self.rank}
+        return {box: np.asarray(shards[self._devices[device].id]) for box, device in mine.items()}
+
     def _assemble(self, parts: dict[int, Any], kind: MeshTensor) -> jax.Array:
         shards = [jax.device_put(part, self._devices[device]) for device, part in parts.items()]
         return jax.make_array_from_single_device_arrays(kind.shape, self.sharding(kind), shards)

@@ -119,6 +119,21 @@ def terminated(rank: int) -> None:
         leave(TERMINATED)
 
 
+class StopRequest:
+    """Set by SIGTERM or SIGUSR2 (mpirun passes the second one on to its ranks): end after this step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def listen(self) -> None:
+        """Take these signals."""
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+
 def at_leaving(call: Callable[[int], None]) -> None:
     """Have `call(code)` called when this process is about to end by `leave`."""
     _FAREWELLS.append(call)

@@ -137,9 +137,10 @@ class _Link:
 class Heartbeat(threading.Thread):
     """The thread of one rank that beats, listens and judges; made by `connect`."""
 
-    def __init__(self, me: Who, links: Sequence[_Link], limit: float, watchdog: Watchdog) -> None:
+    def __init__(self, me: Who, links: Sequence[_Link], limit: float, watchdog: Watchdog, heeds_term: bool) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self._me, self._links, self._limit, self._watchdog = me, tuple(links), limit, watchdog
+        self._heeds_term = heeds_term
         self._quiet, self._over, self._said = False, False, False
         self._lock = threading.RLock()  # a signal's handler may interrupt a beat of the main thread
         self._awake, self._wake = socket.socketpair()
@@ -215,7 +216,7 @@ class Heartbeat(threading.Thread):
         for link in self._links:
             if link.socket in ready:
                 link.read(now)
-        if self._awake in ready and signal.SIGTERM in self._awake.recv(1 << 10):
+        if self._awake in ready and signal.SIGTERM in self._awake.recv(1 << 10) and self._heeds_term:
             terminated(self._me.rank)
 
     def _pass_on(self, until: float) -> None:
@@ -288,16 +289,17 @@ class Heartbeat(threading.Thread):
         leave(code)
 
 
-def connect(world: Any, limit: float, watchdog: Watchdog) -> Heartbeat | None:
+def connect(world: Any, limit: float, watchdog: Watchdog, heeds_term: bool = True) -> Heartbeat | None:
     """Link this rank with the others and start to beat; None without peers, or where `limit` is 0.
 
-    All ranks call it.  Raises `CompileError` where rank 0 cannot be reached.
+    All ranks call it.  `heeds_term`: leave at once on SIGTERM, whatever the main thread is doing.  Raises
+    `CompileError` where rank 0 cannot be reached.
     """
     if world.size == 1 or limit <= 0:
         return None
     me = Who(world.rank, socket.gethostname(), os.getpid(), _born("self"))
     links = _gather_links(world, me) if me.rank == 0 else [_join(world, me)]
-    found = Heartbeat(me, links, limit, watchdog)
+    found = Heartbeat(me, links, limit, watchdog, heeds_term)
     at_leaving(found.say)
     divert_stderr(links[0].socket.fileno())
     faulthandler.enable(file=links[0].socket.fileno())

@@ -28,14 +28,15 @@ SCALE, INTEGERS = 0.02, 8
 
 @dataclass(frozen=True)
 class Drawn:
-    """Arguments from a seed, the same in every step."""
+    """Arguments from a seed, the same in every step; `first` is the run's first step."""
 
     arguments: tuple[Argument, ...]
     seed: int
+    first: int = 0
 
     def value(self, number: int, step: int) -> Array | None:
         """Argument `number` whole; None in all steps but the first, as it does not change."""
-        if step > 0:
+        if step > self.first:
             return None
         argument = self.arguments[number]
         found = draw(argument.type.shape, dtype_of(argument.type.element), self.seed, number)
@@ -61,11 +62,12 @@ def draw(shape: Sequence[int], dtype: np.dtype[Any], seed: int, number: int) -> 
 class FromFile:
     """Arguments from an `.npz` file; all names, shapes and types are checked when it is opened.
 
-    Raises `CompileError` at the file for a missing, superfluous or misshapen array.
+    The run's steps are `steps`; a resumed one (its first step is not 0) needs no state from here.  Raises
+    `CompileError` at the file for a missing, superfluous or misshapen array.
     """
 
-    def __init__(self, path: str, arguments: tuple[Argument, ...], steps: int) -> None:
-        self._path, self._arguments = path, arguments
+    def __init__(self, path: str, arguments: tuple[Argument, ...], steps: range) -> None:
+        self._path, self._arguments, self._steps = path, arguments, steps
         try:
             self._file = np.load(path, allow_pickle=False)
         except OSError as e:
@@ -74,29 +76,29 @@ class FromFile:
             raise self._error("cannot read the inputs: this is no .npz file") from None
         if not isinstance(self._file, np.lib.npyio.NpzFile):
             raise self._error("the inputs must be an .npz file, not a single .npy array")
-        expected = {n for i in range(len(arguments)) for n in self._names(i, steps)}
-        superfluous = [n for n in self._file.files if n not in expected and not self._is_later_batch(n)]
+        expected = {n for i in range(len(arguments)) for n in self._names(i)}
+        superfluous = [n for n in self._file.files if n not in expected and not self._is_other_batch(n)]
         if superfluous:
             raise self._error(f"{superfluous[0]} is no argument of the plan, which has arg0 … arg{len(arguments) - 1}")
-        for number in range(len(arguments)):
-            for name in self._names(number, steps):
+        for number, argument in enumerate(arguments):
+            for name in self._names(number) if steps.start == 0 or argument.role != "state" else ():
                 self._read(name, number)
 
     def value(self, number: int, step: int) -> Array | None:
         """Argument `number` whole, or None where it is the same as in the step before."""
-        names = self._names(number, step + 1)
-        if len(names) <= step:
-            return None
-        return self._read(names[step], number)
+        names = self._names(number)
+        if len(names) == 1:
+            return self._read(names[0], number) if step == self._steps.start else None
+        return self._read(names[step - self._steps.start], number)
 
-    def _names(self, number: int, steps: int) -> list[str]:
-        """The arrays that hold an argument: one for all steps, or one for each of `steps`."""
+    def _names(self, number: int) -> list[str]:
+        """The arrays that hold an argument: one for all steps, or one for each of them."""
         if f"arg{number}@0" in self._file.files:
-            return [f"arg{number}@{k}" for k in range(steps)]
+            return [f"arg{number}@{k}" for k in self._steps]
         return [f"arg{number}"]
 
-    def _is_later_batch(self, name: str) -> bool:
-        """A batch beyond the steps asked for is no mistake."""
+    def _is_other_batch(self, name: str) -> bool:
+        """A batch of a step that is not asked for is no mistake."""
         head, at, step = name.partition("@")
         return at == "@" and step.isdigit() and f"{head}@0" in self._file.files
 

@@ -23,6 +23,7 @@ from alpa_mlir.dialect.plan import Plan, check_digest
 from alpa_mlir.runtime import agreement, heartbeat, layout, program
 from alpa_mlir.runtime.guard import (
     FAILED,
+    StopRequest,
     Watchdog,
     die_with_parent,
     guarded,
@@ -39,11 +40,13 @@ class Job:
     """What to run.  `reference` reads the original program (rank 0 calls it); `tolerance` None is the default.
 
     `timeout` is how long an instruction may take, `heartbeat` how long a rank may be silent; 0: for ever.
+    `checkpoint` is a folder that gets one every `checkpoint_every` steps (0: none but the last), of which
+    `checkpoint_keep` stay (0: all); `restore` is where to begin.  `seed` None is that of the checkpoint, or 0.
     """
 
     plan: str
     steps: int = 1
-    seed: int = 0
+    seed: int | None = None
     inputs: str | None = None
     outputs: str | None = None
     reference: Callable[[], ir.Module] | None = None
@@ -51,6 +54,10 @@ class Job:
     tolerance: float | None = None
     timeout: float = 600.0
     heartbeat: float = 5.0
+    checkpoint: str | None = None
+    checkpoint_every: int = 0
+    checkpoint_keep: int = 0
+    restore: str | None = None
 
     def options(self) -> dict[str, object]:
         """What must be the same on all ranks, by name; the plan itself is compared by content."""
@@ -60,8 +67,11 @@ class Job:
 def run_local(job: Job) -> int:
     """Run the whole plan in this process and return the exit status.  Raises `CompileError`."""
     show_crashes()
+    stop = StopRequest()
+    if job.checkpoint is not None:
+        stop.listen()
     _, plan, module = _read(job.plan, 1)
-    return Rank(job, module, plan, None, Watchdog(0, job.timeout)).run()
+    return Rank(job, module, plan, None, Watchdog(0, job.timeout), stop).run()
 
 
 def run_under_mpi(job: Job) -> NoReturn:
@@ -74,10 +84,14 @@ def run_under_mpi(job: Job) -> NoReturn:
     world = MPI.COMM_WORLD
 
     def body() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: terminated(world.rank))
+        stop = StopRequest()
+        if job.checkpoint is None:
+            signal.signal(signal.SIGTERM, lambda *_: terminated(world.rank))
+        else:
+            stop.listen()
         watchdog = Watchdog(world.rank, job.timeout)
-        beating = heartbeat.connect(world, job.heartbeat, watchdog)
-        status = _run_rank(job, world, watchdog, beating)
+        beating = heartbeat.connect(world, job.heartbeat, watchdog, heeds_term=job.checkpoint is None)
+        status = _run_rank(job, world, watchdog, stop, beating)
         together(world)
         status = int(world.bcast(status))
         if beating is not None:
@@ -91,7 +105,7 @@ def run_under_mpi(job: Job) -> NoReturn:
     leave(FAILED)
 
 
-def _run_rank(job: Job, world: Any, watchdog: Watchdog, beating: heartbeat.Heartbeat | None) -> int:
+def _run_rank(job: Job, world: Any, watchdog: Watchdog, stop: StopRequest, beating: heartbeat.Heartbeat | None) -> int:
     """This rank's work; where rank 0 refuses the job, all ranks return at once."""
     watchdog.beat("comparing the ranks")
     everyone = world.allgather(agreement.identity(job.plan, job.options()))
@@ -105,7 +119,7 @@ def _run_rank(job: Job, world: Any, watchdog: Watchdog, beating: heartbeat.Heart
         module = _receive(job, world)
     if module is None:
         return FAILED
-    return Rank(job, module, program.read(module), world, watchdog).run()
+    return Rank(job, module, program.read(module), world, watchdog, stop).run()
 
 
 def _receive(job: Job, world: Any) -> ir.Module | None:

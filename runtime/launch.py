@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alpa_mlir.runtime.guard import INTERRUPTED
+from alpa_mlir.runtime.guard import INTERRUPTED, TERMINATED
 
 ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -47,10 +47,11 @@ def find_mpirun() -> str | None:
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
-def start_mpirun(ranks: int, module: str, arguments: Sequence[str]) -> int:
-    """Run `python -m module arguments` on `ranks` ranks and return the exit status (130 after Ctrl-C).
+def start_mpirun(ranks: int, module: str, arguments: Sequence[str], *, finishing: bool = False) -> int:
+    """Run `python -m module arguments` on `ranks` ranks; the exit status, 130 after Ctrl-C, 143 after SIGTERM.
 
-    FileNotFoundError where there is no mpirun.
+    `finishing`: on the first SIGTERM let the ranks finish what they do (they get SIGUSR2: mpirun passes it on, while
+    SIGTERM would make it kill them after half a second).  FileNotFoundError where there is no mpirun.
     """
     mpirun = find_mpirun()
     if mpirun is None:
@@ -59,11 +60,21 @@ def start_mpirun(ranks: int, module: str, arguments: Sequence[str]) -> int:
     environment = {**ENVIRONMENT, **os.environ}
     # If this process is killed, mpirun is told to end, and takes its ranks with it.
     job = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+    terminations: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        terminations.append(number)
+        job.send_signal(signal.SIGUSR2 if finishing and len(terminations) == 1 else signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        return job.wait()
+        status = job.wait()
+        return TERMINATED if terminations and status != 0 else status
     except KeyboardInterrupt:
         _stop(job)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxlib.mlir import ir
@@ -18,10 +21,11 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime import layout, program
-from alpa_mlir.runtime.guard import FAILED, OK, Watchdog, leave
+from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
 from alpa_mlir.runtime.transport.base import Array, wait_until
 
 if TYPE_CHECKING:
+    from alpa_mlir.runtime.checkpoint import Position
     from alpa_mlir.runtime.job import Job
 
 
@@ -35,7 +39,9 @@ def together(world: Any) -> None:
 class Rank:
     """The run on one rank; `world` is MPI's communicator of all ranks, or None for one process."""
 
-    def __init__(self, job: Job, module: ir.Module, plan: Plan, world: Any, watchdog: Watchdog) -> None:
+    def __init__(
+        self, job: Job, module: ir.Module, plan: Plan, world: Any, watchdog: Watchdog, stop: StopRequest
+    ) -> None:
         self._job, self._plan, self._world = job, plan, world
         self._rank = 0 if world is None else int(world.rank)
         count = 1 if world is None else int(world.size)
@@ -48,10 +54,13 @@ class Rank:
 
         shared = len(self._layout.groups[self._rank]) > 1
         self._peers = None if world is None or count == 1 else MpiTransport(world, threaded=shared)
-        self._watchdog = watchdog
+        self._watchdog, self._stop = watchdog, stop
+        self._stored, self._begin = self._find_checkpoint()
+        self._steps = range(self._begin.step, self._begin.step + job.steps)
         self._source = self._open_inputs()
         self._reference = self._open_reference()
         self._open_outputs()
+        self._saved = self._open_checkpoints()
         submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices, self._peers, self._watchdog)
         watchdog.beat("compiling")
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
@@ -64,13 +73,90 @@ class Rank:
         if self._world is not None:
             together(self._world)
         with self._watchdog.watching():
-            for step in range(self._job.steps):
-                self._place(step, wanting)
-                self._step(step)
-            results = self._gather() if self._job.outputs or self._job.reference else []
-        if self._rank != 0:
-            return OK
-        return self._conclude(results)
+            self._load()
+            stopped = any(self._once(step, wanting) for step in self._steps)
+            results = self._gather() if not stopped and (self._job.outputs or self._job.reference) else []
+        if stopped:
+            return TERMINATED
+        return self._conclude(results) if self._rank == 0 else OK
+
+    def _once(self, step: int, wanting: dict[int, tuple[int, ...]]) -> bool:
+        """One step with what belongs to it; whether it is the last because somebody asked to stop."""
+        self._place(step, wanting)
+        self._step(step)
+        if self._job.checkpoint is None:
+            return False
+        stops, every = self._agree_to_stop(), self._job.checkpoint_every
+        if stops or step == self._steps[-1] or (every and (step + 1) % every == 0):
+            path = self._save(step + 1)
+            if stops and self._rank == 0:
+                print(f"stopped by a signal: go on with --restore {path}", file=sys.stderr, flush=True)
+        return stops
+
+    def _agree_to_stop(self) -> bool:
+        """Whether any rank was asked to; all ranks get the same answer after the same step."""
+        if self._world is None:
+            return self._stop.asked
+        asked, all_asked = np.array([int(self._stop.asked)]), np.zeros(1, int)
+        self._await(self._world.Iallreduce(asked, all_asked), "the other ranks to end the step")
+        return bool(all_asked[0])
+
+    def _await(self, request: Any, what: str) -> None:
+        progress = self._peers.progress if self._peers is not None else lambda: None
+        wait_until(request.Test, progress, self._watchdog, what)
+
+    def _find_checkpoint(self) -> tuple[Path | None, Position]:
+        """Where the state comes from, and where the run begins."""
+        from alpa_mlir.runtime.checkpoint import Position, find
+
+        path, seed = self._job.restore, self._job.seed
+        if path is None:
+            return None, Position(0, seed or 0, self._job.inputs is not None)
+        found = self._on_rank_0(lambda: find(path, self._plan.main))
+        folder, at = found if self._world is None else self._world.bcast(found)
+        if self._rank == 0 and at.inputs != (self._job.inputs is not None):
+            was = "read from a file" if at.inputs else "drawn"
+            print(f"{path}:1:1: note: before this checkpoint the batches were {was}", file=sys.stderr, flush=True)
+        return folder, replace(at, seed=at.seed if seed is None else seed, inputs=self._job.inputs is not None)
+
+    def _open_checkpoints(self) -> Any:
+        """The folder to write to, on rank 0; None elsewhere and where nothing is to be written."""
+        path = self._job.checkpoint
+        if path is None:
+            return None
+        from alpa_mlir.runtime.checkpoint import Directory
+
+        return self._on_rank_0(lambda: Directory(path, self._job.checkpoint_keep))
+
+    def _load(self) -> None:
+        """Take the state from the checkpoint."""
+        if self._stored is not None:
+            from alpa_mlir.runtime import checkpoint
+
+            for number in checkpoint.state_arguments(self._plan.main):
+                self._watchdog.beat(f"reading argument {number} of the checkpoint")
+                self._worker.load(number, partial(checkpoint.read, self._stored, number))
+
+    def _save(self, done: int) -> Path | None:
+        """Write a checkpoint after `done` steps; its path on rank 0."""
+        from alpa_mlir.runtime import checkpoint
+
+        self._watchdog.beat("writing a checkpoint")
+        folder = self._on_rank_0(lambda: self._saved.begin(self._plan, done))
+        if self._world is not None:
+            folder = self._world.bcast(folder)
+        writes = [
+            checkpoint.write(folder, number, box, tile)
+            for number in checkpoint.state_arguments(self._plan.main)
+            for box, tile in self._worker.kept(number).items()
+        ]
+        for write in writes:
+            wait_until(write.done, lambda: None, self._watchdog, "writing a checkpoint")
+            write.result()
+        if self._world is not None:
+            self._await(self._world.Ibarrier(), "the other ranks to write their part of a checkpoint")
+        at = replace(self._begin, step=done)
+        return cast("Path | None", self._on_rank_0(lambda: self._saved.commit(folder, self._plan, at)))
 
     def _open_inputs(self) -> Any:
         """Where the arguments come from; on ranks other than 0, None for a file."""
@@ -78,8 +164,8 @@ class Rank:
 
         arguments = self._plan.main.arguments
         if self._job.inputs is None:
-            return Drawn(arguments, self._job.seed)
-        return self._on_rank_0(lambda: FromFile(str(self._job.inputs), arguments, self._job.steps))
+            return Drawn(arguments, self._begin.seed, self._begin.step)
+        return self._on_rank_0(lambda: FromFile(str(self._job.inputs), arguments, self._steps))
 
     def _open_reference(self) -> Any:
         """The original program on rank 0, None elsewhere and where there is none."""
@@ -109,8 +195,10 @@ class Rank:
                     raise
                 print(e, file=sys.stderr, flush=True)
                 refused = True
-        if self._world is not None and self._world.bcast(refused):
-            leave(FAILED)
+        if self._world is not None:
+            together(self._world)  # a blocking broadcast would take the cores from rank 0
+            if self._world.bcast(refused):
+                leave(FAILED)
         return made
 
     def _wanting(self) -> dict[int, tuple[int, ...]]:
@@ -125,7 +213,8 @@ class Rank:
         main = self._plan.main
         self._watchdog.wait(f"the arguments of step {step}")
         for number, ranks in wanting.items():
-            if step > 0 and main.arguments[number].role == "state":
+            resumed = step > self._begin.step or self._stored is not None
+            if resumed and main.arguments[number].role == "state":
                 continue
             if self._job.inputs is None:
                 value = self._source.value(number, step) if self._rank in ranks else None
@@ -133,6 +222,15 @@ class Rank:
                 value = self._deliver(number, step, ranks)
             if value is not None:
                 self._worker.place(number, value)
+
+    def _whole(self, number: int, step: int) -> Array | None:
+        """Argument `number` as the step begins, whole on rank 0; None where it stays as it was."""
+        argument = self._plan.main.arguments[number]
+        if self._stored is None or argument.role != "state":
+            return cast("Array | None", self._source.value(number, step))
+        from alpa_mlir.runtime import checkpoint
+
+        return checkpoint.read(self._stored, number, tuple((0, n) for n in argument.type.shape))
 
     def _deliver(self, number: int, step: int, ranks: Sequence[int]) -> Array | None:
         """Argument `number` from rank 0's file, on the ranks that need it; None where it stays as it was."""
@@ -194,7 +292,7 @@ class Rank:
         if self._reference is None:
             return OK
         arguments = self._plan.main.arguments
-        expected = run_original(self._reference, arguments, self._source.value, self._job.steps)
+        expected = run_original(self._reference, arguments, self._whole, self._steps)
         tolerance = self._job.tolerance
         if tolerance is None:
             tolerance = tolerance_for(self._reference)

@@ -58,17 +58,17 @@ def run_original(
     function: StageFunction,
     arguments: Sequence[Argument],
     value: Callable[[int, int], Array | None],
-    steps: int,
+    steps: range,
 ) -> list[Array]:
-    """The results after `steps` steps on one device; `value(number, step)` is None where an argument stays."""
+    """The results after these steps on one device; `value(number, step)` is None where an argument stays."""
     device = jax.local_devices()[0]
     mesh = jax_mesh(Mesh("one", (("x", 1),)), [device])
     run = Compiler().compile(function, mesh)
     current: list[Array] = [np.empty(0)] * len(arguments)
     results: list[Array] = []
-    for step in range(steps):
+    for step in steps:
         for number, argument in enumerate(arguments):
-            fresh = value(number, step) if step == 0 or argument.updates is None else None
+            fresh = value(number, step) if step == steps.start or argument.updates is None else None
             if fresh is not None:
                 current[number] = fresh
         with jax.enable_x64(True):

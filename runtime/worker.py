@@ -20,6 +20,7 @@ from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.executable import Compiler, dtype_of
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.program import Program
+from alpa_mlir.runtime.reshard import Box
 from alpa_mlir.runtime.transport.base import Array
 
 COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {"add": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
@@ -56,6 +57,20 @@ class Worker:
             kind = program.plan.main.arguments[number].type
             with jax.enable_x64(True):
                 self._slots[program.placed[number]] = self._submeshes.put(whole, kind)
+
+    def load(self, number: int, tile: Callable[[Box], Array]) -> None:
+        """Give a placed argument its value, of which `tile` reads any box."""
+        if number in self._program.placed:
+            kind = self._program.plan.main.arguments[number].type
+            with jax.enable_x64(True):
+                self._slots[self._program.placed[number]] = self._submeshes.put_tiles(tile, kind)
+
+    def kept(self, number: int) -> dict[Box, Array]:
+        """The tiles of a placed argument's value that this rank answers for; they change in the next step."""
+        if number not in self._program.placed:
+            return {}
+        kind = self._program.plan.main.arguments[number].type
+        return self._submeshes.kept_tiles(self._slots[self._program.placed[number]], kind)
 
     def step(self) -> None:
         """Run one step; afterwards state arguments hold their new values."""

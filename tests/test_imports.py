@@ -14,7 +14,10 @@ WINGS = {
         "jaxlib", "numpy", "scipy", "cvxpy", "networkx", "numba",
         "alpa_mlir.dialect", "alpa_mlir.passes", "alpa_mlir.clusters",
     },
-    "runtime": {"jax", "jaxlib", "ml_dtypes", "numpy", "mpi4py", "cupy", "alpa_mlir.dialect", "alpa_mlir.runtime"},
+    "runtime": {
+        "jax", "jaxlib", "ml_dtypes", "numpy", "mpi4py", "cupy", "orbax", "tensorstore",
+        "alpa_mlir.dialect", "alpa_mlir.runtime",
+    },
     "clusters": set(),
 }  # fmt: skip
 IMPURE = {"os", "time", "random", "subprocess", "socket", "pathlib", "tempfile", "secrets", "uuid", "threading"}

@@ -47,12 +47,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_positive, default=1, metavar="K", help="how many steps; default 1")
     parser.add_argument("--inputs", metavar="FILE.npz", help="arguments of the first step, and later batches")
     parser.add_argument("--outputs", metavar="FILE.npz", help="where to write the results of the last step")
-    parser.add_argument("--seed", type=_natural, default=0, help="seed of drawn arguments; default 0")
+    parser.add_argument(
+        "--seed", type=_natural, metavar="S", help="seed of drawn arguments; default 0, or that of the checkpoint"
+    )
     parser.add_argument("--reference", metavar="MODEL", help="the original program: run it on one device and compare")
     parser.add_argument(
         "--tolerance", type=_not_negative, metavar="R",
         help="largest difference relative to a result's largest magnitude; default 1e-4, with 16-bit types 2e-2",
     )  # fmt: skip
+    _add_checkpoints(parser)
     parser.add_argument(
         "--timeout", type=_not_negative, default=600.0, metavar="SECONDS",
         help="end the job when an instruction takes longer; 0: never; default 600",
@@ -63,6 +66,23 @@ def make_parser() -> argparse.ArgumentParser:
         "0: do not watch; default 5",
     )  # fmt: skip
     return parser
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoints")
+    group.add_argument(
+        "--checkpoint", metavar="DIR",
+        help="write the state as DIR/K, K the number of steps done: after the last step, and on SIGTERM (or SIGUSR2), "
+        "which then ends the run after the step",
+    )  # fmt: skip
+    group.add_argument("--checkpoint-every", type=_positive, default=0, metavar="K", help="also after every K-th step")
+    group.add_argument(
+        "--checkpoint-keep", type=_positive, default=0, metavar="N", help="keep the last N only; default: all"
+    )
+    group.add_argument(
+        "--restore", metavar="DIR",
+        help="go on from the latest checkpoint in DIR, or from DIR/K; the plan may be another one of the same program",
+    )  # fmt: skip
 
 
 def _positive(text: str) -> int:
@@ -92,11 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     if options.tolerance is not None and options.reference is None:
         raise UsageError("--tolerance is for --reference")
+    if options.checkpoint is None and (options.checkpoint_every or options.checkpoint_keep):
+        raise UsageError("--checkpoint-every and --checkpoint-keep are for --checkpoint")
     if options.ranks is not None:
         if under_mpirun():
             raise UsageError("-n starts mpirun, but this is already a rank of mpirun")
         try:
-            return start_mpirun(options.ranks, "alpa_mlir.tools.run", _without_ranks(arguments))
+            finishing = options.checkpoint is not None
+            return start_mpirun(options.ranks, "alpa_mlir.tools.run", _without_ranks(arguments), finishing=finishing)
         except FileNotFoundError as e:
             raise UsageError(str(e)) from None
     job = _job(options)
@@ -128,6 +151,10 @@ def _job(options: argparse.Namespace) -> Job:
         tolerance=options.tolerance,
         timeout=options.timeout,
         heartbeat=options.heartbeat,
+        checkpoint=options.checkpoint,
+        checkpoint_every=options.checkpoint_every,
+        checkpoint_keep=options.checkpoint_keep,
+        restore=options.restore,
     )
 
 
