@@ -75,14 +75,45 @@ def read_factors(root: ir.Operation) -> dict[int, OpFactors]:
     root = root.operation
     before = {op_id(op) for op in _walk(root) if RULE in op.attributes}
     _populate(root)
+    reader = _Reader()
     found: dict[int, OpFactors] = {}
     for op in _walk(root):
         if not len(op.results):
             continue
-        found[op_id(op)] = _factors_of(op)
-        if RULE in op.attributes and op_id(op) not in before:
+        key = op_id(op)
+        found[key] = reader.of(op)
+        if key not in before and RULE in op.attributes:
             del op.attributes[RULE]
     return found
+
+
+class _Reader:
+    """Decodes each distinct rule once; equal factors become one object."""
+
+    def __init__(self) -> None:
+        self.rules: dict[ir.Attribute, OpFactors] = {}
+        self.known: dict[tuple[object, ...], OpFactors] = {}
+        self.equal: dict[OpFactors, OpFactors] = {}
+
+    def of(self, op: ir.Operation) -> OpFactors:
+        """The factors of an op that carries its rule, if it has one."""
+        name = op.name
+        if name in _OWN:
+            key = (name, *[v.type for v in op.operands], None, *[v.type for v in op.results])
+            if key not in self.known:
+                self.known[key] = self._shared(_OWN[name](op))
+            return self.known[key]
+        if RULE not in op.attributes:
+            return self._shared(indivisible(op, f"{name} has no sharding rule"))
+        rule = op.attributes[RULE]
+        factors = self.rules.get(rule)
+        if factors is None:
+            factors = self.rules[rule] = self._shared(_from_rule(rule))
+        refine = _REFINE.get(name)
+        return factors if refine is None else self._shared(refine(op, factors))
+
+    def _shared(self, factors: OpFactors) -> OpFactors:
+        return self.equal.setdefault(factors, factors)
 
 
 def indivisible_ops(function: ir.Operation) -> list[tuple[ir.Operation, str]]:
@@ -147,24 +178,13 @@ def reducer_of(region: ir.Region) -> str | None:
     if len(kinds) != 1 or None in kinds or len(arguments) != 2 * count:
         return None
     for i, op in enumerate(operations[:-1]):
-        if {str(v) for v in op.operation.operands} != {str(arguments[i]), str(arguments[count + i])}:
+        if set(op.operation.operands) != {arguments[i], arguments[count + i]}:
             return None
     return kinds.pop()
 
 
-def _factors_of(op: ir.Operation) -> OpFactors:
-    special = _OWN.get(op.name)
-    if special is not None:
-        return special(op)
-    if RULE not in op.attributes:
-        return indivisible(op, f"{op.name} has no sharding rule")
-    factors = _from_rule(op)
-    refine = _REFINE.get(op.name)
-    return factors if refine is None else refine(op, factors)
-
-
-def _from_rule(op: ir.Operation) -> OpFactors:
-    rule = sdy.OpShardingRuleAttr(op.attributes[RULE])
+def _from_rule(attribute: ir.Attribute) -> OpFactors:
+    rule = sdy.OpShardingRuleAttr(attribute)
     kinds = [PASS] * len(rule.factor_sizes)
     for f in (*rule.need_replication_factors, *rule.permutation_factors):
         kinds[f] = FIXED

@@ -9,15 +9,25 @@
     M6  a value that leaves the step is alive to the end of its function
 
 The moments that matter are those just before something dies with something born since the last death:
-all others have a subset of their values alive (the maximal cliques of an interval graph).
+all others have a subset of their values alive (the maximal cliques of an interval graph). A value is alive
+at a range of them, so bytes over all moments are running sums: born minus died. Nodes may be counted in
+groups (of values that share one decision): then repeated layers leave few rows that no other row dominates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import sparse
+
+Ids = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.float64]
+
+BLOCK = 4096
+"""Moments that are counted at once."""
 
 
 @dataclass(frozen=True)
@@ -31,34 +41,129 @@ class Lifetime:
     kept: int = 0
 
 
-def live_rows(nodes: int, stored: list[int], lifetimes: list[Lifetime]) -> sparse.csr_matrix:
-    """Rows [moments, nodes] of how many copies of each node's value are alive (rules M1 to M3).
+@dataclass(frozen=True, eq=False)
+class _Spans:
+    """The lifetimes of one function: each node is alive at moments born … died-1 of `count`, plus `kept` copies."""
 
-    One row per undominated moment of each function; at least one row, for what is stored.
-    """
-    base = np.zeros(nodes)
-    base[stored] = 1.0
-    rows = []
-    for function in dict.fromkeys(t.function for t in lifetimes):
-        rows.extend(_function_rows(base, [t for t in lifetimes if t.function == function]))
-    if not rows:
-        rows = [sparse.csr_matrix(base[None, :])]
-    return sparse.vstack(rows).tocsr()
+    node: Ids
+    born: Ids
+    died: Ids
+    kept: Ids
+    count: int
+
+    @staticmethod
+    def of(lifetimes: Sequence[Lifetime]) -> _Spans:
+        table = np.array([(t.node, t.first, t.last, t.kept) for t in lifetimes], dtype=np.int64)
+        node, first, last, kept = table.T
+        deaths = np.unique(last)
+        births = np.searchsorted(np.sort(first), deaths, side="right")
+        times = deaths[np.diff(births, prepend=0) > 0]
+        born, died = np.searchsorted(times, first), np.searchsorted(times, last, side="right")
+        return _Spans(node, born, died, kept, len(times))
+
+    def running(self, copies: Bytes) -> Bytes:
+        """What is alive at each moment, of `copies` per lifetime (without what is kept)."""
+        change = np.zeros(self.count + 1)
+        np.add.at(change, self.born, copies)
+        np.add.at(change, self.died, -copies)
+        result: Bytes = np.cumsum(change)[:-1]
+        return result
 
 
-def _function_rows(base: np.ndarray, lifetimes: list[Lifetime]) -> list[sparse.csr_matrix]:
-    kept = base.copy()
-    for t in lifetimes:
-        kept[t.node] += t.kept
-    births = sorted(lifetimes, key=lambda t: (t.first, t.node))
-    deaths = sorted(lifetimes, key=lambda t: (t.last, t.node))
-    rows, alive, born, fresh = [], kept, 0, False
-    for t in deaths:
-        while born < len(births) and births[born].first <= t.last:
-            alive[births[born].node] += 1
-            born, fresh = born + 1, True
-        if fresh:
-            rows.append(sparse.csr_matrix(alive[None, :]))
-            fresh = False
-        alive[t.node] -= 1
-    return rows
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Which of `nodes` values are alive when: `stored` ones always, the others in spans of each function."""
+
+    nodes: int
+    stored: Ids
+    spans: tuple[_Spans, ...]
+
+    @staticmethod
+    def of(nodes: int, stored: Sequence[int], lifetimes: Sequence[Lifetime]) -> Moments:
+        """From lifetimes (rules M1 to M3)."""
+        by_function: dict[str, list[Lifetime]] = {}
+        for lifetime in lifetimes:
+            by_function.setdefault(lifetime.function, []).append(lifetime)
+        spans = tuple(_Spans.of(found) for found in by_function.values())
+        return Moments(nodes, np.array(sorted(stored), dtype=np.int64), spans)
+
+    def signature(self) -> tuple[object, ...]:
+        """Equal where the same nodes are alive at the same moments."""
+        spans = tuple(a.tobytes() for s in self.spans for a in (s.node, s.born, s.died, s.kept))
+        return self.nodes, self.stored.tobytes(), spans
+
+    def usage(self, held: Bytes) -> Bytes:
+        """Bytes alive at each moment, all functions in order, where node v holds `held[v]`; at least one moment."""
+        base = float(held[self.stored].sum())
+        found = [
+            base + float((held[s.node] * s.kept).sum()) + np.maximum(s.running(held[s.node]), 0.0) for s in self.spans
+        ]
+        return np.concatenate(found) if found else np.array([base])
+
+    def copies(self, moment: int) -> Bytes:
+        """How many copies of each node's value are alive at one moment (in the order of `usage`)."""
+        result = np.zeros(self.nodes)
+        result[self.stored] = 1.0
+        for spans in self.spans:
+            if moment < spans.count:
+                alive = (spans.born <= moment) & (moment < spans.died)
+                np.add.at(result, spans.node, spans.kept + alive)
+                break
+            moment -= spans.count
+        return result
+
+    def rows(self) -> sparse.csr_matrix:
+        """Rows [moments, nodes] of how many copies of each node's value are alive; at least one row."""
+        base = np.zeros(self.nodes)
+        base[self.stored] = 1.0
+        blocks = [sparse.csr_matrix(base[None, :])] if not self.spans else []
+        for spans in self.spans:
+            always = base + np.bincount(spans.node, weights=spans.kept, minlength=self.nodes)
+            length = spans.died - spans.born
+            start = np.cumsum(length) - length
+            moment = np.arange(int(length.sum())) - np.repeat(start - spans.born, length)
+            constant = np.flatnonzero(always)
+            row = np.concatenate([moment, np.repeat(np.arange(spans.count), len(constant))])
+            column = np.concatenate([np.repeat(spans.node, length), np.tile(constant, spans.count)])
+            value = np.concatenate([np.ones(len(moment)), np.tile(always[constant], spans.count)])
+            blocks.append(sparse.coo_matrix((value, (row, column)), shape=(spans.count, self.nodes)).tocsr())
+        return sparse.vstack(blocks).tocsr()
+
+    def grouped_rows(self, groups: Ids, count: int) -> sparse.csr_matrix:
+        """Rows [moments, count] of how many copies of each group's values are alive, without dominated rows."""
+        base = np.bincount(groups[self.stored], minlength=count).astype(np.int32)
+        kept = base[None, :] if not self.spans else np.zeros((0, count), dtype=np.int32)
+        for block in self._group_blocks(groups, count, base):
+            kept = undominated(np.concatenate([kept, block]))
+        return sparse.csr_matrix(kept.astype(np.float64))
+
+    def _group_blocks(self, groups: Ids, count: int, base: npt.NDArray[np.int32]) -> Iterator[npt.NDArray[np.int32]]:
+        for spans in self.spans:
+            group = groups[spans.node]
+            alive = base + np.bincount(group, weights=spans.kept, minlength=count).astype(np.int32)
+            for first in range(0, spans.count, BLOCK):
+                size = min(BLOCK, spans.count - first)
+                change = np.zeros((size, count), dtype=np.int32)
+                for moment, sign in ((spans.born, 1), (spans.died, -1)):
+                    here = (moment >= first) & (moment < first + size)
+                    np.add.at(change, (moment[here] - first, group[here]), sign)
+                block = np.cumsum(change, axis=0, dtype=np.int32) + alive
+                alive = block[-1]
+                yield block
+
+
+def undominated(rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Rows without those that another row counts at least as much of everything (the first of equals stays)."""
+    order = np.argsort(-rows.sum(axis=1, dtype=np.int64), kind="stable")
+    kept = np.zeros_like(rows)
+    found: list[int] = []
+    for r in order:
+        if not (kept[: len(found)] >= rows[r]).all(axis=1).any():
+            kept[len(found)] = rows[r]
+            found.append(int(r))
+    return rows[np.sort(np.array(found, dtype=np.int64))]
+
+
+def live_rows(nodes: int, stored: Sequence[int], lifetimes: Sequence[Lifetime]) -> sparse.csr_matrix:
+    """`Moments.of(…).rows()`."""
+    return Moments.of(nodes, stored, lifetimes).rows()

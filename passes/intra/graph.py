@@ -9,18 +9,18 @@ to what its consumer wants, times how often the consumer runs in a step (M in `@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import fsum
 
 import numpy as np
-from scipy import sparse
 
 from alpa_mlir.dialect.sharding import Sharding
-from alpa_mlir.passes.costs.compute import compute_kind
-from alpa_mlir.passes.costs.memory import Lifetime, live_rows
-from alpa_mlir.passes.intra.problem import Problem
+from alpa_mlir.passes.costs.memory import Ids, Lifetime, Moments
+from alpa_mlir.passes.intra.problem import Array, Problem
 from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, TensorType
-from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, StrategySet
+from alpa_mlir.passes.intra.strategies import EdgeKind, Enumerator, Strategy, StrategySet
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,16 @@ class Node:
     incoming: bool = False
 
 
-@dataclass(frozen=True)
-class Edge:
-    """Result `result` of node `u` is operand `operand` of node `v`: `size` bytes, `weight` times a step."""
-
-    u: int
-    result: int
-    v: int
-    operand: int
-    size: float
-    weight: int
-    function: str
-
-
 @dataclass(frozen=True, eq=False)
 class StageGraph:
-    """The nodes and edges of one stage and the memory rows over its nodes."""
+    """The nodes and edges of one stage and when its values are alive."""
 
     nodes: tuple[Node, ...]
-    edges: tuple[Edge, ...]
-    rows: sparse.csr_matrix
+    ends: Ids
+    """[edges, 2]: the producer's and the consumer's node."""
+    kinds: Ids
+    """[edges]: the kind of each edge, a number of the enumerator's `edge_kinds`."""
+    moments: Moments
     of_op: dict[int, int]
     of_slot: dict[str, int]
     of_incoming: dict[Source, int]
@@ -62,43 +52,74 @@ class StageGraph:
     """The whole value of a sum that may be kept as addends: what its users in @update see."""
     enumerator: Enumerator = field(repr=False)
 
+    @cached_property
+    def costs(self) -> tuple[Array, ...]:
+        """Seconds of a step per strategy of each node; equal nodes share one array."""
+        known: dict[tuple[int, int], Array] = {}
+        found = []
+        for n in self.nodes:
+            key = (id(n.choices), n.weight)
+            if key not in known:
+                known[key] = n.weight * n.choices.seconds
+            found.append(known[key])
+        return tuple(found)
+
+    @cached_property
+    def held(self) -> tuple[Array, ...]:
+        """Bytes per device per strategy of each node; equal nodes share one array."""
+        return tuple(n.choices.held for n in self.nodes)
+
     def problem(self, limit: float = float("inf")) -> Problem:
-        """The numbers of the graph: seconds of a step, bytes per device, `limit` bytes."""
-        table = self.enumerator.table
-        edges: dict[tuple[int, int], np.ndarray] = {}
-        for e in self.edges:
-            sources, targets = self.nodes[e.u].choices.results[e.result], self.nodes[e.v].choices.operands[e.operand]
-            matrix = e.weight * table.matrix(sources, targets, e.size)
-            key, matrix = ((e.u, e.v), matrix) if e.u < e.v else ((e.v, e.u), matrix.T)
-            edges[key] = edges[key] + matrix if key in edges else matrix
-        costs = tuple(n.weight * n.choices.seconds for n in self.nodes)
-        held = tuple(np.asarray(sum(n.choices.bytes, np.zeros(len(n.choices)))) for n in self.nodes)
-        return Problem(costs, edges, held, self.rows, limit)
+        """The numbers of the graph: seconds of a step, bytes per device, `limit` bytes; equal edges share one array."""
+        edges: dict[tuple[int, int], Array] = {}
+        turned: dict[int, Array] = {}
+        sums: dict[tuple[int, int], Array] = {}
+        for (u, v), kind in zip(self.ends.tolist(), self.kinds.tolist(), strict=True):
+            matrix = self.enumerator.edge_seconds(kind)
+            if u > v:
+                matrix = turned.setdefault(kind, matrix.T)
+            key = (u, v) if u < v else (v, u)
+            there = edges.get(key)
+            if there is None:
+                edges[key] = matrix
+                continue
+            pair = (id(there), id(matrix))
+            if pair not in sums:
+                sums[pair] = there + matrix
+            edges[key] = sums[pair]
+        return Problem(self.costs, edges, self.held, self.moments.rows(), limit)
+
+    def usage(self, labels: Sequence[int]) -> Array:
+        """Bytes alive at each moment under a labelling."""
+        return self.moments.usage(np.array([h[x] for h, x in zip(self.held, labels, strict=True)]))
+
+    def least_usage(self) -> Array:
+        """Bytes that each moment needs at the very least (every node at its smallest strategy)."""
+        return self.moments.usage(np.array([n.choices.least_held for n in self.nodes]))
 
     def signature(self) -> tuple[object, ...]:
         """Equal for stages that are the same problem (layers repeat), for caches."""
-        nodes = tuple((id(n.choices), n.weight) for n in self.nodes)
-        rows = (self.rows.indptr.tobytes(), self.rows.indices.tobytes(), self.rows.data.tobytes())
-        return nodes, self.edges, rows
+        nodes = tuple([(id(n.choices), n.weight, n.function) for n in self.nodes])
+        return nodes, self.ends.tobytes(), self.kinds.tobytes(), self.moments.signature()
 
-    def seconds(self, labels: tuple[int, ...], program: Program) -> tuple[float, float]:
+    def seconds(self, labels: Sequence[int], program: Program) -> tuple[float, float]:
         """(seconds of all runs of @microbatch, seconds of everything else) of a labelling.
 
         A level-1 program has only @main, which counts as the microbatch.
         """
         often = {"microbatch", "main"} & set(program.functions)
-        repeated = once = 0.0
-        table = self.enumerator.table
-        for node, x in zip(self.nodes, labels, strict=True):
-            cost = node.weight * float(node.choices.seconds[x])
-            repeated, once = (repeated + cost, once) if node.function in often else (repeated, once + cost)
-        for e in self.edges:
-            sources, targets = self.nodes[e.u].choices.results[e.result], self.nodes[e.v].choices.operands[e.operand]
-            cost = e.weight * table.pair(int(sources[labels[e.u]]), int(targets[labels[e.v]])).at(e.size)
-            repeated, once = (repeated + cost, once) if e.function in often else (repeated, once + cost)
-        return repeated, once
+        parts: tuple[list[float], list[float]] = ([], [])
+        for node, cost, x in zip(self.nodes, self.costs, labels, strict=True):
+            parts[node.function in often].append(float(cost[x]))
+        chosen = np.asarray(labels)[self.ends].reshape(-1, 2)
+        order = np.argsort(self.kinds, kind="stable")
+        numbers, starts = np.unique(self.kinds[order], return_index=True)
+        for number, members in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+            costs = self.enumerator.edge_seconds(number)[chosen[members, 0], chosen[members, 1]]
+            parts[self.enumerator.edge_kinds[number].function in often].extend(costs.tolist())
+        return fsum(parts[True]), fsum(parts[False])
 
-    def strategy(self, node: int, labels: tuple[int, ...]) -> Strategy:
+    def strategy(self, node: int, labels: Sequence[int]) -> Strategy:
         """The strategy that a labelling gives a node."""
         return self.nodes[node].choices.strategies[labels[node]]
 
@@ -118,10 +139,17 @@ def build_graph(
     """
     builder = _Builder(program, enumerator, included, stage, given or {})
     builder.run()
-    nodes = tuple(builder.nodes)
-    rows = live_rows(len(nodes), sorted(builder.slots.values()), builder.lifetimes(in_flight))
+    moments = Moments.of(len(builder.nodes), list(builder.slots.values()), builder.lifetimes(in_flight))
     return StageGraph(
-        nodes, tuple(builder.edges), rows, builder.ops, builder.slots, builder.incoming, builder.ended, enumerator
+        tuple(builder.nodes),
+        np.array(builder.ends, dtype=np.int64).reshape(-1, 2),
+        np.array(builder.kinds, dtype=np.int64),
+        moments,
+        builder.ops,
+        builder.slots,
+        builder.incoming,
+        builder.ended,
+        enumerator,
     )
 
 
@@ -138,10 +166,14 @@ class _Builder:
         self.enumerator = enumerator
         self.stage = stage
         self.given = given
-        self.included = [op for op in program.ops if included(op) and not op.is_source]
-        self.inside = {op.number for op in program.ops if included(op)}
+        taken = [op for op in program.ops if included(op)]
+        self.included = [op for op in taken if not op.kind.is_source]
+        self.inside = {op.number for op in taken}
+        self.last = {op.function: op.number for op in self.included}
         self.nodes: list[Node] = []
-        self.edges: list[Edge] = []
+        self.ends: list[tuple[int, int]] = []
+        self.kinds: list[int] = []
+        self.known: dict[tuple[object, ...], int] = {}
         self.ops: dict[int, int] = {}
         self.slots: dict[str, int] = {}
         self.incoming: dict[Source, int] = {}
@@ -149,7 +181,7 @@ class _Builder:
         self.feed_of = {f.slot: f for f in program.feeds}
         self.deferred = self._deferrable()
         self.feeders = {f.source.op for f in program.feeds if f.slot in self.deferred}
-        self.users: dict[int, list[OpRecord]] = {}
+        self.users: list[list[OpRecord]] = []
         self.leaving: set[int] = set()
 
     def run(self) -> None:
@@ -171,30 +203,46 @@ class _Builder:
 
     def _add(self, node: Node) -> int:
         self.nodes.append(node)
-        self.users[len(self.nodes) - 1] = []
+        self.users.append([])
         return len(self.nodes) - 1
+
+    def _edge(self, producer: tuple[int, int], consumer: tuple[int, int], size: float, function: str) -> None:
+        """Result of a node -> operand of a node, each as (node, number)."""
+        (u, result), (v, operand) = producer, consumer
+        source, target = self.nodes[u].choices, self.nodes[v].choices
+        # The sets live in the enumerator: their identity says what they hold.
+        key = (id(source), result, id(target), operand, size, function)
+        kind = self.known.get(key)
+        if kind is None:
+            weight = self.program.weight(function)
+            kind = self.enumerator.edge(EdgeKind(source, result, target, operand, size, weight, function))
+            self.known[key] = kind
+        self.ends.append((u, v))
+        self.kinds.append(kind)
 
     def _op(self, op: OpRecord) -> None:
         choices = self.enumerator.of_op(op, op.number in self.feeders)
         weight = self.program.weight(op.function)
-        producers = [self._producer(s, t) for s, t in zip(op.operands, op.operand_types, strict=True)]
+        types = op.kind.operand_types
+        producers = [self._producer(s, t) for s, t in zip(op.operands, types, strict=True)]
         number = self.ops[op.number] = self._add(Node(choices, weight, Source(op.number, 0), op.function))
-        for k, (producer, kind) in enumerate(zip(producers, op.operand_types, strict=True)):
+        for k, (producer, kind) in enumerate(zip(producers, types, strict=True)):
             if producer is None:
                 continue
             self.users[producer[0]].append(op)
-            self.edges.append(Edge(producer[0], producer[1], number, k, kind.bytes, weight, op.function))
+            self._edge(producer, (number, k), kind.bytes, op.function)
 
     def _producer(self, source: Source, kind: TensorType) -> tuple[int, int] | None:
         """(node, result number) that holds a value in this stage; None for constants."""
-        if source.slot in self.deferred:
-            return self._ended(source.slot), 0
         if source.slot:
+            if source.slot in self.deferred:
+                return self._ended(source.slot), 0
             return (self._slot(source.slot), 0) if self._is_local(source.slot) else (self._arrival(source, kind), 0)
-        if self.program.ops[source.op].is_source:
+        made = self.ops.get(source.op)
+        if made is not None:
+            return made, source.index
+        if self.program.ops[source.op].kind.is_source:
             return None
-        if source.op in self.inside:
-            return self.ops[source.op], source.index
         return self._arrival(source, kind), 0
 
     def _is_local(self, slot: str) -> bool:
@@ -219,7 +267,7 @@ class _Builder:
         if name not in self.ended:
             kind, slot = self.program.slots[name].type, self._slot(name)
             self.ended[name] = self._add(Node(self.enumerator.of_value(kind), 1, Source(-1, 0, name), "update"))
-            self.edges.append(Edge(slot, 0, self.ended[name], 0, kind.bytes, 1, "update"))
+            self._edge((slot, 0), (self.ended[name], 0), kind.bytes, "update")
         return self.ended[name]
 
     def _arrival(self, source: Source, kind: TensorType) -> int:
@@ -248,36 +296,37 @@ class _Builder:
         if producer is None or producer[0] == target:
             return
         self.leaving.add(producer[0])
-        weight = self.program.weight(feed.function)
-        self.edges.append(Edge(producer[0], producer[1], target, 0, slot.type.bytes, weight, feed.function))
+        self._edge(producer, (target, 0), slot.type.bytes, feed.function)
 
     def lifetimes(self, in_flight: int) -> list[Lifetime]:
         """When each op's and each arriving value is alive (rules M2 to M6)."""
         found = []
         for number, node in enumerate(self.nodes):
-            if node.source.slot and not node.incoming:
-                continue
-            found.extend(self._lifetime(number, node, in_flight))
+            if node.incoming or not node.source.slot:
+                lifetime = self._lifetime(number, node, in_flight)
+                found += [lifetime] if lifetime is not None else []
         return found
 
-    def _lifetime(self, number: int, node: Node, in_flight: int) -> list[Lifetime]:
+    def _lifetime(self, number: int, node: Node, in_flight: int) -> Lifetime | None:
         users = self.users[number]
         maker = self.program.ops[node.source.op] if node.source.op >= 0 else None
         first = next(iter(users), None) if node.incoming else maker
         if first is None or (not node.incoming and self._is_fused_away(first, users, number)):
-            return []
+            return None
         here = [u for u in users if u.function == first.function]
-        phases = {u.phase for u in (*here, maker) if u is not None}
-        kept = in_flight - 1 if {"forward", "backward"} <= phases else 0
-        stays = not users and number not in self.leaving
-        until = [op for op in self.included if op.function == first.function] if stays else [first, *here]
-        return [Lifetime(number, first.function, first.number, max(op.number for op in until), kept)]
+        phases = {u.phase for u in here} if maker is None else {maker.phase, *(u.phase for u in here)}
+        kept = in_flight - 1 if "forward" in phases and "backward" in phases else 0
+        if not users and number not in self.leaving:
+            last = self.last[first.function]
+        else:
+            last = max([first.number, *[op.number for op in here]])
+        return Lifetime(number, first.function, first.number, last, kept)
 
     def _is_fused_away(self, maker: OpRecord, users: list[OpRecord], number: int) -> bool:
         """Rules M4 and M5."""
-        kind = compute_kind(maker.factors)
+        kind = maker.kind.compute
         if number in self.leaving and not users:
             return kind == "fused"
         if kind != "fused" or len(users) != 1 or number in self.leaving:
             return False
-        return users[0].phase == maker.phase and compute_kind(users[0].factors) in ("fused", "reduction")
+        return users[0].phase == maker.phase and users[0].kind.compute in ("fused", "reduction")

@@ -134,10 +134,12 @@ def solve_program(problem: Problem, solver: str = "highs") -> tuple[tuple[int, .
 
 def check_solver(solver: str) -> str:
     """The CVXPY name of a mixed-integer solver; CompileError with the installed ones otherwise."""
+    name = solver.upper()
+    if name == "HIGHS":
+        return name  # CVXPY installs it
     import cvxpy
     from cvxpy.reductions.solvers.defines import MI_SOLVERS
 
-    name = solver.upper()
     known = [s for s in cvxpy.installed_solvers() if s in MI_SOLVERS]
     if name not in known:
         raise CompileError(f"unknown solver {solver!r}: the mixed-integer solvers here are {', '.join(sorted(known))}")

@@ -18,6 +18,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors, shape_of
 from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, read_sharding, result_attributes
+from alpa_mlir.passes.costs.compute import compute_kind
 
 DERIVED = ("prologue", "microbatch", "update")
 PERSISTENT = ("arg", "batch", "prologue", "sum", "stack")
@@ -58,28 +59,68 @@ class Source:
     slot: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class OpKind:
+    """What equal ops of a program share, one object for all of them: it is compared and hashed by identity.
+
+    Operands from `captured` on are values that the op's regions use.
+    """
+
+    factors: OpFactors
+    captured: int
+    operand_types: tuple[TensorType, ...]
+    result_types: tuple[TensorType, ...]
+
+    @cached_property
+    def is_source(self) -> bool:
+        """Constants, iota, and what is spread out of scalars: any part can be made anywhere at no cost."""
+        if any(t.shape for t in self.operand_types) or not any(t.shape for t in self.result_types):
+            return not self.operand_types and all(k == PASS for k in self.factors.kinds)
+        return all(k == PASS for k in self.factors.kinds)
+
+    @cached_property
+    def compute(self) -> str:
+        """Which rule prices the op (`compute_kind`)."""
+        return compute_kind(self.factors)
+
+
 @dataclass(frozen=True)
 class OpRecord:
-    """One op of a function body. `operands` include values captured by its regions (from `captured` on)."""
+    """One op of a function body. `operands` include values captured by its regions (from `kind.captured` on)."""
 
     number: int
     function: str
     phase: str
     layer: int
     stage: int
-    factors: OpFactors
+    kind: OpKind
     operands: tuple[Source, ...]
-    captured: int
-    operand_types: tuple[TensorType, ...]
-    result_types: tuple[TensorType, ...]
     op: ir.Operation = field(compare=False, repr=False)
 
     @property
+    def factors(self) -> OpFactors:
+        """What the op means for distribution."""
+        return self.kind.factors
+
+    @property
+    def captured(self) -> int:
+        """The number of operands of the op itself."""
+        return self.kind.captured
+
+    @property
+    def operand_types(self) -> tuple[TensorType, ...]:
+        """Types of the operands, captured values included."""
+        return self.kind.operand_types
+
+    @property
+    def result_types(self) -> tuple[TensorType, ...]:
+        """Types of the results."""
+        return self.kind.result_types
+
+    @property
     def is_source(self) -> bool:
-        """Constants, iota, and what is spread out of scalars: any part can be made anywhere at no cost."""
-        if any(t.shape for t in self.operand_types) or not any(t.shape for t in self.result_types):
-            return not self.operands and all(k == PASS for k in self.factors.kinds)
-        return all(k == PASS for k in self.factors.kinds)
+        """See `OpKind.is_source`."""
+        return self.kind.is_source
 
 
 @dataclass(frozen=True)
@@ -154,13 +195,17 @@ class _Reader:
         self.slots: dict[str, Slot] = {}
         self.feeds: list[Feed] = []
         self.returned: list[str] = []
-        self.types: dict[str, TensorType] = {}
+        self.types: dict[ir.Type, TensorType] = {}
+        self.kinds: dict[tuple[object, ...], OpKind] = {}
+        self.read_kinds: dict[tuple[object, ...], OpKind] = {}
+        """By identity of the factors and types, within one function."""
 
     def read(self, name: str, function: ir.Operation, replaced: dict[int, int]) -> None:
         values: dict[ir.Value, Source] = {}
         block = function.regions[0].blocks[0]
         self._arguments(name, function, block, values)
         factors = read_factors(function)
+        self.read_kinds = {}
         for view in block.operations:
             op = view.operation
             if op.name == "func.return":
@@ -208,32 +253,44 @@ class _Reader:
         values: dict[ir.Value, Source],
     ) -> None:
         number = len(self.ops)
-        operands = [*op.operands, *_captures(op, values)]
-        sources = tuple(values[v] for v in operands)
+        operands, results = list(op.operands), list(op.results)
+        captured = len(operands)
+        operands += _captures(op, values)
         record = OpRecord(
             number,
             name,
             alpa.get_string(op, alpa.PHASE) or "",
             _number(op, alpa.LAYER),
             _number(op, alpa.STAGE),
-            factors if factors is not None else OpFactors((), (), (), ()),
-            sources,
-            len(op.operands),
-            tuple(self.type_of(v) for v in operands),
-            tuple(self.type_of(v) for v in op.results),
+            self._kind(factors or _NOTHING, captured, operands, results),
+            tuple([values[v] for v in operands]),
             op,
         )
         self.ops.append(record)
-        for i, value in enumerate(op.results):
+        for i, value in enumerate(results):
             values[value] = Source(number, i)
 
-    def type_of(self, value: ir.Value) -> TensorType:
-        """The type of a value, read once per distinct type text."""
-        text = str(value.type)
-        found = self.types.get(text)
+    def _kind(self, factors: OpFactors, captured: int, operands: list[ir.Value], results: list[ir.Value]) -> OpKind:
+        taken, given = tuple([self.type_of(v) for v in operands]), tuple([self.type_of(v) for v in results])
+        # Within a function, equal factors are one object, as equal types are: comparing identities is enough.
+        key = (id(factors), captured, *map(id, taken), None, *map(id, given))
+        found = self.read_kinds.get(key)
         if found is None:
-            found = self.types[text] = _tensor_type(value)
+            made = OpKind(factors, captured, taken, given)
+            found = self.read_kinds[key] = self.kinds.setdefault((factors, captured, taken, given), made)
         return found
+
+    def type_of(self, value: ir.Value) -> TensorType:
+        """The type of a value, read once per distinct type."""
+        kind = value.type
+        found = self.types.get(kind)
+        if found is None:
+            found = self.types[kind] = _tensor_type(value)
+        return found
+
+
+_NOTHING = OpFactors((), (), (), ())
+"""The factors of an op without results."""
 
 
 def _number(op: ir.Operation, name: str) -> int:

@@ -16,9 +16,9 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph
+from alpa_mlir.passes.intra.optimize import optimum
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
-from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.strategies import Enumerator
 
 Layers = tuple[int, int]
@@ -96,16 +96,12 @@ class StageProfiler:
         return self._graphs[key]
 
     def _solve(self, graph: StageGraph, limit: float) -> StageCost:
-        problem = graph.problem(limit)
-        least = float(problem.least_usage().max(initial=0.0))
-        if least > limit:
-            return StageCost(float("inf"), float("inf"), least, False)
         try:
-            solution = solve(problem, self.solver)
+            found = optimum(graph, limit, self.solver)
         except DoesNotFit:
+            least = float(graph.least_usage().max(initial=0.0))
             return StageCost(float("inf"), float("inf"), least, False)
-        peak = float(problem.usage(solution.labels).max(initial=0.0))
-        return StageCost(*split_seconds(graph, solution.labels, self.program), peak, True)
+        return StageCost(*split_seconds(graph, found.labels, self.program), found.peak, True)
 
 
 def split_seconds(graph: StageGraph, labels: tuple[int, ...], program: Program) -> tuple[float, float]:

@@ -11,9 +11,8 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.annotate import Choices, Place
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph
-from alpa_mlir.passes.intra.problem import Problem, Solution
+from alpa_mlir.passes.intra.optimize import Optimum, optimum
 from alpa_mlir.passes.intra.program import OpRecord, Program
-from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.stage_cost import StageCost, split_seconds
 from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, value_shardings
 
@@ -58,16 +57,15 @@ def solve_stages(
         if key not in enumerators:
             enumerators[key] = Enumerator(links, cluster)
         graph = _stage_graph(program, enumerators[key], s, spec, given)
-        solution = _solve_stage(program, graph, s, spec, solver)
-        labels = solution.labels
+        found = _solve_stage(program, graph, s, spec, solver)
+        labels = found.labels
         ops |= {number: graph.strategy(node, labels) for number, node in graph.of_op.items()}
         slots |= {name: (s, graph.strategy(node, labels).results[0]) for name, node in graph.of_slot.items()}
         ended |= {name: graph.strategy(node, labels).results[0] for name, node in graph.of_ended.items()}
         for source, node in graph.of_incoming.items():
             arrivals[s, source.slot, source.op, source.index] = graph.strategy(node, labels).results[0]
-        peak = float(graph.problem().usage(labels).max(initial=0.0))
-        costs.append(StageCost(*split_seconds(graph, labels, program), peak, True))
-        steps.append(solution.steps)
+        costs.append(StageCost(*split_seconds(graph, labels, program), found.peak, True))
+        steps.append(found.steps)
     _rest(program, specs, slots, given)
     names = tuple(spec.mesh.name for spec in specs)
     return Solved(Choices(ops, stages, slots, arrivals, ended, names), tuple(costs), tuple(steps))
@@ -80,19 +78,17 @@ def _stage_graph(
     return build_graph(program, enumerator, inside, stage, spec.in_flight, given)
 
 
-def _solve_stage(program: Program, graph: StageGraph, stage: int, spec: StageSpec, solver: str) -> Solution:
-    problem = graph.problem(spec.memory)
-    least = problem.least_usage()
-    if least.max(initial=0.0) > spec.memory:
-        raise _too_small(program, graph, problem, stage, spec)
-    return solve(problem, solver)
+def _solve_stage(program: Program, graph: StageGraph, stage: int, spec: StageSpec, solver: str) -> Optimum:
+    if graph.least_usage().max(initial=0.0) > spec.memory:
+        raise _too_small(program, graph, stage, spec)
+    return optimum(graph, spec.memory, solver)
 
 
-def _too_small(program: Program, graph: StageGraph, problem: Problem, stage: int, spec: StageSpec) -> CompileError:
+def _too_small(program: Program, graph: StageGraph, stage: int, spec: StageSpec) -> CompileError:
     """The error for a memory limit below any plan's need, with what is alive at the peak."""
-    least = problem.least_usage()
-    row = problem.rows[int(least.argmax())].toarray().ravel()
-    need = [(row[v] * b.min(), v) for v, b in enumerate(problem.bytes) if row[v]]
+    least = graph.least_usage()
+    copies = graph.moments.copies(int(least.argmax()))
+    need = [(copies[v] * n.choices.least_held, v) for v, n in enumerate(graph.nodes) if copies[v]]
     largest = sorted(need, key=lambda n: (-n[0], n[1]))[:5]
     notes = [f"alive at the peak: {_words(program, graph, v)}, {size / 1e6:.6g} MB" for size, v in largest]
     where = _location(program, graph, [v for _, v in largest])

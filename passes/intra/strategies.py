@@ -10,6 +10,7 @@ sequence parallelism and ZeRO are choices among these (Alpa §4.1; Shardy's op s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -22,7 +23,7 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
-from alpa_mlir.passes.intra.program import OpRecord, TensorType
+from alpa_mlir.passes.intra.program import OpKind, OpRecord, TensorType
 from alpa_mlir.passes.local.steps import Step, reshard_steps
 
 STORED = 1e-3
@@ -67,19 +68,64 @@ class StrategySet:
     def __len__(self) -> int:
         return len(self.strategies)
 
+    @cached_property
+    def held(self) -> Matrix:
+        """Local bytes of all results, per strategy."""
+        result: Matrix = np.sum(self.bytes, axis=0) if self.bytes else np.zeros(len(self.strategies))
+        return result
+
+    @cached_property
+    def least_held(self) -> float:
+        """Local bytes of the smallest strategy."""
+        return float(self.held.min())
+
+
+@dataclass(frozen=True)
+class EdgeKind:
+    """What equal edges share: `size` bytes of a producer's result are a consumer's operand, `weight` times a step."""
+
+    producer: StrategySet
+    result: int
+    consumer: StrategySet
+    operand: int
+    size: float
+    weight: int
+    function: str
+    """The function whose runs the weight counts."""
+
 
 @dataclass
 class Enumerator:
-    """Makes strategy sets for one mesh; equal ops and types share one set (content-keyed cache)."""
+    """Makes strategy sets for one mesh; equal ops, values and edges share one set, one matrix (content-keyed cache)."""
 
     links: MeshLinks
     cluster: Cluster
     table: ReshardTable = field(init=False)
-    _ops: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
+    edge_kinds: list[EdgeKind] = field(default_factory=list)
+    _ops: dict[tuple[OpKind, bool], StrategySet] = field(default_factory=dict)
     _values: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
+    _edges: dict[EdgeKind, int] = field(default_factory=dict)
+    _seconds: dict[int, Matrix] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.table = ReshardTable(self.links)
+
+    def edge(self, kind: EdgeKind) -> int:
+        """The number of a kind of edge in `edge_kinds`."""
+        found = self._edges.get(kind)
+        if found is None:
+            found = self._edges[kind] = len(self.edge_kinds)
+            self.edge_kinds.append(kind)
+        return found
+
+    def edge_seconds(self, number: int) -> Matrix:
+        """Seconds of a step [producer's strategies, consumer's strategies] that resharding over such an edge takes."""
+        found = self._seconds.get(number)
+        if found is None:
+            kind = self.edge_kinds[number]
+            sources, targets = kind.producer.results[kind.result], kind.consumer.operands[kind.operand]
+            found = self._seconds[number] = kind.weight * self.table.matrix(sources, targets, kind.size)
+        return found
 
     @property
     def mesh(self) -> Mesh:
@@ -88,7 +134,7 @@ class Enumerator:
 
     def of_op(self, op: OpRecord, partial: bool = False) -> StrategySet:
         """All strategies of an op; `partial`: also those that leave its sums to be ended later."""
-        key = (op.factors, op.captured, op.operand_types, op.result_types, partial)
+        key = (op.kind, partial)
         found = self._ops.get(key)
         if found is None:
             strategies = _op_strategies(op, self, partial)
