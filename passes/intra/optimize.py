@@ -1,6 +1,7 @@
 """The cheapest way to run one stage: tie what repeats, solve, untie.
 
-A graph of which at most `SHARE` of the nodes differ from all others is solved tied (`tying.py`), others as they are.
+A graph of more than `SMALL` nodes of which at most `SHARE` differ from all others is solved tied (`tying.py`),
+others as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.tying import Tying
 
+SMALL = 1000
 SHARE = 0.5
 
 
@@ -31,7 +33,7 @@ def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
     if least > limit * (1 + 1e-9):
         raise DoesNotFit(f"memory too small: at least {least:.0f} bytes per device are needed, {limit:.0f} given")
     tying = Tying.of(graph)
-    if tying.classes > SHARE * len(graph.nodes):
+    if len(graph.nodes) <= SMALL or tying.classes > SHARE * len(graph.nodes):
         solution = solve(graph.problem(limit), solver)
         labels, steps = solution.labels, solution.steps
     else:
