@@ -34,6 +34,7 @@ ID = "alpa.id"
 DONATE = "alpa.donate"
 STATISTICS = "alpa.statistics"
 NONNEGATIVE = "alpa.nonnegative"
+REMAT = "alpa.remat"
 
 ROLES = ("state", "batch", "constant")
 PHASES = ("prologue", "forward", "backward", "weight", "update")
@@ -102,6 +103,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 _one_of(("batch", "microbatch"))),
     Declaration("V18", NONNEGATIVE, "unit", ("argument",), "the program takes a root or logarithm of this argument: draw no negative values",
                 lambda a: isinstance(a, ir.UnitAttr)),
+    Declaration("V19", REMAT, "array of i64", ("module",), "the layers whose forward ops run again in the backward pass",
+                lambda a: isinstance(a, ir.DenseI64ArrayAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

@@ -7,7 +7,6 @@ among arguments that are not state those that share the leading dimension of the
 
 from __future__ import annotations
 
-import re
 from math import prod
 
 from jaxlib.mlir import ir
@@ -15,10 +14,10 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.sharding import argument_attributes, set_argument_attributes
+from alpa_mlir.passes.number_list import number_ranges
 
 ALIAS = "tf.aliasing_output"
 DONOR = "jax.buffer_donor"
-_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*$")
 
 
 def assign_roles(main: ir.Operation, state_args: str, batch_args: str, remarks: list[Remark]) -> None:
@@ -54,21 +53,20 @@ def _numbers(text: str, name: str, count: int, main: ir.Operation) -> list[int] 
         return None
     if text == "none":
         return []
-    if not _LIST.match(text):
+    ranges = number_ranges(text)
+    if ranges is None:
         raise CompileError(
             f"{name} must be a list of argument numbers such as 3,5-7 or none, got '{text}'", main.location
         )
     numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        low, high = int(first), int(last or first)
+    for low, high in ranges:
         if max(low, high) >= count:
             raise CompileError(
                 f"{name} names argument {max(low, high)}, but @main has {count} arguments (0 to {count - 1})",
                 main.location,
             )
         if high < low:
-            raise CompileError(f"{name}: the range {part} is empty", main.location)
+            raise CompileError(f"{name}: the range {low}-{high} is empty", main.location)
         numbers.extend(n for n in range(low, high + 1) if n not in numbers)
     return numbers
 

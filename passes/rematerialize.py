@@ -1,0 +1,175 @@
+"""`alpa-remat`: layers whose forward ops run again in the backward pass, so that only their inputs are kept.
+
+What a layer's backward part needs of its own forward part is an activation kept for every microbatch in flight.
+Here it is made again instead: the slice of the layer's forward ops that leads to it is cloned into the
+backward pass, starting from what comes from outside the layer (Chen et al. 2016, with layers as segments).
+An `optimization_barrier` on each activation that the clones start from keeps compilers from finding out that
+both are the same (the trick of `jax.checkpoint`).  The work of the clones is backward work: stage search, costs
+and memory see it like any other.
+
+Ops of the backward pass that stand among the forward ops (derivatives that were at hand there) first move down
+to where they are used, so that in program order, too, little is alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions, op_id
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.sharding import argument_attributes
+from alpa_mlir.passes.inter.profile import count_layers
+from alpa_mlir.passes.number_list import number_ranges
+from alpa_mlir.passes.registry import Pass, option, register
+
+ALL, NONE = "full", "none"
+
+
+@register
+@dataclass(frozen=True)
+class Rematerialize(Pass):
+    """Let layers keep only their inputs for the backward pass, which runs their forward ops again.
+
+    IR before and after: level 3 (`alpa.level = "layered"`). The module carries `alpa.remat`, the layers' numbers.
+    Clones have the layer of their original and `alpa.phase = "backward"`. Without a backward pass nothing changes.
+    """
+
+    name: ClassVar[str] = "alpa-remat"
+    layers: str = option(ALL, "full, none, or numbers of layers such as 0-3,5")
+
+    def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
+        location = module.operation.location
+        level = alpa.get_string(module.operation, alpa.LEVEL)
+        if level != "layered":
+            raise CompileError(f"alpa-remat needs a layered module (run alpa-layers first), got {level!r}", location)
+        chosen = chosen_layers(self.layers, count_layers(module), location)
+        function = functions(module)["microbatch"]
+        _sink_early_backward(function.regions[0].blocks[0])
+        for layer in chosen:
+            _Layer(function, layer).repeat()
+        module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(list(chosen), module.context)
+
+
+def chosen_layers(text: str, count: int, location: ir.Location) -> tuple[int, ...]:
+    """The layers that `full`, `none` or `0-3,5` means of `count`; CompileError for others."""
+    if text in (ALL, NONE):
+        return tuple(range(count)) if text == ALL else ()
+    ranges = number_ranges(text)
+    if ranges is None:
+        raise CompileError(f"layers to rematerialise are full, none, or numbers such as 0-3,5, not '{text}'", location)
+    last = max(high for _, high in ranges)
+    if last >= count:
+        raise CompileError(f"there is no layer {last} to rematerialise: the layers are 0 to {count - 1}", location)
+    return tuple(sorted({n for low, high in ranges for n in range(low, high + 1)}))
+
+
+def _phase(op: ir.Operation) -> str | None:
+    return alpa.get_string(op, alpa.PHASE)
+
+
+def _outermost(op: ir.Operation, block: ir.Block) -> ir.Operation:
+    while op.block != block:
+        op = op.parent.operation
+    return op
+
+
+def _sink_early_backward(block: ir.Block) -> None:
+    """Move backward ops that stand before the last forward op down to their first user."""
+    ops = [view.operation for view in block.operations]
+    root = {op_id(op): n for n, op in enumerate(ops)}
+    last = max((n for n, op in enumerate(ops) if _phase(op) == "forward"), default=0)
+    early = [op for op in ops[:last] if _phase(op) == "backward"]
+    for op in reversed(early):
+        users = [root[op_id(_outermost(use.owner.operation, block))] for value in op.results for use in value.uses]
+        root[op_id(op)] = min(users, default=root[op_id(op)])
+    for op in early:
+        op.move_before(ops[root[op_id(op)]])
+
+
+@dataclass
+class _Layer:
+    """The forward ops of one layer, and their clones in the backward pass."""
+
+    function: ir.Operation
+    number: int
+    clones: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.block = self.function.regions[0].blocks[0]
+        self.ops = [view.operation for view in self.block.operations]
+        self.forward = {op_id(op) for op in self.ops if self._is(op, "forward")}
+        bindings = alpa.bindings(argument_attributes(self.function))
+        self.parameters = {v for v, b in zip(self.block.arguments, bindings, strict=True) if b.kind == "arg"}
+
+    def _is(self, op: ir.Operation, phase: str) -> bool:
+        return _phase(op) == phase and alpa.get_int(op, alpa.LAYER) == self.number
+
+    def repeat(self) -> None:
+        """Clone what the layer's backward ops read of its forward ops before the first of them, for all to read."""
+        readers = [op for op in self.ops if self._is(op, "backward")]
+        read = dict.fromkeys(v for op in readers for _, _, v in _reads(op) if self._inside(v))
+        wanted = self._slice(read)
+        first = next((op for op in readers if any(v in read for _, _, v in _reads(op))), None)
+        if first is None:
+            return
+        ip = ir.InsertionPoint(first)
+        for op in self.ops:
+            if op_id(op) in wanted:
+                self._clone(op, ip)
+        for op in readers:
+            for owner, number, value in list(_reads(op)):
+                if value in read:
+                    owner.operands[number] = self.clones[value]
+
+    def _inside(self, value: ir.Value) -> bool:
+        """Whether a value is made by a forward op of the layer."""
+        return not isinstance(value.owner, ir.Block) and op_id(value.owner) in self.forward
+
+    def _slice(self, values: Iterable[ir.Value]) -> set[int]:
+        """The layer's forward ops that values depend on."""
+        seen: set[int] = set()
+        pending = list(values)
+        while pending:
+            op = pending.pop().owner.operation
+            if op_id(op) not in seen:
+                seen.add(op_id(op))
+                pending.extend(v for _, _, v in _reads(op) if self._inside(v))
+        return seen
+
+    def _clone(self, op: ir.Operation, ip: ir.InsertionPoint) -> None:
+        local = {v: self._local(v, op, ip) for _, _, v in _reads(op)}
+        clone = op.clone(ip=ip).operation
+        alpa.set_string(clone, alpa.PHASE, "backward")
+        for owner, number, value in list(_reads(clone)):
+            if value in local:
+                owner.operands[number] = local[value]
+        self.clones.update(zip(op.results, clone.results, strict=True))
+
+    def _local(self, value: ir.Value, user: ir.Operation, ip: ir.InsertionPoint) -> ir.Value:
+        """A value as clones see it: a clone, a parameter, or what is kept, behind a barrier."""
+        if value in self.parameters or not self._is_of_block(value):
+            return value
+        if value not in self.clones:
+            barrier = stablehlo.OptimizationBarrierOp([value], loc=user.location, ip=ip).operation
+            alpa.set_string(barrier, alpa.PHASE, "backward")
+            alpa.set_int(barrier, alpa.LAYER, self.number)
+            self.clones[value] = barrier.results[0]
+        return self.clones[value]
+
+    def _is_of_block(self, value: ir.Value) -> bool:
+        """Whether a value belongs to the function's own block, not to a region in it."""
+        owner = value.owner
+        return bool((owner if isinstance(owner, ir.Block) else owner.operation.block) == self.block)
+
+
+def _reads(op: ir.Operation) -> Iterator[tuple[ir.Operation, int, ir.Value]]:
+    """(op, operand number, value) of all that an op and the ops in its regions read."""
+    for inner in (op, *(alpa.walk(op) if len(op.regions) else ())):
+        for number, value in enumerate(inner.operands):
+            yield inner, number, value
