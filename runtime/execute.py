@@ -1,7 +1,7 @@
 """Run a plan in this process: every device of the plan is a device of jax's here.
 
-The oracle of the compiler's last passes, and the engine of `alpa-mlir-run --local`.  The process must have been
-started with enough devices (`layout.prepare_environment`, or XLA_FLAGS and PJRT_NPROC as its docstring says).
+The oracle of the compiler's last passes, and the engine of the Python API.  The process must have been started with
+enough devices (`layout.prepare_environment`, or XLA_FLAGS and PJRT_NPROC as its docstring says).
 """
 
 from __future__ import annotations
@@ -19,36 +19,74 @@ from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.layout import device_count
 from alpa_mlir.runtime.program import decode, read
-from alpa_mlir.runtime.transport.base import Array
+from alpa_mlir.runtime.transport.base import Array, Held
 from alpa_mlir.runtime.worker import Worker
 
 
-def run_plan(plan: str | ir.Module, arguments: Sequence[Array], *, steps: int = 1) -> list[Array]:
+class InProcess:
+    """A plan at work on this process's devices.
+
+    `plan` is a plan (level 7) or a split module without schedules (level 6), as text or module.  Raises
+    `CompileError` for a malformed plan, and where this process has too few devices.
+    """
+
+    def __init__(self, plan: str | ir.Module) -> None:
+        module = parse_module(plan, make_context()) if isinstance(plan, str) else plan
+        decoded = read(module)
+        needed, present = device_count(decoded), jax.devices()
+        if len(present) < needed:
+            raise CompileError(f"the plan is for {needed} devices, this process has {len(present)}")
+        rank_of = [0] * needed
+        submeshes = Submeshes(decoded, 0, rank_of, present[:needed], None, Watchdog(0, 0))
+        self._main = decoded.main
+        self._worker = Worker(decode(module, decoded, 0, rank_of), submeshes, Watchdog(0, 0))
+        self._held: dict[int, jax.Array] = {}
+
+    def place(self, arguments: Sequence[Held]) -> None:
+        """Give all arguments of `@main`, whole; CompileError for one that does not fit.
+
+        An array that is already where it belongs (a state result of the last step) stays there, and its memory is taken
+        over by the next step.
+        """
+        expected = self._main.arguments
+        if len(arguments) != len(expected):
+            raise CompileError(f"the plan has {len(expected)} arguments, {len(arguments)} were given")
+        for number, (value, argument) in enumerate(zip(arguments, expected, strict=True)):
+            if isinstance(value, jax.Array) and value is self._held.get(number):
+                continue
+            whole = np.asarray(value)
+            if whole.shape != argument.type.shape or whole.dtype != dtype_of(argument.type.element):
+                raise CompileError(
+                    f"argument {number} is {argument.type.tensor_text}, got {whole.dtype}{list(whole.shape)}"
+                )
+            self._worker.place(number, whole)
+            self._held.pop(number, None)
+            if isinstance(value, jax.Array):
+                self._held[number] = value
+
+    def step(self) -> list[jax.Array]:
+        """Run one step; the results, on the devices of their stages.  Nothing is waited for."""
+        self._worker.step()
+        found = self._worker.values
+        for number, argument in enumerate(self._main.arguments):
+            if argument.updates is not None:
+                self._held[number] = found[argument.updates]
+        return found
+
+    def results(self) -> list[Array]:
+        """The results of the last step, whole in host memory."""
+        self._worker.wait()
+        found = [self._worker.result(i) for i in range(len(self._main.results))]
+        return [r for r in found if r is not None]
+
+
+def run_plan(plan: str | ir.Module, arguments: Sequence[Held], *, steps: int = 1) -> list[Array]:
     """The results of `@main` after `steps` steps on the same batch; state results replace their arguments.
 
-    `plan` is a plan (level 7) or a split module without schedules (level 6), as text or module; `arguments` are
-    those of `@main`, whole.  Raises `CompileError` for a malformed plan, for arguments that do not fit it, and
-    where this process has too few devices.
+    See `InProcess`; `arguments` are those of `@main`, whole.
     """
-    module = parse_module(plan, make_context()) if isinstance(plan, str) else plan
-    decoded = read(module)
-    needed, present = device_count(decoded), jax.devices()
-    if len(present) < needed:
-        raise CompileError(f"the plan is for {needed} devices, this process has {len(present)}")
-    if len(arguments) != len(decoded.main.arguments):
-        raise CompileError(f"the plan has {len(decoded.main.arguments)} arguments, {len(arguments)} were given")
-    rank_of = [0] * needed
-    submeshes = Submeshes(decoded, 0, rank_of, present[:needed], None, Watchdog(0, 0))
-    worker = Worker(decode(module, decoded, 0, rank_of), submeshes, Watchdog(0, 0))
-    for number, (value, argument) in enumerate(zip(arguments, decoded.main.arguments, strict=True)):
-        whole = np.asarray(value)
-        if whole.shape != argument.type.shape or whole.dtype != dtype_of(argument.type.element):
-            raise CompileError(
-                f"argument {number} is {argument.type.tensor_text}, got {whole.dtype}{list(whole.shape)}"
-            )
-        worker.place(number, whole)
+    running = InProcess(plan)
+    running.place(arguments)
     for _ in range(steps):
-        worker.step()
-    worker.wait()
-    found = [worker.result(i) for i in range(len(decoded.main.results))]
-    return [r for r in found if r is not None]
+        running.step()
+    return running.results()

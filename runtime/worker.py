@@ -88,6 +88,11 @@ class Worker:
             for (slot, _), value in zip(self._state, new, strict=True):
                 slots[slot] = value
 
+    @property
+    def values(self) -> list[Any]:
+        """The results of the last step where they are; None for those that this rank has no part of."""
+        return list(self._results)
+
     def result(self, number: int) -> Array | None:
         """Result `number` of the last step on rank 0, None elsewhere; all ranks call it in the same order."""
         main = self._program.plan.main
