@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,6 +42,8 @@ class Job:
     `timeout` is how long an instruction may take, `heartbeat` how long a rank may be silent; 0: for ever.
     `checkpoint` is a folder that gets one every `checkpoint_every` steps (0: none but the last), of which
     `checkpoint_keep` stay (0: all); `restore` is where to begin.  `seed` None is that of the checkpoint, or 0.
+    `trace` is a file for what ran when, beside the events that `predicted` gives for one step of the plan; `profile`
+    prints a table of both.
     """
 
     plan: str
@@ -58,10 +60,13 @@ class Job:
     checkpoint_every: int = 0
     checkpoint_keep: int = 0
     restore: str | None = None
+    trace: str | None = None
+    profile: bool = False
+    predicted: Callable[[ir.Module], Sequence[Mapping[str, Any]]] | None = None
 
     def options(self) -> dict[str, object]:
         """What must be the same on all ranks, by name; the plan itself is compared by content."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "reference")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "reference", "predicted")}
 
 
 def run_local(job: Job) -> int:

@@ -35,10 +35,11 @@ from alpa_mlir.runtime.order import total_order
 
 @dataclass(frozen=True)
 class Call:
-    """Run a stage function on a submesh."""
+    """Run a stage function on a submesh, for a microbatch or (-1) once per step."""
 
     function: str
     mesh: str
+    microbatch: int
     operands: tuple[int, ...]
     results: tuple[int, ...]
     what: str
@@ -258,7 +259,7 @@ class _Decoder:
                 self.functions[step.function] = extract(self.module, step.function)
             _check_call(self.functions[step.function], step, self.main)
             what = f"@{step.function}" + (f" of microbatch {microbatch}" if microbatch >= 0 else "")
-            self.actions.append(Call(step.function, step.mesh, operands, results, what))
+            self.actions.append(Call(step.function, step.mesh, microbatch, operands, results, what))
         elif isinstance(step, Slice):
             if not step.operands[0].is_argument:
                 raise CompileError(f"op {step.id}: only arguments of the program are cut into microbatches")

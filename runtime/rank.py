@@ -20,13 +20,15 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
-from alpa_mlir.runtime import layout, program
+from alpa_mlir.runtime import clocks, layout, program
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
+from alpa_mlir.runtime.trace import in_time_of, predicted_seconds, profile, trace_events, write
 from alpa_mlir.runtime.transport.base import Array, wait_until
 
 if TYPE_CHECKING:
     from alpa_mlir.runtime.checkpoint import Position
     from alpa_mlir.runtime.job import Job
+    from alpa_mlir.runtime.recorder import Recorder
 
 
 def together(world: Any) -> None:
@@ -42,7 +44,7 @@ class Rank:
     def __init__(
         self, job: Job, module: ir.Module, plan: Plan, world: Any, watchdog: Watchdog, stop: StopRequest
     ) -> None:
-        self._job, self._plan, self._world = job, plan, world
+        self._job, self._module, self._plan, self._world = job, module, plan, world
         self._rank = 0 if world is None else int(world.rank)
         count = 1 if world is None else int(world.size)
         self._layout = layout.arrange(plan, count, f"{job.plan}:1:1")
@@ -64,7 +66,14 @@ class Rank:
         submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices, self._peers, self._watchdog)
         watchdog.beat("compiling")
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
-        self._worker = Worker(part, submeshes, self._watchdog)
+        self._recorder: Recorder | None = None
+        if job.trace is not None or job.profile:
+            from alpa_mlir.runtime.recorder import Recorder
+
+            self._recorder = Recorder(part, submeshes.progress)
+            submeshes.observe(self._recorder.poll)
+        self._seconds: list[float] = []
+        self._worker = Worker(part, submeshes, self._watchdog, self._recorder)
 
     def run(self) -> int:
         """All steps and what follows them; the exit status (the same on all ranks only through `run_under_mpi`)."""
@@ -72,9 +81,13 @@ class Rank:
         self._watchdog.beat("ready for the first step")
         if self._world is not None:
             together(self._world)
+        recorder = self._recorder
+        clock = clocks.read(self._world) if recorder is not None else None
         with self._watchdog.watching():
             self._load()
             stopped = any(self._once(step, wanting) for step in self._steps)
+            if recorder is not None and clock is not None:
+                self._show(recorder, clock)
             results = self._gather() if not stopped and (self._job.outputs or self._job.reference) else []
         if stopped:
             return TERMINATED
@@ -150,13 +163,30 @@ class Rank:
             for number in checkpoint.state_arguments(self._plan.main)
             for box, tile in self._worker.kept(number).items()
         ]
-        for write in writes:
-            wait_until(write.done, lambda: None, self._watchdog, "writing a checkpoint")
-            write.result()
+        for written in writes:
+            wait_until(written.done, lambda: None, self._watchdog, "writing a checkpoint")
+            written.result()
         if self._world is not None:
             self._await(self._world.Ibarrier(), "the other ranks to write their part of a checkpoint")
         at = replace(self._begin, step=done)
         return cast("Path | None", self._on_rank_0(lambda: self._saved.commit(folder, self._plan, at)))
+
+    def _show(self, recorder: Recorder, first: clocks.Reading) -> None:
+        """Gather what was recorded on all ranks, and write the trace and print the table on rank 0."""
+        if self._world is not None:
+            self._await(self._world.Ibarrier(), "the other ranks to end")
+        mine = in_time_of(clocks.to_rank_0(first, clocks.read(self._world)), recorder.steps)
+        ranks = [mine] if self._world is None else self._world.gather(mine)
+        if self._rank != 0:
+            return
+        if self._job.profile:
+            table = profile(self._plan, predicted_seconds(self._module), ranks, self._seconds)
+            print("\n".join(table), flush=True)
+        if self._job.trace is not None:
+            foretold = self._job.predicted(self._module) if self._job.predicted is not None else ()
+            if not foretold:
+                print(f"{self._job.plan}:1:1: note: the plan does not say what it predicts", file=sys.stderr)
+            write(self._job.trace, trace_events(self._plan, ranks, foretold))
 
     def _open_inputs(self) -> Any:
         """Where the arguments come from; on ranks other than 0, None for a file."""
@@ -258,11 +288,16 @@ class Rank:
 
     def _step(self, step: int) -> None:
         start = time.perf_counter()
+        if self._recorder is not None:
+            self._recorder.begin()
         self._worker.step()
+        if self._recorder is not None:
+            wait_until(self._recorder.idle, self._recorder.progress, self._watchdog, f"the end of step {step}")
         self._watchdog.wait(f"the results of step {step}")
         self._worker.wait()
         scalars = [(i, self._worker.result(i)) for i in self._scalars()]
         elapsed = time.perf_counter() - start
+        self._seconds.append(elapsed)
         if self._rank == 0:
             said = ", ".join(f"{self._name(i)} = {float(v):.6g}" for i, v in scalars if v is not None)
             print(f"step {step}: {said + ', ' if said else ''}{elapsed * 1e3:.1f} ms", flush=True)

@@ -20,6 +20,7 @@ from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.executable import Compiler, dtype_of
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.program import Program
+from alpa_mlir.runtime.recorder import Recorder
 from alpa_mlir.runtime.reshard import Box
 from alpa_mlir.runtime.transport.base import Array
 
@@ -33,7 +34,9 @@ class Worker:
     `result` for what the last step gave.
     """
 
-    def __init__(self, program: Program, submeshes: Submeshes, watchdog: Watchdog) -> None:
+    def __init__(
+        self, program: Program, submeshes: Submeshes, watchdog: Watchdog, recorder: Recorder | None = None
+    ) -> None:
         self._program, self._submeshes, self._watchdog = program, submeshes, watchdog
         self._slots: list[Any] = [None] * program.slots
         self._host: dict[int, Array] = {}
@@ -41,6 +44,9 @@ class Worker:
         self._numbers: dict[tuple[MeshTensor, int], jax.Array] = {}
         self._compiler = Compiler()
         self._calls = [self._bind(action) for action in program.actions]
+        if recorder is not None:
+            calls = zip(program.actions, self._calls, strict=True)
+            self._calls = [recorder.watched(action, call, self._slots) for action, call in calls]
         self._state = self._replacements()
 
     @property

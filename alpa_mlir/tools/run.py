@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from jaxlib.mlir import ir
 
 from alpa_mlir.runtime.job import Job, run_local, run_under_mpi
 from alpa_mlir.runtime.launch import start_mpirun, under_mpirun
@@ -56,6 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="largest difference relative to a result's largest magnitude; default 1e-4, with 16-bit types 2e-2",
     )  # fmt: skip
     _add_checkpoints(parser)
+    parser.add_argument(
+        "--trace", metavar="FILE.json",
+        help="write what ran when in the last 20 steps, on all ranks and as predicted, for ui.perfetto.dev",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profile-stages", action="store_true", help="print measured against predicted seconds of the stage functions"
+    )
     parser.add_argument(
         "--timeout", type=_not_negative, default=600.0, metavar="SECONDS",
         help="end the job when an instruction takes longer; 0: never; default 600",
@@ -155,7 +164,19 @@ def _job(options: argparse.Namespace) -> Job:
         checkpoint_every=options.checkpoint_every,
         checkpoint_keep=options.checkpoint_keep,
         restore=options.restore,
+        trace=options.trace,
+        profile=options.profile_stages,
+        predicted=_predicted,
     )
+
+
+def _predicted(module: ir.Module) -> Sequence[Mapping[str, Any]]:
+    """The events of one predicted step; none where the plan was not priced."""
+    from alpa_mlir.passes.inter.trace import trace_events
+    from alpa_mlir.passes.schedule import plan_timeline
+
+    timeline = plan_timeline(module)
+    return trace_events(timeline)["traceEvents"] if timeline is not None else ()
 
 
 def entry() -> NoReturn:

@@ -1,0 +1,154 @@
+"""When the actions of a rank ran on its devices: the measured side of a trace.
+
+Actions are dispatched without waiting, so the host's clock around a call says nothing of the devices.  What a call
+makes is looked at again between the other actions and while the rank waits (at most 0.3 ms apart), and the moment at
+which it is ready is its finish.  A submesh runs its programs one after the other: a program starts when it was
+dispatched, the one before has finished, and what it reads is there.  An array must not be given away before it was seen
+ready, so a program that takes over such a buffer is held back until then; nothing else changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alpa_mlir.runtime import program as actions
+from alpa_mlir.runtime.program import Program
+
+KEPT = 20
+"""The number of steps that are kept: the last ones."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """What ran on a submesh from `start` to `finish` (seconds on this rank's clock); -1 is no microbatch.
+
+    `kind` is "run" for stage functions, else "accumulate" or "receive"; `name` is the stage function, or the kind.
+    """
+
+    mesh: str
+    kind: str
+    name: str
+    microbatch: int
+    start: float
+    finish: float
+
+
+@dataclass
+class _Pending:
+    """An action under way: where, when it was dispatched, what it waits for, what shows that it is done."""
+
+    mesh: str
+    kind: str
+    name: str
+    microbatch: int
+    dispatched: float
+    sources: tuple[_Pending, ...]
+    shown: list[Any]
+    finish: float | None = None
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the recorder must know of an action: its lane and name, slots read, made and given away."""
+
+    mesh: str
+    kind: str
+    name: str
+    microbatch: int
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    gives: tuple[int, ...]
+
+
+@dataclass
+class Recorder:
+    """Watches the actions of one rank's program."""
+
+    program: Program
+    progress: Callable[[], None] = lambda: None
+    _pending: list[_Pending] = field(default_factory=list)
+    _free: dict[tuple[str, str], float] = field(default_factory=dict)
+    _makers: dict[int, _Pending] = field(default_factory=dict)
+    _steps: deque[tuple[float, list[Span]]] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def begin(self) -> None:
+        """A step begins now."""
+        self._makers.clear()
+        self._steps.append((time.perf_counter(), []))
+
+    @property
+    def steps(self) -> Sequence[tuple[float, Sequence[Span]]]:
+        """The last steps: when each began, and its spans."""
+        return self._steps
+
+    def watched(self, action: actions.Action, call: Callable[[], None], slots: list[Any]) -> Callable[[], None]:
+        """The call, observed."""
+        shape = self._shape(action)
+        if shape is None:
+            return call
+
+        def observed() -> None:
+            self._wait_for([slots[i] for i in shape.gives])
+            dispatched = time.perf_counter()
+            call()
+            sources = tuple(self._makers[i] for i in shape.reads if i in self._makers)
+            made = [slots[i] for i in shape.makes]
+            entry = _Pending(shape.mesh, shape.kind, shape.name, shape.microbatch, dispatched, sources, made)
+            self._makers |= dict.fromkeys(shape.makes, entry)
+            self._pending.append(entry)
+            self.poll()
+
+        return observed
+
+    def poll(self) -> None:
+        """See which actions are done."""
+        busy: set[tuple[str, str]] = set()
+        left = []
+        for entry in self._pending:
+            lane = (entry.mesh, entry.kind if entry.kind == "receive" else "run")
+            if lane not in busy and all(array.is_ready() for array in entry.shown):
+                self._done(entry, lane, time.perf_counter())
+            else:
+                busy.add(lane)
+                left.append(entry)
+        self._pending = left
+
+    def idle(self) -> bool:
+        """Whether all that was dispatched is done."""
+        self.poll()
+        return not self._pending
+
+    def _done(self, entry: _Pending, lane: tuple[str, str], now: float) -> None:
+        ready = [source.finish for source in entry.sources if source.finish is not None]
+        start = min(now, max([entry.dispatched, self._free.get(lane, 0.0), *ready]))
+        entry.finish, entry.shown, entry.sources = now, [], ()
+        self._free[lane] = now
+        self._steps[-1][1].append(Span(entry.mesh, entry.kind, entry.name, entry.microbatch, start, now))
+
+    def _wait_for(self, arrays: Sequence[Any]) -> None:
+        """Return when no array of these is one that still has to be seen ready."""
+        given = {id(array) for array in arrays}
+        while any(id(array) in given for entry in self._pending for array in entry.shown):
+            self.progress()
+            self.poll()
+            time.sleep(2e-5)
+
+    def _shape(self, action: actions.Action) -> _Shape | None:
+        if isinstance(action, actions.Call):
+            gives = tuple(action.operands[i] for i in self.program.functions[action.function].donated)
+            return _Shape(
+                action.mesh, "run", action.function, action.microbatch, action.operands, action.results, gives
+            )
+        if isinstance(action, actions.Add):
+            gives = tuple(t for t, d in zip(action.totals, action.donate, strict=True) if d)
+            reads = (*action.totals, *action.values)
+            return _Shape(action.mesh, "accumulate", "accumulate", -1, reads, action.totals, gives)
+        if isinstance(action, actions.Join):
+            return _Shape(action.type.mesh, "accumulate", "stack", -1, action.parts, (action.result,), ())
+        if isinstance(action, actions.Take):
+            return _Shape(action.target.mesh, "receive", "receive", -1, (), (action.result,), ())
+        return None
