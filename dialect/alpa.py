@@ -35,6 +35,7 @@ DONATE = "alpa.donate"
 STATISTICS = "alpa.statistics"
 NONNEGATIVE = "alpa.nonnegative"
 REMAT = "alpa.remat"
+REPEATS = "alpa.repeats"
 
 ROLES = ("state", "batch", "constant")
 PHASES = ("prologue", "forward", "backward", "weight", "update")
@@ -105,6 +106,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.UnitAttr)),
     Declaration("V19", REMAT, "array of i64", ("module",), "the layers whose forward ops run again in the backward pass",
                 lambda a: isinstance(a, ir.DenseI64ArrayAttr)),
+    Declaration("V20", REPEATS, "i64", ("op",), "how many more equal layers of the program this op of one stands for, while a plan is searched",
+                is_i64),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 
