@@ -184,10 +184,10 @@ class Submeshes:
 
     def progress(self) -> None:
         """Move what can move."""
-        if self._look is not None:
-            self._look()
         if self._peers is not None:
             self._peers.progress()
+        if self._look is not None:
+            self._look()
 
     def finish(self, what: str) -> None:
         """Wait until everything this rank gave has left."""

@@ -106,11 +106,13 @@ class Recorder:
 
     def poll(self) -> None:
         """See which actions are done."""
+        # The last first: what is ready then has causes that are ready when they are looked at.
+        ready = [all(array.is_ready() for array in entry.shown) for entry in reversed(self._pending)]
         busy: set[tuple[str, str]] = set()
         left = []
-        for entry in self._pending:
+        for entry, done in zip(self._pending, reversed(ready), strict=True):
             lane = (entry.mesh, entry.kind if entry.kind == "receive" else "run")
-            if lane not in busy and all(array.is_ready() for array in entry.shown):
+            if done and lane not in busy:
                 self._done(entry, lane, time.perf_counter())
             else:
                 busy.add(lane)

@@ -80,7 +80,7 @@ def test_a_trace_shows_every_run_of_every_rank(start: list[object], plan: Path, 
             measured[("submesh 1", f"stage_1_forward {m}")],
             strict=True,
         )
-        assert all(sent[1] <= used[0] + 1000 for sent, used in pairs)
+        assert all(sent[1] <= used[0] + 5000 for sent, used in pairs)
     for thread in set(threads.values()):  # a submesh does one thing at a time
         lane = sorted(span for (name, _), spans in measured.items() if name == thread for span in spans)
         assert all(a[1] <= b[0] + 0.01 for a, b in pairwise(lane)) or "receives" in thread
