@@ -36,6 +36,7 @@ STATISTICS = "alpa.statistics"
 NONNEGATIVE = "alpa.nonnegative"
 REMAT = "alpa.remat"
 REPEATS = "alpa.repeats"
+CONSIDERED = "alpa.considered"
 
 ROLES = ("state", "batch", "constant")
 PHASES = ("prologue", "forward", "backward", "weight", "update")
@@ -108,6 +109,9 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.DenseI64ArrayAttr)),
     Declaration("V20", REPEATS, "i64", ("op",), "how many more equal layers of the program this op of one stands for, while a plan is searched",
                 is_i64),
+    Declaration("V21", CONSIDERED, "array of {microbatches, schedule, remat, …}", ("module",),
+                "the plans that were compared: their predicted seconds and bytes per device, or why they cannot be",
+                lambda a: isinstance(a, ir.ArrayAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

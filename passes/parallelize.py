@@ -2,13 +2,14 @@
 
     normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ price ─ localize ─ schedule
 
-The number of microbatches, where it is not given, is the one whose stages the cost model likes best among the powers
-of two that divide the batch.  `alpa_mlir.planner.plan` and the command `alpa-mlir-plan` run the same code.
+The number of microbatches (a power of two that divides the batch), the schedule and rematerialisation, where they are
+not given, are chosen together (`alpa_mlir.passes.joint`).  `alpa_mlir.planner.plan` and the command `alpa-mlir-plan`
+run the same code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar
@@ -16,17 +17,21 @@ from typing import ClassVar
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.context import clone_module, functions, replace_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.dialect.plan import seal
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
+from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
+from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.passes.registry import Pass, option, register
 
-SCHEDULES = ("auto", "1f1b", "gpipe", "inference")
+SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
+EARLY = ("alpa-microbatch", "alpa-layers")
+"""Passes before a setting makes a difference worth comparing."""
 MOST_MICROBATCHES = 32
 """The largest number of microbatches that is tried where none is given."""
 
@@ -39,8 +44,9 @@ class PlanOptions:
     """What the user decides; everything else is the planner's. 0 and "" mean: choose.
 
     mesh:         logical mesh such as "2x4": one stage on all devices, no search over stages.
-    microbatches, stages, layers: numbers, or 0.
+    microbatches, stages, layers: numbers, or 0. chunks: stages that share a submesh (interleaved).
     schedule:     one of SCHEDULES. partitioner: who makes one device's program of a sharded stage.
+    remat:        auto, none, full, or numbers of layers such as "0-3,5" whose forward ops run again.
     batch_args, state_args: argument numbers such as "3,5-7" where the program does not say its roles.
     """
 
@@ -55,6 +61,8 @@ class PlanOptions:
     state_args: str = ""
     allow_per_microbatch_statistics: bool = False
     solver: str = "highs"
+    remat: str = AUTO
+    chunks: int = 0
 
 
 def plan(
@@ -70,126 +78,137 @@ def plan(
     where the program or what is asked of it cannot be.
     """
     notes: list[Remark] = [] if remarks is None else remarks
-    road = _Road(options, notes, progress, stop_after)
+    road = _Road(options, progress, stop_after)
     normal = clone_module(module)
-    road.run(normal, _text("alpa-normalize", batch_args=options.batch_args, state_args=options.state_args))
+    stopped = road.run(
+        normal, [_text("alpa-normalize", batch_args=options.batch_args, state_args=options.state_args)], notes
+    )
     normal.operation.attributes[alpa.CLUSTER] = options.cluster.attribute(normal.context)
-    if road.stopped:
-        return normal
-    staged = road.staged(normal)
-    for text in road.rest(staged) if not road.stopped else []:
-        road.run(staged, text)
-    return staged
+    return normal if stopped else road.choose(normal, notes)
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """A module staged with one number of microbatches, its predicted seconds, or why it cannot be."""
-
-    module: ir.Module
-    seconds: float
-    remarks: list[Remark]
-    error: CompileError | None = None
-
-
-@dataclass
 class _Road:
     """The passes of one planning, in order, until `stop_after` has run."""
 
     options: PlanOptions
-    remarks: list[Remark]
     progress: Progress | None
     stop_after: str
-    stopped: bool = False
 
-    def run(self, module: ir.Module, text: str) -> None:
-        if self.stopped:
-            return
-        if self.progress is not None:
-            self.progress(text)
-        run_pipeline(module, text, self.remarks)
-        self.stopped = text.partition("{")[0] == self.stop_after
+    def run(self, module: ir.Module, texts: Sequence[str], remarks: list[Remark]) -> bool:
+        """Run passes; True where the last one to run was among them."""
+        for text in texts:
+            if self.progress is not None:
+                self.progress(text)
+            run_pipeline(module, text, remarks)
+            if text.partition("{")[0] == self.stop_after:
+                return True
+        return False
 
-    def staged(self, normal: ir.Module) -> ir.Module:
-        """Level 4, with the number of microbatches that was asked for or that costs least.
+    def choose(self, normal: ir.Module, notes: list[Remark]) -> ir.Module:
+        """The best plan that can be; what else was considered is written into it.
 
-        Where the planner chooses, a number that cannot be (an operation mixes examples, memory is short) is
-        passed over with a remark; the first error stands if none can be.
+        A setting that cannot be (an operation mixes examples, memory is short) is passed over, the first with a
+        remark; its error stands where none can be.
         """
-        candidates = self.candidates(normal)
-        tried = [self.attempt(normal, count) for count in candidates]
-        possible = [(attempt.seconds, n) for n, attempt in enumerate(tried) if attempt.error is None]
-        if not possible:
-            first = tried[0].error
-            assert first is not None
-            raise first
-        chosen = tried[min(possible)[1]]
-        self.remarks.extend(chosen.remarks)
-        for count, attempt in zip(candidates, tried, strict=True):
-            if attempt.error is not None:
-                why = f"{count} microbatches are not possible: {attempt.error.message}"
-                self.remarks.append(Remark(why, attempt.error.location))
+        options = self.options
+        counts = self.counts(normal)
+        one_stage = bool(options.mesh) or options.stages == 1
+        memory = float(options.cluster.memory)
+        wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, one_stage)
+        choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting))
+        if self.stop_after in EARLY:
+            return self._early(choice, counts, notes)
+        failed: CompileError | None = None
+        for row, attempt in choice.ranked():
+            module, remarks = clone_module(attempt.module), list(attempt.remarks)
+            try:
+                self.run(module, self.rest(row) if self.stop_after != "alpa-stages" else [], remarks)
+            except CompileError as error:
+                choice.reject(row, error)
+                failed = failed or error
+                continue
+            notes += [*remarks, *_passed_over(choice.rows)]
+            if self.stop_after == "":
+                choice.record(module)
+                seal(module)
+            return module
+        assert failed is not None
+        raise failed
+
+    def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
+        """A module from before the stages, with the first number of microbatches that can be."""
+        attempts = [choice.stage(Setting(counts[0], NONE))]
+        for count in counts[1:]:
+            if attempts[-1].error is None:
                 break
-        return chosen.module
+            attempts.append(choice.stage(Setting(count, NONE)))
+        error = attempts[-1].error
+        if error is not None:
+            raise attempts[0].error or error
+        notes += attempts[-1].remarks
+        return attempts[-1].module
 
-    def attempt(self, normal: ir.Module, count: int) -> _Attempt:
-        """Stages with one number of microbatches."""
-        module = clone_module(normal)
-        road = _Road(self.options, [], self.progress, self.stop_after)
+    def attempt(self, normal: ir.Module, setting: Setting) -> Attempt:
+        """Stages under one setting."""
+        module, remarks = clone_module(normal), list[Remark]()
         try:
-            road.run(module, road.microbatch(count))
-            road.run(module, _text("alpa-layers", count=self.options.layers, stages=self.options.stages))
-            if not road.stopped:
-                road.run(module, road.stages(module))
+            self.run(module, self.until_stages(setting), remarks)
         except CompileError as error:
-            return _Attempt(module, 0.0, [], error)
-        self.stopped = road.stopped
-        return _Attempt(module, _seconds(module), road.remarks)
+            return Attempt(setting, module, error=error)
+        return Attempt(setting, module, tuple(remarks))
 
-    def candidates(self, normal: ir.Module) -> list[int]:
-        """Numbers of microbatches to try."""
+    def counts(self, normal: ir.Module) -> list[int]:
+        """Numbers of microbatches to choose from."""
         options = self.options
         if options.microbatches:
             return [options.microbatches]
-        if options.mesh or options.stages == 1 or self.stop_after == "alpa-microbatch":
+        if self.stop_after == "alpa-microbatch":
             return [1]
         size = batch_size(normal)
         return [m for m in (2**k for k in range(MOST_MICROBATCHES.bit_length())) if size % m == 0] or [1]
 
-    def microbatch(self, count: int) -> str:
-        allowed = self.options.allow_per_microbatch_statistics
-        return _text("alpa-microbatch", count=count, allow_per_microbatch_statistics=allowed)
-
-    def stages(self, module: ir.Module) -> str:
+    def until_stages(self, setting: Setting) -> list[str]:
+        """The passes from level 1 to level 4."""
         options = self.options
-        kind = self.kind(module)
-        return _text(
-            "alpa-stages",
-            stages=options.stages,
-            mesh=options.mesh,
-            schedule=kind,
-            solver=options.solver,
-            whole_sums=options.partitioner == "xla",
-        )
-
-    def kind(self, module: ir.Module) -> str:
-        """The schedule that was asked for, or 1F1B where there is a backward pass and inference where not."""
-        if self.options.schedule != "auto":
-            return self.options.schedule
-        return "1f1b" if has_backward(module) else "inference"
-
-    def rest(self, staged: ir.Module) -> list[str]:
-        """The passes from level 4 to the plan."""
-        kind = self.kind(staged)
-        local = self.options.partitioner == "local"
-        localize = ["alpa-localize"] if local else []
+        allowed = options.allow_per_microbatch_statistics
+        kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
+        remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
         return [
-            _text("alpa-shard", solver=self.options.solver, schedule=kind, whole_sums=not local),
-            "alpa-split",
-            "alpa-price",
-            *localize,
-            _text("alpa-schedule", kind=kind),
+            _text("alpa-microbatch", count=setting.microbatches, allow_per_microbatch_statistics=allowed),
+            _text("alpa-layers", count=options.layers, stages=options.stages),
+            *remat,
+            _text(
+                "alpa-stages",
+                stages=options.stages,
+                chunks=options.chunks if setting.interleaved else 0,
+                mesh=options.mesh,
+                schedule=kind,
+                solver=options.solver,
+                whole_sums=options.partitioner == "xla",
+            ),
         ]
+
+    def rest(self, row: Considered) -> list[str]:
+        """The passes from level 4 to the plan."""
+        local = self.options.partitioner == "local"
+        return [
+            _text("alpa-shard", solver=self.options.solver, schedule=row.schedule, whole_sums=not local),
+            _text("alpa-split", weight_apart=row.schedule in SPLIT_BACKWARD),
+            "alpa-price",
+            *(["alpa-localize"] if local else []),
+            _text("alpa-schedule", kind=row.schedule),
+        ]
+
+
+def _passed_over(rows: Sequence[Considered]) -> list[Remark]:
+    """The first number of microbatches that cannot be at all."""
+    possible = {row.setting.microbatches for row in rows if row.error is None}
+    for row in rows:
+        if row.error is not None and row.setting.microbatches not in possible:
+            why = f"{row.setting.microbatches} microbatches are not possible: {row.error.message}"
+            return [Remark(why, row.error.location)]
+    return []
 
 
 def _text(name: str, **options: str | int | bool) -> str:
@@ -200,17 +219,6 @@ def _text(name: str, **options: str | int | bool) -> str:
             shown = "true" if value is True else str(value)
             written.append(f"{key.replace('_', '-')}={{{shown}}}")
     return name + (f"{{{' '.join(written)}}}" if written else "")
-
-
-def _seconds(module: ir.Module) -> float:
-    if alpa.COST not in module.operation.attributes:
-        return 0.0
-    return float(ir.FloatAttr(module.operation.attributes[alpa.COST]).value)
-
-
-def has_backward(module: ir.Module) -> bool:
-    """Whether a layered module has a backward pass."""
-    return any(alpa.get_string(op, alpa.PHASE) == "backward" for op in walk(functions(module)["microbatch"]))
 
 
 def batch_size(normal: ir.Module) -> int:
@@ -249,6 +257,8 @@ class Parallelize(Pass):
     state_args: str = option("", "numbers of the arguments that results replace every step, e.g. 0-2, or none")
     allow_per_microbatch_statistics: bool = option(False, "batch statistics may be those of a microbatch")
     solver: str = option("highs", "mixed-integer solver, any that CVXPY knows")
+    remat: str = option(AUTO, "layers whose forward ops run again in the backward pass: auto, none, full or 0-3,5")
+    chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Replace the program in `module` by its plan."""
@@ -274,5 +284,7 @@ class Parallelize(Pass):
             self.state_args,
             self.allow_per_microbatch_statistics,
             self.solver,
+            self.remat,
+            self.chunks,
         )
         replace_module(module, plan(module, options, remarks))

@@ -22,6 +22,7 @@ from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
 from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
+from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.registry import Pass, register
 
 PARTS = ("forward", "backward", "weight", "update", "prologue")
@@ -33,8 +34,9 @@ class Price(Pass):
     """Write the predicted cost of each stage function, transfer and accumulation.
 
     IR before: level 6, not localized. IR after: `alpa.cost = {seconds = {product = …, …}, working_bytes = …}` on stage
-    functions, `alpa.cost` in seconds on `mpmd.transfer`, `alpa.accumulate` and `alpa.stack`, and in `alpa.stages` for
-    each stage `forward_seconds`, `backward_seconds`, … of one run. The cluster is the module's (without one: cpu).
+    functions, `alpa.cost = {seconds = …}` on `mpmd.transfer` (and `start`, the latency in it), `alpa.accumulate` and
+    `alpa.stack`, and in `alpa.stages` for each stage `forward_seconds`, `backward_seconds`, … of one run. The cluster
+    is the module's (without one: cpu).
     """
 
     name: ClassVar[str] = "alpa-price"
@@ -50,7 +52,8 @@ class Price(Pass):
             if op.name == TRANSFER:
                 source, target = (MeshTensor.read(v.type) for v in (op.operands[0], op.results[0]))
                 there = _near(links[target.mesh], [stages[m.mesh] for m in (source, target)], cluster)
-                _set_seconds(op, transfer_cost(target.sharding, there).at(target.bytes))
+                cost = transfer_cost(target.sharding, there)
+                _set_seconds(op, cost.at(target.bytes), cost.seconds)
             elif op.name in (ACCUMULATE, STACK):
                 # A sum reads two values and writes one, a stack reads and writes one.
                 passes = 3 if op.name == ACCUMULATE else 2
@@ -95,9 +98,13 @@ def _write_cost(function: ir.Operation, cost: FunctionCost) -> None:
         function.attributes[alpa.COST] = ir.DictAttr.get({"seconds": seconds, "working_bytes": working}, context)
 
 
-def _set_seconds(op: ir.Operation, seconds: float) -> None:
+def _set_seconds(op: ir.Operation, seconds: float, start: float = 0.0) -> None:
+    """Seconds of an op of `@main`, and how many of them pass before the link is in use."""
     with ir.Location.unknown(op.context):
-        op.attributes[alpa.COST] = ir.FloatAttr.get(ir.F64Type.get(op.context), seconds)
+        f64 = ir.F64Type.get(op.context)
+        figures = {"seconds": seconds} | ({"start": start} if start else {})
+        entries = {name: ir.FloatAttr.get(f64, value) for name, value in figures.items()}
+        op.attributes[alpa.COST] = ir.DictAttr.get(entries, op.context)
 
 
 def _near(links: MeshLinks, ends: Sequence[Stage], cluster: Cluster) -> MeshLinks:
@@ -114,7 +121,7 @@ def _write_stages(module: ir.Module, main: PlanMain, costs: Mapping[str, Functio
     with ir.Location.unknown(context):
         f64 = ir.F64Type.get(context)
         for number, before in enumerate(stage_entries(module)):
-            entry = {before[i].name: before[i].attr for i in range(len(before))}
+            entry = {before[i].name: before[i].attr for i in range(len(before)) if before[i].name != ESTIMATE}
             for part in PARTS:
                 calls = [s for s in main.steps if isinstance(s, Fragment) and (s.stage, s.phase) == (number, part)]
                 if calls:

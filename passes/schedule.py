@@ -123,7 +123,7 @@ def unit_costs(main: PlanMain, kind: str) -> PlanCosts:
     fragments: Sequence[Fragment] = [s for s in main.steps if isinstance(s, Fragment)]
     seconds = {s.id: TICKS.seconds(kind, s.phase) for s in fragments if main.runs_per_microbatch(s)}
     names = [s.function for s in fragments]
-    return PlanCosts(seconds, dict.fromkeys(names, 0.0), {name: {} for name in names})
+    return PlanCosts(seconds, {}, dict.fromkeys(names, 0.0), {name: {} for name in names})
 
 
 def _write_cost(module: ir.Module, timeline: Timeline) -> None:

@@ -1,10 +1,10 @@
 """Playing a plan's instruction lists on the costs written in it: when what happens, and how much is held.
 
 Each submesh executes its list in order.  A run starts when the submesh is free and what it reads is there; a
-send does not hold up the sender; transfers from one submesh to another pass one after the other; a receive
-costs nothing, its value is waited for where it is first used.  Memory is counted along the lists: arguments that
-live on the devices, values between the instruction that makes and the one that frees them, and while a
-function runs what it holds inside.
+send does not hold up the sender; transfers from one submesh to another share the link one after the other (their
+latencies overlap); a receive costs nothing, its value is waited for where it is first used.  Memory is counted
+along the lists: arguments that live on the devices, values between the instruction that makes and the one that
+frees them, and while a function runs what it holds inside.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from alpa_mlir.passes.schedule_lists import Use, makes, uses
 
 @dataclass(frozen=True)
 class PlanCosts:
-    """Seconds of a run, a transfer or an accumulation by `alpa.id`; bytes held inside and donations by function."""
+    """Seconds of a run, a transfer or an accumulation by `alpa.id`, and of a transfer the latency in them; bytes held
+    inside and donations by function."""
 
     seconds: Mapping[int, float]
+    latency: Mapping[int, float]
     working: Mapping[str, float]
     donated: Mapping[str, Mapping[int, int]]
 
@@ -36,6 +38,7 @@ def read_costs(module: ir.Module, main: PlanMain) -> PlanCosts | None:
     """What `alpa-price` wrote; None where it did not run."""
     found = functions(module)
     seconds: dict[int, float] = {}
+    latency: dict[int, float] = {}
     working: dict[str, float] = {}
     donated: dict[str, dict[int, int]] = {}
     for step in main.steps:
@@ -50,8 +53,10 @@ def read_costs(module: ir.Module, main: PlanMain) -> PlanCosts | None:
             donated[step.function] = _donations(function)
     for op in alpa.walk(found["main"]):
         if alpa.COST in op.attributes:
-            seconds[alpa.get_int(op, alpa.ID) or 0] = float(ir.FloatAttr(op.attributes[alpa.COST]).value)
-    return PlanCosts(seconds, working, donated)
+            cost, number = ir.DictAttr(op.attributes[alpa.COST]), alpa.get_int(op, alpa.ID) or 0
+            seconds[number] = float(ir.FloatAttr(cost["seconds"]).value)
+            latency[number] = float(ir.FloatAttr(cost["start"]).value) if "start" in cost else 0.0
+    return PlanCosts(seconds, latency, working, donated)
 
 
 def _donations(function: ir.Operation) -> dict[int, int]:
@@ -149,7 +154,8 @@ class _Player:
         pair = (lane.number, self.lane_of[step.results[0].mesh])
         start = max(self._there(lane, send), self.channels.get(pair, 0.0))
         finish = start + self.costs.seconds.get(send.id, 0.0)
-        self.channels[pair] = self.arrivals[send.id, send.microbatch] = finish
+        self.channels[pair] = finish - self.costs.latency.get(send.id, 0.0)
+        self.arrivals[send.id, send.microbatch] = finish
         self.moves.append(Move(*pair, send.microbatch, start, finish, step.results[0].bytes))
 
 

@@ -17,14 +17,17 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh, meshes_of, parse_mesh
+from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
+from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, Pipeline, in_flight
 from alpa_mlir.passes.intra.annotate import Annotator
 from alpa_mlir.passes.intra.milp import check_solver
 from alpa_mlir.passes.intra.program import Program, read_program
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.intra.stages import StageSpec, solve_stages
 from alpa_mlir.passes.registry import Pass, option, register
+from alpa_mlir.passes.schedule_lists import pipeline_of
 
 
 @register
@@ -44,7 +47,7 @@ class Shard(Pass):
     cluster: str = option("", "cluster preset; empty: the module's alpa.cluster, else cpu")
     memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
     solver: str = option("highs", "mixed-integer solver: any that CVXPY knows")
-    schedule: str = option("1f1b", "what decides how many microbatches are in flight: 1f1b, gpipe or inference")
+    schedule: str = option("1f1b", f"decides how many microbatches are in flight, one of {', '.join(KINDS)}")
     whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
     statistics: bool = option(False, "remark the sizes of each reduction and solver call")
 
@@ -116,18 +119,30 @@ class Shard(Pass):
     ) -> tuple[StageSpec, ...]:
         backward = any(op.phase == "backward" for op in program.ops)
         schedule = self.schedule if backward else "inference"
-        if schedule not in ("1f1b", "gpipe", "inference"):
+        if schedule not in KINDS:
             raise CompileError(
-                f"schedule must be 1f1b, gpipe or inference, got {schedule!r}", module.operation.location
+                f"schedule must be one of {', '.join(KINDS)}, got {schedule!r}", module.operation.location
             )
-        count, m = len(meshes), program.microbatches
-        flying = {
-            "1f1b": [min(count - s, m) for s in range(count)],
-            "gpipe": [m] * count,
-            "inference": [1] * count,
-        }[schedule]
-        limit = float(cluster.memory)
-        return tuple(StageSpec(mesh, devices[0], q, limit) for (mesh, devices), q in zip(meshes, flying, strict=True))
+        pipeline = pipeline_of([mesh.name for mesh, _ in meshes], program.microbatches)
+        if pipeline.chunks > 1 and schedule in ONE_CHUNK:
+            schedule = "interleaved"
+        limits = _limits(module, cluster, pipeline)
+        return tuple(
+            StageSpec(mesh, devices[0], in_flight(schedule, s, pipeline), limits[s])
+            for s, (mesh, devices) in enumerate(meshes)
+        )
+
+
+def _limits(module: ir.Module, cluster: Cluster, pipeline: Pipeline) -> list[float]:
+    """Bytes per device for each stage: stages that share a submesh get what they were planned with, and equal shares
+    of what is left."""
+    limit = float(cluster.memory)
+    if pipeline.chunks == 1:
+        return [limit] * pipeline.stages
+    entries = stage_entries(module)
+    planned = [float(ir.IntegerAttr(e["memory_bytes"]).value) if "memory_bytes" in e else 0.0 for e in entries]
+    lanes = [sum(planned[s] for s in pipeline.stages_of(lane)) for lane in range(pipeline.lanes)]
+    return [planned[s] + max(0.0, limit - lanes[s % pipeline.lanes]) / pipeline.chunks for s in range(pipeline.stages)]
 
 
 def _drop_constraints(module: ir.Module, remarks: list[Remark]) -> None:

@@ -20,22 +20,26 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
+from alpa_mlir.passes.inter.estimates import ESTIMATE
+from alpa_mlir.passes.inter.interleave import CHUNKS, interleave
 from alpa_mlir.passes.inter.placement import place
-from alpa_mlir.passes.inter.profile import InFlight, StageSearch, count_layers
+from alpa_mlir.passes.inter.profile import InFlight, StageSearch, count_layers, submesh_shapes
+from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
+from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
+from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.registry import Pass, option, register
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers `first` … `last` on `devices`, arranged as `mesh`; predicted seconds and bytes where known."""
+    """Layers `first` … `last` on `devices`, arranged as `mesh`; what it costs, as far as known."""
 
     first: int
     last: int
     mesh: Mesh
     devices: tuple[int, ...]
-    microbatch_seconds: float | None = None
-    step_seconds: float | None = None
-    memory_bytes: float | None = None
+    cost: StageCost | None = None
+    parts: StageParts | None = None
 
 
 @register
@@ -47,7 +51,8 @@ class Stages(Pass):
     one `sdy.mesh @stage_s` per stage and, where stages were searched, `alpa.cost`.
     Precondition: `cluster` names a preset, or the module carries `alpa.cluster`.
     Postcondition: all devices are used; forward data flows to equal or higher stages, backward data to
-    equal or lower ones; every argument has one home stage.
+    equal or lower ones; every argument has one home stage. With schedule=interleaved stage s of S lies on submesh
+    s mod p of p equal ones.
     """
 
     name: ClassVar[str] = "alpa-stages"
@@ -57,7 +62,8 @@ class Stages(Pass):
     memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
     stages: int = option(0, "number of stages; 0: the best")
     mesh: str = option("", "one stage on this logical mesh, for example 2x4: no search")
-    schedule: str = option("1f1b", "what decides how many microbatches are in flight: 1f1b, gpipe or inference")
+    schedule: str = option("1f1b", f"decides how many microbatches are in flight, one of {', '.join(KINDS)}")
+    chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
     solver: str = option("highs", "mixed-integer solver of the stages' intra-operator programs")
     whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
 
@@ -69,7 +75,9 @@ class Stages(Pass):
             stages = [_single_stage(self.mesh, cluster, layers, self.stages)]
             seconds = None
         else:
-            stages, seconds = self._search(module, cluster, layers)
+            interleaved = self.schedule == "interleaved" and has_backward(module)
+            search = self._interleave if interleaved else self._search
+            stages, seconds = search(module, cluster, layers)
         stage_of_layer = [next(s for s, stage in enumerate(stages) if k <= stage.last) for k in range(layers)]
         place(module, stage_of_layer)
         _write(module, cluster, stages, seconds)
@@ -81,10 +89,11 @@ class Stages(Pass):
             raise CompileError(
                 f"alpa-stages needs a layered module (run alpa-layers first), got level {level or 'source'}", location
             )
-        if self.schedule not in ("1f1b", "gpipe", "inference"):
-            raise CompileError(f"schedule must be 1f1b, gpipe or inference, got '{self.schedule}'", location)
-        if self.stages < 0:
-            raise CompileError(f"the number of stages must not be negative, got {self.stages}", location)
+        if self.schedule not in KINDS:
+            raise CompileError(f"schedule must be one of {', '.join(KINDS)}, got '{self.schedule}'", location)
+        if min(self.stages, self.chunks) < 0:
+            what, given = ("stages", self.stages) if self.stages < 0 else ("chunks", self.chunks)
+            raise CompileError(f"the number of {what} must not be negative, got {given}", location)
 
     def _cluster(self, module: ir.Module) -> Cluster:
         return choose_cluster(module, self.cluster, self.nodes, self.devices_per_node, self.memory)
@@ -104,10 +113,33 @@ class Stages(Pass):
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages = []
         for choice, mesh, devices_of in zip(found.stages, meshes, _pack(meshes, cluster), strict=True):
-            cost = search.cost_of(choice)
-            known = (cost.microbatch_seconds, cost.step_seconds, cost.memory_bytes)
+            known = (search.cost_of(choice), search.parts_of(choice))
             stages.append(Stage(choice.first, choice.last, mesh, devices_of, *known))
         return stages, found.cost
+
+    def _interleave(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
+        """Stages that take turns on equal submeshes; their seconds are those of the simulated step."""
+        microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
+        profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
+        shapes = submesh_shapes(cluster)
+        found = interleave(profiler, cluster, shapes, layers, microbatches, self.stages, self.chunks)
+        if found is None:
+            asked = (
+                f"{self.stages or 'any number of'} stages, {self.chunks or f'{CHUNKS[0]} to {CHUNKS[-1]}'} a submesh"
+            )
+            raise CompileError(
+                f"no interleaved pipeline ({asked}) of {layers} layers suits {cluster.device_count} devices within "
+                f"{cluster.memory / 1e6:.6g} MB each",
+                module.operation.location,
+            )
+        size = found.mesh.device_count
+        meshes = [Mesh(f"stage_{lane}", found.mesh.axes) for lane in range(found.lanes)]
+        stages = []
+        for s, (first, last) in enumerate(found.stages):
+            lane = s % found.lanes
+            devices = tuple(range(lane * size, (lane + 1) * size))
+            stages.append(Stage(first, last, meshes[lane], devices, found.costs[s], found.parts[s]))
+        return stages, found.timeline.makespan
 
 
 def _too_few_layers(module: ir.Module, stages: int, layers: int) -> CompileError:
@@ -127,10 +159,16 @@ def _too_few_layers(module: ir.Module, stages: int, layers: int) -> CompileError
 
 
 def _in_flight(module: ir.Module, schedule: str) -> InFlight:
-    body = functions(module)["microbatch"].regions[0].blocks[0]
-    backward = any(alpa.get_string(op, alpa.PHASE) == "backward" for op in body.operations)
+    """What the search reckons with: the weight parts that zero-bubble schedules leave behind keep little else."""
     microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
-    return InFlight(schedule if backward else "inference", microbatches)
+    known = "1f1b" if schedule in SPLIT_BACKWARD else schedule
+    return InFlight(known if has_backward(module) else "inference", microbatches)
+
+
+def has_backward(module: ir.Module) -> bool:
+    """Whether a layered module has a backward pass."""
+    body = functions(module)["microbatch"].regions[0].blocks[0]
+    return any(alpa.get_string(op, alpa.PHASE) == "backward" for op in body.operations)
 
 
 def _single_stage(text: str, cluster: Cluster, layers: int, stages: int) -> Stage:
@@ -179,11 +217,11 @@ def _stage_attribute(stage: Stage, context: ir.Context) -> ir.Attribute:
         "devices": ir.DenseI64ArrayAttr.get(list(stage.devices), context=context),
         "layers": ir.DenseI64ArrayAttr.get([stage.first, stage.last], context=context),
     }
-    if stage.memory_bytes is not None:
-        entries["memory_bytes"] = alpa.i64(ceil(stage.memory_bytes), context)
-    figures = {"microbatch_seconds": stage.microbatch_seconds, "step_seconds": stage.step_seconds}
-    with ir.Location.unknown(context):
-        for name, value in figures.items():
-            if value is not None:
-                entries[name] = ir.FloatAttr.get(ir.F64Type.get(context), value)
+    if stage.cost is not None:
+        entries["memory_bytes"] = alpa.i64(ceil(stage.cost.memory_bytes), context)
+        with ir.Location.unknown(context):
+            for name in ("microbatch_seconds", "step_seconds"):
+                entries[name] = ir.FloatAttr.get(ir.F64Type.get(context), getattr(stage.cost, name))
+    if stage.parts is not None:
+        entries[ESTIMATE] = stage.parts.attribute(context)
     return ir.DictAttr.get(dict(sorted(entries.items())), context=context)

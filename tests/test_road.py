@@ -22,6 +22,10 @@ MODELS = {
     "wide_resnet": [],
 }
 STATISTICS = {"wide_resnet": ["--allow-per-microbatch-statistics"]}
+KINDS = {
+    "interleaved": ["--stages", "4", "--schedule", "interleaved", "--microbatches", "4", "--remat", "none"],
+    "zero-bubble": ["--stages", "2", "--schedule", "zero-bubble", "--microbatches", "4", "--remat", "full"],
+}
 SHAPES = {
     "stages": ["--stages", "2", "--microbatches", "4"],
     "2x2": ["--mesh", "2x2", "--microbatches", "1"],
@@ -76,7 +80,7 @@ def model(folder: Path, name: str) -> Path:
 def plan(folder: Path, name: str, shape: str) -> Path:
     path = folder / f"{name}_{shape}.plan.mlir"
     if not path.exists():
-        options = [*SHAPES[shape], *STATISTICS.get(name, [])]
+        options = [*(SHAPES | KINDS)[shape], *STATISTICS.get(name, [])]
         cluster = ["--cluster", "cpu", "--devices-per-node", "4"]
         succeed(BIN / "alpa-mlir-plan", model(folder, name), *cluster, *options, "-o", path)
     return path
@@ -104,6 +108,12 @@ def test_four_ranks(folder: Path, name: str, shape: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_one_process(folder: Path, name: str, shape: str) -> None:
     run(folder, name, shape, [BIN / "alpa-mlir-run", "--local"], exact_or_not(name, shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_schedules(folder: Path, kind: str) -> None:
+    """Stages that share submeshes; a backward pass in two parts with the forward pass in it again."""
+    run(folder, "mlp", kind, [BIN / "mpirun", "-n", "4", BIN / "alpa-mlir-run"], [])
 
 
 def test_two_ranks_with_two_devices_each(folder: Path) -> None:

@@ -20,6 +20,7 @@ from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.model_file import read_model
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
 from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
 from alpa_mlir.tools.output import write_outputs
@@ -132,7 +133,27 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add("--microbatches", metavar="M|auto", type=_count, default=0, help="microbatches per step (default: auto)")
     add("--stages", metavar="S|auto", type=_count, default=0, help="number of pipeline stages (default: auto)")
     add("--layers", metavar="L|auto", type=_count, default=0, help="layers that stages are made of (default: auto)")
-    add("--schedule", choices=SCHEDULES, default="auto", help="pipeline schedule (default: auto)")
+    add(
+        "--schedule",
+        metavar="KIND",
+        choices=SCHEDULES,
+        default="auto",
+        help=f"pipeline schedule: {', '.join(SCHEDULES)} (default: auto)",
+    )
+    add(
+        "--chunks",
+        metavar="V|auto",
+        type=_count,
+        default=0,
+        help="stages that share a submesh under --schedule interleaved (default: auto)",
+    )
+    add(
+        "--remat",
+        metavar="auto|none|full|0-3,5",
+        type=_remat,
+        default="auto",
+        help="layers that keep only their inputs and run forward again in the backward pass (default: auto)",
+    )
     add(
         "--partitioner",
         choices=PARTITIONERS,
@@ -156,6 +177,12 @@ def _count(text: str) -> int:
     return 0 if text == "auto" else _positive(text)
 
 
+def _remat(text: str) -> str:
+    if text not in ("auto", "none", "full") and number_ranges(text) is None:
+        raise argparse.ArgumentTypeError(f"expected auto, none, full or numbers of layers such as 0-3,5, got '{text}'")
+    return text
+
+
 def _memory(text: str) -> int:
     try:
         return parse_bytes(text)
@@ -176,6 +203,8 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         arguments.state_args,
         arguments.allow_per_microbatch_statistics,
         arguments.solver,
+        arguments.remat,
+        arguments.chunks,
     )
 
 

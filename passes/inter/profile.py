@@ -29,6 +29,7 @@ from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
+from alpa_mlir.passes.intra.stage_parts import StageParts
 
 GAP = 1e-3
 """The search ends when the partition found costs at most this part more than the best possible one."""
@@ -130,6 +131,14 @@ class StageSearch:
     def cost_of(self, choice: StageChoice) -> StageCost:
         """The cost of a stage of a partition that `run` returned."""
         return self.evaluated[_entry(choice)]
+
+    def parts_of(self, choice: StageChoice) -> StageParts:
+        """The same stage taken apart."""
+        layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
+        cost = self.cost_of(choice)
+        alone = self.profiler.cost(layers, mesh, 1, self.memory)
+        flying = 1 if cost == alone else self.in_flight.at(choice.in_flight)
+        return self.profiler.parts(layers, mesh, flying, self.memory)
 
     def _actual(self, found: Partition) -> Partition | None:
         """The same partition with its true cost; None where it does not fit."""

@@ -222,6 +222,8 @@ def choose(costs: Sequence[StageCosts], microbatches: int, limit: float = float(
 
 def training_kinds(costs: Sequence[StageCosts], lanes: int = 0) -> tuple[str, ...]:
     """The kinds that suit the number of lanes, 1F1B first; the weight part apart only where its time is known."""
+    if len(costs) == 1:
+        return ("1f1b",)
     if lanes and lanes != len(costs):
         return ("interleaved", "gpipe")
     apart = SPLIT_BACKWARD if any(c.weight > 0 for c in costs) else ()

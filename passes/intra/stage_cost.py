@@ -19,6 +19,7 @@ from alpa_mlir.passes.intra.graph import StageGraph, build_graph
 from alpa_mlir.passes.intra.optimize import optimum
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
+from alpa_mlir.passes.intra.stage_parts import StageParts, stage_parts
 from alpa_mlir.passes.intra.strategies import Enumerator
 
 Layers = tuple[int, int]
@@ -53,7 +54,7 @@ class StageProfiler:
     program: Program = field(init=False)
     _enumerators: dict[tuple[object, ...], Enumerator] = field(default_factory=dict)
     _graphs: dict[tuple[object, ...], StageGraph] = field(default_factory=dict)
-    _costs: dict[tuple[object, ...], StageCost] = field(default_factory=dict)
+    _costs: dict[tuple[object, ...], tuple[StageCost, tuple[int, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.program = read_program(self.module, self.microbatches, self.whole_sums)
@@ -70,7 +71,15 @@ class StageProfiler:
 
         `in_flight` microbatches are alive at once; `memory_limit` in bytes per device (0: the cluster's).
         """
-        graph = self._graph(layers, mesh, in_flight, first_device)
+        return self._solved(self._graph(layers, mesh, in_flight, first_device), memory_limit)[0]
+
+    def parts(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageParts:
+        """The feasible stage of `cost` taken apart."""
+        labels = self._solved(self._graph(layers, mesh, in_flight, 0), memory_limit)[1]
+        one, two = (self._graph(layers, mesh, n, 0) for n in (1, 2))
+        return stage_parts(one, two, labels, self.program, lambda op: layers[0] <= op.layer <= layers[1])
+
+    def _solved(self, graph: StageGraph, memory_limit: float) -> tuple[StageCost, tuple[int, ...]]:
         limit = memory_limit or float(self.cluster.memory)
         key = (id(graph.enumerator), graph.signature(), limit)
         found = self._costs.get(key)
@@ -95,13 +104,13 @@ class StageProfiler:
             self._graphs[key] = build_graph(self.program, enumerator, inside, -1, in_flight)
         return self._graphs[key]
 
-    def _solve(self, graph: StageGraph, limit: float) -> StageCost:
+    def _solve(self, graph: StageGraph, limit: float) -> tuple[StageCost, tuple[int, ...]]:
         try:
             found = optimum(graph, limit, self.solver)
         except DoesNotFit:
             least = float(graph.least_usage().max(initial=0.0))
-            return StageCost(float("inf"), float("inf"), least, False)
-        return StageCost(*split_seconds(graph, found.labels, self.program), found.peak, True)
+            return StageCost(float("inf"), float("inf"), least, False), ()
+        return StageCost(*split_seconds(graph, found.labels, self.program), found.peak, True), found.labels
 
 
 def split_seconds(graph: StageGraph, labels: tuple[int, ...], program: Program) -> tuple[float, float]:

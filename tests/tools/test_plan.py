@@ -218,12 +218,12 @@ def test_what_is_no_program_is_one_located_error(
 @pytest.mark.parametrize(
     "options",
     [
-        ["--schedule", "interleaved"],
+        ["--schedule", "zigzag"],
         ["--stages", "0"],
         ["--memory", "much"],
         ["--memory", "0"],
         ["--nodes", "٣"],
-        ["--remat", "full"],
+        ["--remat", "some"],
         ["--microbatches", "x"],
     ],
 )

@@ -1,0 +1,99 @@
+"""One solved stage taken apart: seconds of its forward, backward and weight parts, and bytes per microbatch in flight.
+
+The stage search needs two figures of a stage; what a schedule makes of it depends on more (`inter/simulate.py`).
+Everything is read off the labelling that the solver found.  The *weight* part is the backward work that no op
+outside the stage depends on, as `alpa-split{weight-apart}` cuts it (values that only end in sums do not count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxlib.mlir import ir
+
+from alpa_mlir.passes.intra.graph import Node, StageGraph
+from alpa_mlir.passes.intra.program import OpRecord, Program
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """Seconds of one run of each part, of the values that arrive for it, and once per step; bytes per device.
+
+    `stored_bytes` are held always, `kept_bytes` for each microbatch in flight, `working_bytes` besides at the peak.
+    """
+
+    forward: float
+    backward: float
+    weight: float
+    receive_forward: float
+    receive_backward: float
+    update: float
+    stored_bytes: float
+    kept_bytes: float
+    working_bytes: float
+
+    def attribute(self, context: ir.Context) -> ir.Attribute:
+        """As a dictionary."""
+        with ir.Location.unknown(context):
+            f64 = ir.F64Type.get(context)
+            entries = {f.name: ir.FloatAttr.get(f64, getattr(self, f.name)) for f in fields(self)}
+        return ir.DictAttr.get(entries, context)
+
+    @staticmethod
+    def read(attribute: ir.Attribute) -> StageParts:
+        """The inverse of `attribute`."""
+        entry = ir.DictAttr(attribute)
+        return StageParts(*(float(ir.FloatAttr(entry[f.name]).value) for f in fields(StageParts)))
+
+
+def stage_parts(
+    graph: StageGraph, kept: StageGraph, labels: Sequence[int], program: Program, inside: Callable[[OpRecord], bool]
+) -> StageParts:
+    """The parts of a solved stage.
+
+    `graph` is the stage with one microbatch in flight, `kept` the same with two; `inside` says which ops are its own.
+    """
+    awaited = _awaited(program, inside)
+    seconds = dict.fromkeys(("forward", "backward", "weight", "receive_forward", "receive_backward", "update"), 0.0)
+    for node, cost, x in zip(graph.nodes, graph.costs, labels, strict=True):
+        seconds[_part_of_node(node, program, awaited)] += float(cost[x])
+    chosen = np.asarray(labels)[graph.ends].reshape(-1, 2)
+    for (u, v), kind, (a, b) in zip(graph.ends.tolist(), graph.kinds.tolist(), chosen.tolist(), strict=True):
+        reader = graph.nodes[v] if graph.nodes[v].source.op >= 0 else graph.nodes[u]
+        function = graph.enumerator.edge_kinds[kind].function
+        part = "update" if function not in ("microbatch", "main") else _part_of_node(reader, program, awaited)
+        seconds[part.removeprefix("receive_")] += float(graph.enumerator.edge_seconds(kind)[a, b])
+    often = {name: total / program.microbatches for name, total in seconds.items() if name != "update"}
+    held = np.array([h[x] for h, x in zip(graph.held, labels, strict=True)])
+    stored = float(held[graph.moments.stored].sum())
+    activations = sum(float((held[s.node] * s.kept).sum()) for s in kept.moments.spans)
+    peak = float(graph.usage(labels).max(initial=0.0))
+    working = max(0.0, peak - stored - activations)
+    return StageParts(
+        **often, update=seconds["update"], stored_bytes=stored, kept_bytes=activations, working_bytes=working
+    )
+
+
+def _part_of_node(node: Node, program: Program, awaited: set[int]) -> str:
+    if node.function not in ("microbatch", "main") or node.source.op < 0:
+        return "update"
+    op = program.ops[node.source.op]
+    phase = op.phase or "forward"
+    if node.incoming:
+        return f"receive_{phase}"
+    return "weight" if phase == "backward" and op.number not in awaited else phase
+
+
+def _awaited(program: Program, inside: Callable[[OpRecord], bool]) -> set[int]:
+    """Backward ops of the stage that ops of other stages depend on."""
+    found: set[int] = set()
+    for op in reversed(program.ops):
+        if op.function != "microbatch":
+            continue
+        if not inside(op) or op.number in found:
+            for source in op.operands:
+                if source.op >= 0 and inside(program.ops[source.op]):
+                    found.add(source.op)
+    return found

@@ -1,0 +1,209 @@
+"""The joint choice of microbatch count, schedule and rematerialisation, by simulation, under memory.
+
+Each number of microbatches, with and without rematerialisation, gives other layers, stages and costs: an
+*attempt*.  The stages of an attempt are then played under every schedule that suits them, and the shortest step
+that fits in memory wins.  Not everything is tried:
+
+* rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
+  (else it only adds work);
+* interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time.
+
+What is more complicated (another schedule than 1F1B, recomputation) must gain more than WORTH.  The plan records
+what else was considered (`alpa.considered`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.plan import read_pipeline
+from alpa_mlir.passes.inter.estimates import read_estimates
+from alpa_mlir.passes.inter.simulate import simulate, training_kinds
+from alpa_mlir.passes.stages import has_backward
+
+HALF, IDLE, WORTH = 0.5, 0.1, 0.01
+AUTO, NONE, FULL = "auto", "none", "full"
+INTERLEAVED, SIMPLE = "interleaved", "1f1b"
+FORWARD_ONLY = "inference"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an attempt fixes: microbatches, which layers are rematerialised, whether stages share submeshes."""
+
+    microbatches: int
+    remat: str = NONE
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Considered:
+    """A plan that was considered: its setting, schedule, simulated seconds and peak bytes, or why it cannot be.
+
+    Seconds are None where the stages were not searched, so that no estimate exists.
+    """
+
+    setting: Setting
+    schedule: str
+    seconds: float | None = None
+    bytes: float | None = None
+    bubble: float = 0.0
+    error: CompileError | None = None
+
+    @property
+    def complicated(self) -> bool:
+        """Whether it must be worth it."""
+        return self.schedule not in (SIMPLE, FORWARD_ONLY) or self.setting.remat != NONE
+
+    def attribute(self, context: ir.Context) -> ir.Attribute:
+        """As a dictionary for `alpa.considered`."""
+        entries = {
+            "microbatches": alpa.i64(self.setting.microbatches, context),
+            "schedule": alpa.string(self.schedule, context),
+            "remat": alpa.string(self.setting.remat, context),
+        }
+        if self.error is not None:
+            entries["error"] = alpa.string(self.error.message, context)
+        if self.bytes is not None:
+            entries["bytes"] = alpa.i64(ceil(self.bytes), context)
+        if self.seconds is not None:
+            with ir.Location.unknown(context):
+                entries["seconds"] = ir.FloatAttr.get(ir.F64Type.get(context), self.seconds)
+        return ir.DictAttr.get(entries, context)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A module staged under one setting, and the remarks of the passes; or the error."""
+
+    setting: Setting
+    module: ir.Module
+    remarks: tuple[Remark, ...] = ()
+    error: CompileError | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user fixed: numbers of microbatches to choose from, a schedule or auto, layers to rematerialise or auto.
+
+    `memory` in bytes per device. `one_stage`: there is no pipeline to fill, so the first setting that fits is the best.
+    """
+
+    microbatches: tuple[int, ...]
+    schedule: str
+    remat: str
+    memory: float
+    one_stage: bool = False
+
+
+class JointChoice:
+    """The search over settings; `stage` makes an attempt, which is kept while it may still be chosen."""
+
+    def __init__(self, wishes: Wishes, stage: Callable[[Setting], Attempt]) -> None:
+        self.wishes, self.stage = wishes, stage
+        self.attempts: dict[Setting, Attempt] = {}
+        self.rows: list[Considered] = []
+        self.trains = True
+
+    def ranked(self) -> Iterator[tuple[Considered, Attempt]]:
+        """Possible plans, best first. CompileError where there is none: the error of the first attempt."""
+        rows = self._in_order() if self.wishes.one_stage else self._by_seconds()
+        found = False
+        for row in rows:
+            found = True
+            yield row, self.attempts[row.setting]
+        error = self.rows[0].error
+        if not found and error is not None:
+            raise error
+
+    def _in_order(self) -> Iterator[Considered]:
+        """Possible plans: without rematerialisation before with it, few microbatches before many."""
+        for remat in (NONE, FULL) if self.wishes.remat == AUTO else (self.wishes.remat,):
+            for count in self.wishes.microbatches if self.trains or remat != FULL else ():
+                yield from (row for row in self._try(Setting(count, remat)) if row.error is None)
+
+    def _by_seconds(self) -> Iterator[Considered]:
+        for count in self.wishes.microbatches:
+            self._try_count(count)
+        self._try_interleaving()
+        possible = [row for row in self.rows if row.error is None]
+        while possible:
+            best = self._best(possible)
+            possible.remove(best)
+            yield best
+
+    def _try_count(self, count: int) -> None:
+        """One number of microbatches, with the rematerialisation that was asked for, or as much as memory demands."""
+        chosen = self.wishes.remat
+        shared = self.wishes.schedule == INTERLEAVED
+        rows = self._try(Setting(count, NONE if chosen == AUTO else chosen, shared))
+        fitting = [r.bytes or 0.0 for r in rows if r.error is None]
+        if chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains:
+            self._try(Setting(count, FULL, shared))
+
+    def _try_interleaving(self) -> None:
+        """Where the best step idles much: stages that share submeshes, for about as many microbatches."""
+        possible = [r for r in self.rows if r.error is None and r.seconds is not None]
+        if self.wishes.schedule != AUTO or not possible:
+            return
+        best = self._best(possible)
+        if best.bubble > IDLE:
+            for count in self.wishes.microbatches:
+                if best.setting.microbatches <= 2 * count <= 4 * best.setting.microbatches:
+                    self._try(Setting(count, best.setting.remat, interleaved=True))
+
+    def _try(self, setting: Setting) -> list[Considered]:
+        attempt = self.attempts[setting] = self.stage(setting)
+        rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
+        self.rows += rows
+        return rows
+
+    def _failed(self, attempt: Attempt) -> Considered:
+        asked = self.wishes.schedule
+        usual = INTERLEAVED if attempt.setting.interleaved else SIMPLE
+        return Considered(attempt.setting, usual if asked == AUTO else asked, error=attempt.error)
+
+    def _play(self, attempt: Attempt) -> list[Considered]:
+        """The schedules that suit the stages of an attempt, simulated."""
+        setting, costs = attempt.setting, read_estimates(attempt.module)
+        lanes = len(set(read_pipeline(attempt.module)))
+        self.trains = has_backward(attempt.module)
+        kinds = training_kinds(costs, lanes) if self.trains else (FORWARD_ONLY,)
+        if self.wishes.schedule != AUTO:
+            kinds = (self.wishes.schedule,)
+        if not costs:
+            return [Considered(setting, kinds[0])]
+        rows = []
+        for kind in kinds:
+            step = simulate(kind, costs, setting.microbatches, lanes)
+            peak = max(step.peak_bytes)
+            error = None if peak <= self.wishes.memory else too_large(peak, self.wishes.memory)
+            rows.append(Considered(setting, kind, step.makespan, peak, step.bubble, error))
+        return rows
+
+    @staticmethod
+    def _best(rows: Sequence[Considered]) -> Considered:
+        """The quickest, or a simple one that is nearly as quick."""
+        return min(rows, key=lambda r: (r.seconds or 0.0) * (1 + WORTH if r.complicated else 1.0))
+
+    def reject(self, row: Considered, error: CompileError) -> None:
+        """Note that a row turned out to be impossible."""
+        at = self.rows.index(row)
+        self.rows[at] = Considered(row.setting, row.schedule, row.seconds, row.bytes, row.bubble, error)
+
+    def record(self, module: ir.Module) -> None:
+        """Write what was considered into the plan."""
+        context = module.context
+        rows = [row.attribute(context) for row in self.rows]
+        module.operation.attributes[alpa.CONSIDERED] = ir.ArrayAttr.get(rows, context)
+
+
+def too_large(peak: float, memory: float) -> CompileError:
+    """The error for a plan that does not fit."""
+    return CompileError(f"it needs {peak / 1e6:.6g} MB per device, there are {memory / 1e6:.6g} MB")

@@ -1,0 +1,178 @@
+"""The joint choice: what is tried, what wins, what is said; on stages with given costs, and on real models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from jaxlib.mlir import ir
+from staged_steps import assert_same_step, one_device
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.plan import check_digest, read_plan
+from alpa_mlir.lowering import lower
+from alpa_mlir.models import MODELS
+from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.inter.estimates import ESTIMATE
+from alpa_mlir.passes.inter.interleave import even_cut
+from alpa_mlir.passes.intra.stage_parts import StageParts
+from alpa_mlir.passes.joint import Attempt, JointChoice, Setting, Wishes
+from alpa_mlir.planner import PlanOptions, plan
+from alpa_mlir.runtime.execute import run_plan
+
+PROGRAM = """module {
+  func.func private @microbatch(%x: tensor<f32> {alpa.binding = "batch:0"}) -> (tensor<f32> {alpa.binding = "sum:0"}) {
+    %y = stablehlo.negate %x {alpa.layer = 0 : i64, alpa.phase = "PHASE"} : tensor<f32>
+    return %y : tensor<f32>
+  }
+}"""
+UNITS = StageParts(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 100.0, 10.0, 0.0)
+
+
+class Fake:
+    """Attempts without passes: `stages` equal stages on `lanes` submeshes, a step's work spread over microbatches."""
+
+    def __init__(self, stages: int, phase: str = "backward", fails: tuple[Setting, ...] = ()) -> None:
+        self.stages, self.phase, self.fails = stages, phase, fails
+        self.asked: list[Setting] = []
+
+    def __call__(self, setting: Setting) -> Attempt:
+        self.asked.append(setting)
+        module = parse_module(PROGRAM.replace("PHASE", self.phase), make_context())
+        if setting in self.fails:
+            return Attempt(setting, module, error=CompileError(f"no plan for {setting.microbatches}"))
+        again, share = (1.0, 0.2) if setting.remat == "full" else (0.0, 1.0)
+        chunks = 2 if setting.interleaved else 1
+        work = 8.0 / setting.microbatches / chunks
+        parts = StageParts(work, work * (1 + again), work, 0, 0, 0, 100.0, 80.0 / setting.microbatches * share, 0.0)
+        lanes = [f"stage_{s}" for s in range(self.stages)] * chunks
+        context = module.context
+        entries = []
+        for number, mesh in enumerate(lanes):
+            devices = ir.DenseI64ArrayAttr.get([number % self.stages], context)
+            entry = {"mesh": alpa.string(mesh, context), "devices": devices, ESTIMATE: parts.attribute(context)}
+            entries.append(ir.DictAttr.get(entry, context))
+        module.operation.attributes[alpa.STAGES] = ir.ArrayAttr.get(entries, context)
+        return Attempt(setting, module)
+
+
+def choose(fake: Fake, **wishes) -> JointChoice:
+    given = {"microbatches": (1, 2, 4, 8), "schedule": "auto", "remat": "auto", "memory": 1e6} | wishes
+    return JointChoice(Wishes(**given), fake)
+
+
+def first(choice: JointChoice) -> tuple[int, str, str]:
+    row, attempt = next(choice.ranked())
+    assert attempt.setting == row.setting
+    return row.setting.microbatches, row.schedule, row.setting.remat
+
+
+def test_the_quickest_that_fits() -> None:
+    """Four stages of 24 s of work, cut into 8: zero-bubble leaves 3 s idle, H2 as much, 1F1B 9 s."""
+    fake = Fake(4)
+    choice = choose(fake)
+    assert first(choice) == (8, "zero-bubble", "none")
+    best = next(r for r in choice.rows if (r.setting.microbatches, r.schedule) == (8, "zero-bubble"))
+    assert best.seconds == pytest.approx(24 + 3) and best.bytes == pytest.approx(100 + 4 * 10)
+    assert {r.schedule for r in choice.rows} >= {"1f1b", "gpipe", "zero-bubble", "zero-bubble-h2"}
+    assert all(s.remat == "none" for s in fake.asked)
+
+
+def test_each_can_be_fixed() -> None:
+    assert first(choose(Fake(4), schedule="1f1b")) == (8, "1f1b", "none")
+    assert first(choose(Fake(4), microbatches=(2,)))[0] == 2
+    assert first(choose(Fake(4), remat="full", schedule="gpipe")) == (8, "gpipe", "full")
+    fake = Fake(4)
+    assert first(choose(fake, schedule="interleaved")) == (8, "interleaved", "none")
+    assert all(s.interleaved for s in fake.asked)
+
+
+def test_interleaving_is_tried_where_much_is_idle() -> None:
+    few, many = Fake(4), Fake(4)
+    choose(few, microbatches=(4,)).ranked().__next__()
+    choose(many, microbatches=(64,)).ranked().__next__()
+    assert Setting(4, "none", True) in few.asked
+    assert many.asked == [Setting(64)]
+
+
+def test_memory_brings_rematerialisation_and_no_more_than_that() -> None:
+    """H1 keeps 4 microbatches: 100 + 4·10 bytes for 8 of them; with rematerialisation a fifth of the activations."""
+    fake = Fake(4)
+    assert first(choose(fake, memory=125.0, microbatches=(8,)))[2] == "full"
+    fake = Fake(4)
+    assert first(choose(fake, memory=145.0, microbatches=(8,))) == (8, "zero-bubble", "none")
+    assert Setting(8, "full") in fake.asked  # tried, but slower
+    inference = Fake(4, phase="forward")
+    row = next(choose(inference, memory=125.0, microbatches=(8,)).ranked())[0]
+    assert (row.schedule, row.setting.remat) == ("inference", "none") and len(inference.asked) == 1
+
+
+def test_what_cannot_be_is_passed_over_and_the_first_error_stands() -> None:
+    choice = choose(Fake(2, fails=(Setting(1), Setting(1, "full"))), microbatches=(1, 2))
+    assert first(choice)[0] == 2
+    assert [r.error.message for r in choice.rows if r.error is not None] == ["no plan for 1"] * 2
+    none = choose(Fake(2, fails=tuple(Setting(n, r) for n in (1, 2) for r in ("none", "full"))), microbatches=(1, 2))
+    with pytest.raises(CompileError, match="no plan for 1"):
+        next(none.ranked())
+    with pytest.raises(CompileError, match=r"it needs 0\.\d+ MB per device, there are 5e-05 MB"):
+        next(choose(Fake(2), memory=50.0).ranked())
+
+
+def test_one_stage_takes_the_first_setting_that_fits() -> None:
+    fake = Fake(1)
+    rows = choose(fake, memory=130.0, one_stage=True).ranked()
+    found = [next(rows)[0].setting for _ in range(3)]
+    assert found == [Setting(4), Setting(8), Setting(1, "full")]
+    assert fake.asked == [Setting(1), Setting(2), Setting(4), Setting(8), Setting(1, "full")]
+
+
+@pytest.mark.parametrize(
+    ("weights", "stages", "cut"),
+    [
+        ([1, 1, 1, 1], 2, ((0, 1), (2, 3))),
+        ([1, 1, 1, 5], 2, ((0, 2), (3, 3))),
+        ([5, 1, 1, 1, 1], 3, ((0, 0), (1, 2), (3, 4))),
+        ([2, 2, 2], 3, ((0, 0), (1, 1), (2, 2))),
+    ],
+)
+def test_even_cut(weights: list[int], stages: int, cut: tuple[tuple[int, int], ...]) -> None:
+    assert even_cut(weights, stages) == cut
+
+
+@pytest.fixture(scope="module")
+def mlp() -> str:
+    model = MODELS["mlp"]
+    config = replace(model.presets["tiny"], layers=6, optimizer="sgd")
+    return print_module(lower(model.build(config)))
+
+
+def test_plans_say_what_else_was_considered_and_run(mlp: str) -> None:
+    """Interleaved with a layer rematerialised, planned from the program as the command does."""
+    import jax
+    import numpy as np
+    from on_devices import run_all
+
+    cluster = load_cluster("a100").with_sizes(1, 2)
+    options = PlanOptions(cluster, microbatches=4, stages=4, chunks=2, layers=4, schedule="interleaved", remat="1")
+    planned = plan(parse_module(mlp, make_context()), options)
+    check_digest(planned)
+    decoded = read_plan(planned)
+    assert {s.kind for s in decoded.schedules} == {"interleaved"} and len(decoded.pipeline) == 4
+    assert list(ir.DenseI64ArrayAttr(planned.operation.attributes[alpa.REMAT])) == [1]
+    (row,) = ir.ArrayAttr(planned.operation.attributes[alpa.CONSIDERED])
+    assert {"microbatches", "schedule", "remat", "seconds", "bytes"} == {a.name for a in ir.DictAttr(row)}
+    model = MODELS["mlp"]
+    config = replace(model.presets["tiny"], layers=6, optimizer="sgd")
+    values = [np.asarray(v) for v in jax.tree.leaves(model.initial_values(config, 0))]
+    expected = run_all([one_device(parse_module(mlp, make_context()))], [values])[0]
+    assert_same_step(run_plan(print_module(planned), values), expected)
+
+
+def test_an_impossible_interleaving_is_refused(mlp: str) -> None:
+    options = PlanOptions(load_cluster("a100").with_sizes(1, 2), stages=3, layers=4, schedule="interleaved")
+    with pytest.raises(
+        CompileError, match=r"no interleaved pipeline \(3 stages, 2 to 4 a submesh\) of 4 layers suits 2"
+    ):
+        plan(parse_module(mlp, make_context()), options)
