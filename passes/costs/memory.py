@@ -87,6 +87,10 @@ class Moments:
         spans = tuple(_Spans.of(found) for found in by_function.values())
         return Moments(nodes, np.array(sorted(stored), dtype=np.int64), spans)
 
+    def counted(self) -> set[int]:
+        """The nodes that hold bytes at some moment."""
+        return set(np.concatenate([self.stored, *(s.node for s in self.spans)]).tolist())
+
     def signature(self) -> tuple[object, ...]:
         """Equal where the same nodes are alive at the same moments."""
         spans = tuple(a.tobytes() for s in self.spans for a in (s.node, s.born, s.died, s.kept))

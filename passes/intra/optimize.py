@@ -1,30 +1,51 @@
-"""The cheapest way to run one stage: tie what repeats, solve, untie.
+"""The cheapest way to run one stage: eliminate chains, tie what repeats, solve, untie, and prove how good that is.
 
-A graph of more than `SMALL` nodes of which at most `SHARE` differ from all others is solved tied (`tying.py`),
-others as they are.
+First without memory: if that optimum happens to fit, it is the optimum with memory too. What is left after
+elimination is solved tied (`tying.py`) where that makes it much smaller, else as it is. Tying may cost something:
+layers that look alike may be best run in two alternating ways. So the cost is compared with a bound on every
+labelling (`sweeps.py`). While it is more than `GAP` above, the labels that the sweeps round to are improved and
+tried, then every second, every fourth of the equal layers are tied, and at last none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alpa_mlir.passes.intra.graph import StageGraph
-from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.problem import DoesNotFit, Solution
+from alpa_mlir.passes.intra.shared import SharedGraph
 from alpa_mlir.passes.intra.solve import solve
+from alpa_mlir.passes.intra.sweeps import Sweeps
 from alpa_mlir.passes.intra.tying import Tying
 
-SMALL = 1000
+SMALL = 150
+"""Nodes up to which nothing is tied."""
 SHARE = 0.5
+"""Classes per node up to which tying is worth its loss."""
+GAP = 2e-3
+"""What a tied solution may cost above the bound, in parts of its cost, before more is tried."""
+PERIODS = (1, 2, 4, 0)
+"""Every p-th of the nodes that look alike is tied, for each p in turn until the gap is small; 0: none is."""
+SWEEPS = 40
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The label of every node of a graph, its seconds per step, its peak bytes per device, and how it was found."""
+    """The label of every node of a graph, its seconds per step, its peak bytes per device, and how it was found.
+
+    No labelling within the memory limit costs less than `bound`.
+    """
 
     labels: tuple[int, ...]
     cost: float
+    bound: float
     peak: float
     steps: tuple[str, ...]
+
+    @property
+    def gap(self) -> float:
+        """What may be left to gain, in parts of the cost."""
+        return max(0.0, 1.0 - self.bound / self.cost) if self.cost > 0 else 0.0
 
 
 def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
@@ -32,11 +53,100 @@ def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
     least = float(graph.least_usage().max(initial=0.0))
     if least > limit * (1 + 1e-9):
         raise DoesNotFit(f"memory too small: at least {least:.0f} bytes per device are needed, {limit:.0f} given")
-    tying = Tying.of(graph)
-    if len(graph.nodes) <= SMALL or tying.classes > SHARE * len(graph.nodes):
-        solution = solve(graph.problem(limit), solver)
-        labels, steps = solution.labels, solution.steps
-    else:
-        solution = solve(tying.apply(limit), solver)
-        labels, steps = tying.invert(solution.labels), (f"tied: {tying.size()}", *solution.steps)
-    return Optimum(labels, solution.cost, float(graph.usage(labels).max(initial=0.0)), steps)
+    free = _Free(graph, solver).run()
+    if free.peak <= limit * (1 + 1e-9):
+        return free
+    return _within_memory(graph, limit, solver, free)
+
+
+@dataclass
+class _Best:
+    """The cheapest labelling known of what is left of a graph."""
+
+    labels: dict[int, int]
+    cost: float = float("inf")
+
+    def offer(self, labels: dict[int, int], cost: float) -> None:
+        if cost < self.cost:
+            self.labels, self.cost = labels, cost
+
+
+class _Free:
+    """The optimum without a memory limit."""
+
+    def __init__(self, graph: StageGraph, solver: str) -> None:
+        self.graph, self.solver = graph, solver
+        self.shared = SharedGraph.of(graph)
+        self.steps: list[str] = []
+        self.best = _Best({})
+        self.bound = 0.0
+
+    def run(self) -> Optimum:
+        self.shared.eliminate()
+        self.steps.append(f"eliminate: {len(self.shared.removed)} of {len(self.graph.nodes)} nodes gone")
+        sweeps: Sweeps | None = None
+        for period in PERIODS:
+            if self._solve(period):
+                break
+            if sweeps is None:
+                sweeps = Sweeps(self.shared)
+                self._sweep(sweeps)
+            if self.best.cost - self.bound <= GAP * self.best.cost:
+                break
+        labels = self.shared.invert(self.best.labels)
+        peak = float(self.graph.usage(labels).max(initial=0.0))
+        found = Optimum(labels, self.best.cost, self.bound, peak, ())
+        line = f"cost {found.cost:.6g}, bound {found.bound:.6g}, gap {100 * found.gap:.2g} %"
+        return replace(found, steps=(*self.steps, line))
+
+    def _solve(self, period: int) -> bool:
+        """Solve with every `period`-th of what looks alike tied or, where that gains little, untied: then True."""
+        tying = Tying.of(self.shared, period=period)
+        whole = not period or len(tying.nodes) <= SMALL or tying.classes > SHARE * len(tying.nodes)
+        if whole:
+            tying = Tying.none(self.shared)
+        else:
+            self.steps.append(f"tie{f' every {period}' if period > 1 else ''}: {tying.size()}")
+        solution = solve(tying.apply(), self.solver)
+        self.steps += solution.steps
+        cost = self.shared.constant + solution.cost
+        self.best.offer(tying.invert(solution.labels), cost)
+        if whole:
+            self.bound = cost
+        return whole
+
+    def _sweep(self, sweeps: Sweeps) -> None:
+        """Raise the bound until it is close enough or stands still, then try what it rounds to."""
+        count = 0
+        while count < SWEEPS:
+            count += 1
+            last = self.bound
+            sweeps.sweep(forward=True)
+            sweeps.sweep(forward=False)
+            self.bound = max(last, sweeps.bound())
+            if self.best.cost - self.bound <= GAP * self.best.cost or self.bound - last <= 1e-4 * self.bound:
+                break
+        self.steps.append(f"bound: {self.bound:.6g} after {count} sweeps")
+        if self.best.cost - self.bound > GAP * self.best.cost:
+            for forward in (True, False):
+                labels = sweeps.rounded(forward)
+                cost = sweeps.descend(labels)
+                self.steps.append(f"round: {cost:.6g}")
+                self.best.offer(labels, cost)
+
+
+def _within_memory(graph: StageGraph, limit: float, solver: str, free: Optimum) -> Optimum:
+    """The optimum where memory binds; the one without memory bounds it from below."""
+    shared = SharedGraph.of(graph)
+    shared.eliminate(kept=graph.moments.counted())
+    numbers: dict[int, int] = {}
+    alike = [numbers.setdefault(id(held), len(numbers)) for held in graph.held]
+    tying = Tying.of(shared, alike)
+    if len(tying.nodes) <= SMALL or tying.classes > SHARE * len(tying.nodes):
+        tying = Tying.none(shared)
+    solution: Solution = solve(tying.apply(graph.held, graph.moments, limit), solver)
+    labels = shared.invert(tying.invert(solution.labels))
+    cost = shared.constant + solution.cost
+    found = Optimum(labels, cost, free.bound, float(graph.usage(labels).max(initial=0.0)), ())
+    line = f"cost {found.cost:.6g}, bound {found.bound:.6g}, gap {100 * found.gap:.2g} %"
+    return replace(found, steps=(*free.steps, f"memory binds: tie: {tying.size()}", *solution.steps, line))

@@ -11,16 +11,17 @@ The optimum of the tied problem is a labelling of the whole one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from alpa_mlir.passes.costs.memory import Ids
-from alpa_mlir.passes.intra.graph import StageGraph
+from alpa_mlir.passes.costs.memory import Ids, Moments
 from alpa_mlir.passes.intra.problem import Array, Problem
+from alpa_mlir.passes.intra.shared import SharedGraph
 
-DEPTH = 3
+DEPTH = 2
 """Rounds of refinement: nodes alike up to this distance are tied."""
 
 Words = npt.NDArray[np.uint64]
@@ -30,57 +31,79 @@ Words = npt.NDArray[np.uint64]
 class Tying:
     """The classes of a graph's nodes: `apply` makes the tied problem, `invert` gives each node its class's label."""
 
-    graph: StageGraph
+    graph: SharedGraph
+    nodes: list[int]
+    """The nodes of the graph that are left."""
+    ends: Ids
+    numbers: Ids
+    """[edges, 2] places in `nodes` of the ends of each edge, [edges] its table."""
     of_node: Ids
-    """[nodes]: the class of each node; classes are numbered by their first node."""
+    """[nodes]: the class of each; classes are numbered by their first node."""
     first: Ids
-    """[classes]: the first node of each class."""
+    """[classes]: the place of the first node of each class."""
 
     @staticmethod
-    def of(graph: StageGraph, depth: int = DEPTH) -> Tying:
-        """Tie what looks alike up to `depth` edges away."""
-        known: dict[tuple[int, int, str], int] = {}
-        kinds = [known.setdefault((id(n.choices), n.weight, n.function), len(known)) for n in graph.nodes]
-        colours = np.array(kinds, dtype=np.int64)
+    def of(graph: SharedGraph, alike: Sequence[int] = (), depth: int = DEPTH, period: int = 1) -> Tying:
+        """Tie what looks alike up to `depth` edges away; `alike`: a number per node that must be equal too.
+
+        With a `period` of p only every p-th node of those that look alike is tied, in program order.
+        """
+        nodes = graph.left
+        ends, numbers = graph.edges()
+        ends = np.searchsorted(nodes, ends)
+        known: dict[tuple[int, int], int] = {}
+        own = [(graph.costs[v], alike[v] if alike else 0) for v in nodes]
+        colours = np.array([known.setdefault(key, len(known)) for key in own], dtype=np.int64)
         for _ in range(depth):
-            colours = _refined(colours, graph.ends, graph.kinds)
-        return Tying(graph, *_numbered(colours))
+            colours = _refined(colours, ends, numbers)
+        if period > 1:
+            colours = _refined(colours * period + _ranks(colours) % period, ends, numbers)
+        return Tying(graph, nodes, ends, numbers, *_numbered(colours))
+
+    @staticmethod
+    def none(graph: SharedGraph) -> Tying:
+        """Each node a class of its own: the problem as it is."""
+        return Tying.of(graph, range(len(graph.costs)), 0)
 
     @property
     def classes(self) -> int:
         """How many nodes the tied problem has."""
         return len(self.first)
 
-    def apply(self, limit: float = float("inf")) -> Problem:
-        """The tied problem."""
-        count = np.bincount(self.of_node, minlength=self.classes)
-        costs = [n * self.graph.costs[v] for n, v in zip(count.tolist(), self.first.tolist(), strict=True)]
+    def apply(self, held: Sequence[Array] = (), moments: Moments | None = None, limit: float = np.inf) -> Problem:
+        """The tied problem; with `moments` within `limit` bytes, node v of the graph holding `held[v]`."""
+        tables = self.graph.tables
+        nodes = [self.nodes[p] for p in self.first.tolist()]
+        count = np.bincount(self.of_node, minlength=self.classes).tolist()
+        costs = [n * tables.allowed(tables.arrays[self.graph.costs[v]]) for n, v in zip(count, nodes, strict=True)]
         edges: dict[tuple[int, int], Array] = {}
-        for u, v, kind, times in zip(*(a.tolist() for a in self._edge_classes()), strict=True):
-            matrix = times * self.graph.enumerator.edge_seconds(kind)
+        for u, v, table, times in zip(*(a.tolist() for a in self._edge_classes()), strict=True):
+            matrix = times * tables.allowed(tables.arrays[table])
             if u == v:
                 costs[u] = costs[u] + np.diag(matrix)
                 continue
             key, matrix = ((u, v), matrix) if u < v else ((v, u), matrix.T)
             edges[key] = edges[key] + matrix if key in edges else matrix
-        held = tuple(self.graph.held[v] for v in self.first.tolist())
-        rows = self.graph.moments.grouped_rows(self.of_node, self.classes)
-        return Problem(tuple(costs), edges, held, rows, limit)
+        if moments is None:
+            return Problem(tuple(costs), edges)
+        groups = np.zeros(len(self.graph.costs), dtype=np.int64)
+        groups[self.nodes] = self.of_node
+        rows = moments.grouped_rows(groups, self.classes)
+        return Problem(tuple(costs), edges, tuple(held[v] for v in nodes), rows, limit)
 
     def _edge_classes(self) -> tuple[Ids, Ids, Ids, Ids]:
-        """(producer's class, consumer's class, kind, number of edges) of each kind of edge between two classes."""
-        ends = self.of_node[self.graph.ends].reshape(-1, 2)
-        table = np.column_stack([ends, self.graph.kinds])
+        """(class of one end, of the other, table, number of edges) of each kind of edge between two classes."""
+        table = np.column_stack([self.of_node[self.ends].reshape(-1, 2), self.numbers])
         found, times = np.unique(table, axis=0, return_counts=True)
         return found[:, 0], found[:, 1], found[:, 2], times
 
-    def invert(self, labels: tuple[int, ...]) -> tuple[int, ...]:
-        """The labelling of all nodes that a labelling of the classes stands for."""
-        return tuple(np.asarray(labels)[self.of_node].tolist())
+    def invert(self, labels: Sequence[int]) -> dict[int, int]:
+        """The label of each node that a labelling of the classes stands for."""
+        return dict(zip(self.nodes, np.asarray(labels)[self.of_node].tolist(), strict=True))
 
     def size(self) -> str:
         """What was tied, in words."""
-        return f"{len(self.of_node)} nodes in {self.classes} classes, {len(self.graph.kinds)} edges"
+        return f"{len(self.nodes)} nodes and {len(self.numbers)} edges to {self.classes} classes"
 
 
 def _numbered(colours: Ids) -> tuple[Ids, Ids]:
@@ -90,6 +113,15 @@ def _numbered(colours: Ids) -> tuple[Ids, Ids]:
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return place[inverse.ravel()], first[order]
+
+
+def _ranks(colours: Ids) -> Ids:
+    """How many nodes of its colour come before each node."""
+    order = np.argsort(colours, kind="stable")
+    starts = np.searchsorted(colours[order], colours[order])
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order)) - starts
+    return ranks
 
 
 def _refined(colours: Ids, ends: Ids, kinds: Ids) -> Ids:

@@ -18,7 +18,7 @@ from alpa_mlir.passes.costs.cluster import Link, _from_table, _plain, load_clust
 from alpa_mlir.passes.costs.communication import ReshardTable, reshard_cost, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
-from alpa_mlir.passes.costs.memory import Lifetime, live_rows
+from alpa_mlir.passes.costs.memory import Lifetime, Moments, live_rows
 
 MESH = Mesh.from_shape("m", (2, 4))
 LINKS = MeshLinks(MESH, (AxisLink(1.0, 1.0), AxisLink(2.0, 10.0)), AxisLink(1.0, 10.0), memory_bandwidth=4.0)
@@ -131,6 +131,25 @@ def test_links_of_mesh_axes() -> None:
     assert [k.start for k in mesh_links(Mesh.from_shape("m", (4,)), cluster).axes] == [1.0]
     with pytest.raises(CompileError, match="gives links for 2 mesh axes, the mesh 2x2x2 has 3"):
         mesh_links(Mesh.from_shape("m", (2, 2, 2)), cluster)
+
+
+def test_running_sums_and_groups_count_what_the_rows_count() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        lifetimes = []
+        for v in range(2, 12):
+            first = int(random.integers(0, 20))
+            kind = "microbatch" if random.integers(2) else "update"
+            lifetimes.append(Lifetime(v, kind, first, first + int(random.integers(0, 8)), int(random.integers(0, 3))))
+        moments = Moments.of(12, [0, 1], lifetimes)
+        rows, held = moments.rows().toarray(), random.integers(1, 100, 12).astype(float)
+        assert moments.usage(held) == pytest.approx(rows @ held)
+        assert [moments.copies(m).tolist() for m in range(len(rows))] == rows.tolist()
+        groups = random.integers(0, 4, 12)
+        summed = np.stack([np.bincount(groups, row, minlength=4) for row in rows])
+        kept = moments.grouped_rows(groups, 4).toarray()
+        assert {tuple(r) for r in kept.tolist()} <= {tuple(r) for r in summed.tolist()}
+        assert all((kept >= row).all(axis=1).any() for row in summed)
 
 
 def test_presets_parse_and_round_trip_through_the_attribute() -> None:
