@@ -25,7 +25,8 @@ from alpa_mlir.lowering import lower
 from alpa_mlir.model_file import read_model
 from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_cluster
-from alpa_mlir.tools.plan_table import PlanSummary, print_table, summarize
+from alpa_mlir.tools.plan_summary import PlanSummary, summarize
+from alpa_mlir.tools.plan_table import print_table
 
 Program: TypeAlias = Callable[..., Any] | TrainStep | ir.Module | str | Path
 """A jax function, jitted or not; a step; a module; or a file with StableHLO in any form."""

@@ -68,27 +68,28 @@ def _donations(function: ir.Operation) -> dict[int, int]:
 def play_plan(plan: Plan, costs: PlanCosts) -> Timeline:
     """The timeline of one step of a plan whose lists are sound (`alpa-check-schedule`)."""
     player = _Player(plan, costs)
-    lanes = [_Lane(n, schedule) for n, schedule in enumerate(plan.schedules)]
+    lanes = [_Lane(n, s, _Memory(plan, s.mesh, costs)) for n, s in enumerate(plan.schedules)]
     moved = True
     while moved:
         moved = False
         for lane in lanes:
             while lane.at < len(lane.instructions) and player.execute(lane, lane.instructions[lane.at]):
-                lane.at += 1
+                lane.follow()
                 moved = True
     spans = [span for lane in lanes for span in lane.spans]
     busy = [[s for s in lane.spans if s.microbatch >= 0] for lane in lanes]
     ends = [s.finish for s in spans] + [m.finish for m in player.moves]
     period, bubble = idle_share(busy)
-    peaks = tuple(_peak_bytes(plan, lane.schedule, costs) for lane in lanes)
     kind = plan.schedules[0].kind if plan.schedules else ""
-    return Timeline(kind, tuple(spans), max(ends, default=0.0), period, bubble, peaks, tuple(player.moves))
+    peaks, curves = tuple(lane.memory.most for lane in lanes), tuple(tuple(lane.memory.curve) for lane in lanes)
+    return Timeline(kind, tuple(spans), max(ends, default=0.0), period, bubble, peaks, tuple(player.moves), curves)
 
 
 @dataclass
 class _Lane:
     number: int
     schedule: Schedule
+    memory: _Memory
     at: int = 0
     free: float = 0.0
     spans: list[Span] = field(default_factory=list)
@@ -96,6 +97,13 @@ class _Lane:
     @property
     def instructions(self) -> tuple[Instruction, ...]:
         return self.schedule.instructions
+
+    def follow(self) -> None:
+        """Go on to the next instruction, with what the last one did to memory."""
+        instruction = self.instructions[self.at]
+        began = self.spans[-1].start if isinstance(instruction, Run) and self.spans else self.free
+        self.memory.step(instruction, began, self.free)
+        self.at += 1
 
 
 class _Player:
@@ -159,33 +167,34 @@ class _Player:
         self.moves.append(Move(*pair, send.microbatch, start, finish, step.results[0].bytes))
 
 
-def _peak_bytes(plan: Plan, schedule: Schedule, costs: PlanCosts) -> float:
-    """The most bytes per device that a submesh holds at once."""
-    memory = _Memory(plan, schedule.mesh, costs)
-    for instruction in schedule.instructions:
-        memory.step(instruction)
-    return memory.most
-
-
 class _Memory:
-    """Bytes of the values on one device of a submesh while its list is walked."""
+    """Bytes of the values on one device of a submesh while its list is walked, the most so far, and their course."""
 
     def __init__(self, plan: Plan, mesh: str, costs: PlanCosts) -> None:
         self.main, self.costs, self.stage = plan.main, costs, plan.stages[mesh]
         self.now = self.most = sum(self._bytes(plan.main.arguments[i].type) for i in resident(plan.main, mesh))
         self.held: dict[Use, float] = {}
+        self.curve: list[tuple[float, float]] = [(0.0, self.now)]
 
     def _bytes(self, kind: MeshTensor) -> float:
         return kind.bytes / self.stage.mesh.extent(kind.sharding.axes)
 
-    def step(self, instruction: Instruction) -> None:
-        """Take one instruction into account."""
+    def step(self, instruction: Instruction, began: float, ended: float) -> None:
+        """Take one instruction into account that runs from `began` to `ended`."""
+        before = self.now
         if isinstance(instruction, Free):
             self.now -= self.held.pop((instruction.value, instruction.microbatch), 0.0)
-            return
+        else:
+            self._make(instruction, began)
+        if self.now != before:
+            self.curve.append((ended, self.now))
+
+    def _make(self, instruction: Run | Send | Recv | Combine, began: float) -> None:
         step = None if isinstance(instruction, Send) else self.main.step(instruction.id)
         if isinstance(instruction, Run) and isinstance(step, Fragment):
-            self.most = max(self.most, self.now + self.costs.working[step.function])
+            busy = self.now + self.costs.working[step.function]
+            self.most = max(self.most, busy)
+            self.curve.append((began, busy))
             self._adopt(step, instruction.microbatch)
         for use in makes(self.main, instruction):
             if use not in self.held:

@@ -24,7 +24,9 @@ from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
 from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
 from alpa_mlir.tools.output import write_outputs
-from alpa_mlir.tools.plan_table import print_table, summarize
+from alpa_mlir.tools.plan_summary import summarize
+from alpa_mlir.tools.plan_table import print_table
+from alpa_mlir.tools.report import report, simulated, trace
 from alpa_mlir.tools.version import add_version
 
 NAME = "alpa-mlir-plan"
@@ -56,13 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise in_file(e, filename) from None
     clock.end()
     print_remarks(remarks, filename)
-    whole = arguments.emit_after is None
-    summary = summarize(planned) if whole else None
     files = [(arguments.output, print_module(planned).encode())]
-    if summary is not None and arguments.json:
+    if arguments.emit_after is not None:
+        write_outputs(files)
+        return 0
+    timeline = simulated(planned)
+    summary = summarize(planned, timeline)
+    if arguments.json:
         files.append((arguments.json, (json.dumps(summary.as_dict(), indent=2) + "\n").encode()))
+    if arguments.report:
+        files.append((arguments.report, report(Path(filename).stem, planned, timeline)))
+    if arguments.trace:
+        files.append((arguments.trace, trace(timeline)))
     write_outputs(files)
-    if summary is not None and arguments.output != "-" and arguments.json != "-":
+    if all(path != "-" for path, _ in files):
         print_table(summary, sys.stdout)
     return 0
 
@@ -92,6 +101,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_choices(parser)
     add_version(parser)
     add("--json", metavar="FILE", help="also write the table as JSON; - is standard output")
+    add(
+        "--report", metavar="FILE.html", help="also write a page with the timeline, memory and costs (alpa-mlir-report)"
+    )
+    add("--trace", metavar="FILE.json", help="also write the predicted step as a Chrome/Perfetto trace")
     add(
         "--emit-after",
         metavar="PASS",

@@ -1,116 +1,131 @@
-"""A plan in figures: what `alpa-mlir-plan` prints as a table and writes as JSON.
-
-Everything is read back from the plan itself (`alpa.stages`, `alpa.cost`, the schedule).  The bubble is the
-part of the step during which an average stage waits: 1 - mean busy time / step time, with busy = M · seconds per
-microbatch + seconds per step.
-"""
+"""A plan's figures in the terminal: stages, memory, what dominates, what else was considered."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
-from jaxlib.mlir import ir
 from rich.console import Console
 from rich.table import Table
 
-from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.mesh import meshes_of
+from alpa_mlir.tools.plan_summary import Alternative, PlanSummary, StageSummary, best_alternatives
 
-
-@dataclass(frozen=True)
-class StageSummary:
-    """One stage; seconds and bytes are None where the planner had no reason to compute them."""
-
-    stage: int
-    layers: tuple[int, int]
-    devices: tuple[int, ...]
-    mesh: tuple[int, ...]
-    microbatch_seconds: float | None
-    step_seconds: float | None
-    memory_bytes: int | None
-
-
-@dataclass(frozen=True)
-class PlanSummary:
-    """The whole plan: `step_seconds` is the predicted time of one step, `bubble` the part of it spent waiting."""
-
-    cluster: str
-    microbatches: int
-    step_seconds: float | None
-    bubble: float | None
-    digest: str
-    stages: tuple[StageSummary, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-def summarize(module: ir.Module) -> PlanSummary:
-    """Read the figures of a plan."""
-    attributes = module.operation.attributes
-    meshes = meshes_of(module)
-    stages = []
-    for number, attribute in enumerate(ir.ArrayAttr(attributes[alpa.STAGES])):
-        entry = ir.DictAttr(attribute)
-        layers = tuple(int(k) for k in ir.DenseI64ArrayAttr(entry["layers"])) if "layers" in entry else (0, 0)
-        stages.append(
-            StageSummary(
-                number,
-                (layers[0], layers[-1]),
-                tuple(int(d) for d in ir.DenseI64ArrayAttr(entry["devices"])),
-                meshes[ir.StringAttr(entry["mesh"]).value].shape,
-                _float(entry, "microbatch_seconds"),
-                _float(entry, "step_seconds"),
-                int(ir.IntegerAttr(entry["memory_bytes"]).value) if "memory_bytes" in entry else None,
-            )
-        )
-    microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
-    seconds = float(ir.FloatAttr(attributes[alpa.COST]).value) if alpa.COST in attributes else None
-    return PlanSummary(
-        ir.StringAttr(ir.DictAttr(attributes[alpa.CLUSTER])["name"]).value,
-        microbatches,
-        seconds,
-        _bubble(stages, microbatches, seconds),
-        alpa.get_string(module.operation, alpa.DIGEST) or "",
-        tuple(stages),
-    )
-
-
-def _float(entry: ir.DictAttr, name: str) -> float | None:
-    return float(ir.FloatAttr(entry[name]).value) if name in entry else None
-
-
-def _bubble(stages: list[StageSummary], microbatches: int, seconds: float | None) -> float | None:
-    busy = [microbatches * (s.microbatch_seconds or 0.0) + (s.step_seconds or 0.0) for s in stages]
-    if not seconds or not all(busy):
-        return None
-    return max(0.0, 1.0 - sum(busy) / len(busy) / seconds)
+BAR = 10
+"""Characters of a memory bar."""
+NAMED = 3
+"""Costs named per stage."""
+OTHERS = 8
+"""Alternatives that are listed."""
 
 
 def print_table(summary: PlanSummary, stream: TextIO) -> None:
-    """The plan as a table."""
-    console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
+    """The plan as tables."""
+    console = Console(file=stream, width=None if stream.isatty() else 140, highlight=False)
+    console.print(_stages(summary))
+    if summary.step_seconds is not None:
+        waiting = "" if summary.bubble is None else f", bubble {100 * summary.bubble:.1f} %"
+        console.print(f"predicted step: {1e3 * summary.step_seconds:.4g} ms{waiting}")
+    if summary.costs and summary.step_seconds:
+        shares = {name: seconds / summary.step_seconds for name, seconds in summary.costs.items()}
+        said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share >= 0.005)
+        console.print(f"a submesh's step: {said}")
+    if len(summary.considered) > 1:
+        console.print(_others(summary))
+
+
+def _stages(summary: PlanSummary) -> Table:
     count = len(summary.stages)
-    title = f"{count} stage{'s' * (count > 1)}, {summary.microbatches} microbatch{'es' * (summary.microbatches > 1)}"
-    table = Table(title=f"{title}, cluster {summary.cluster}")
-    for column in ("stage", "layers", "devices", "mesh", "ms/microbatch", "ms/step", "MB/device"):
+    parts = [
+        f"{count} stage{'s' * (count > 1)}, {summary.microbatches} microbatch{'es' * (summary.microbatches > 1)}",
+        *([summary.schedule] if summary.schedule else []),
+        *([f"layers {_list(summary.remat)} rematerialised"] if summary.remat else []),
+        f"cluster {summary.cluster}",
+    ]
+    table = Table(title=", ".join(parts))
+    for column in ("stage", "layers", "devices", "mesh"):
         table.add_column(column, justify="right")
+    for column in ("forward", "backward", "collectives", "update"):
+        table.add_column(f"{column}\nms", justify="right")
+    table.add_column("memory per device")
+    table.add_column("mostly")
     for s in summary.stages:
+        backward = (
+            None if s.backward_seconds is None is s.weight_seconds else _sum(s.backward_seconds, s.weight_seconds)
+        )
         table.add_row(
             str(s.stage),
             _range(s.layers),
             _range((s.devices[0], s.devices[-1])),
             "x".join(str(n) for n in s.mesh),
-            _scaled(s.microbatch_seconds, 1e3),
-            _scaled(s.step_seconds, 1e3),
-            _scaled(s.memory_bytes, 1e-6),
+            _scaled(s.forward_seconds, 1e3),
+            _scaled(backward, 1e3),
+            _scaled(s.communication_seconds, 1e3),
+            _scaled(s.update_seconds, 1e3),
+            _memory(s, summary.memory_limit),
+            _mostly(s),
         )
-    console.print(table)
-    if summary.step_seconds is not None:
-        waiting = "" if summary.bubble is None else f", bubble {100 * summary.bubble:.1f} %"
-        console.print(f"predicted step: {1e3 * summary.step_seconds:.4g} ms{waiting}")
+    return table
+
+
+def _sum(*seconds: float | None) -> float:
+    return sum(s or 0.0 for s in seconds)
+
+
+def _memory(stage: StageSummary, limit: int | None) -> str:
+    used = stage.peak_bytes if stage.peak_bytes is not None else stage.memory_bytes
+    if used is None:
+        return ""
+    if not limit:
+        return f"{_bytes(used)}"
+    filled = min(BAR, round(BAR * used / limit))
+    return f"{'█' * filled}{'░' * (BAR - filled)} {_bytes(used)} of {_bytes(limit)}"
+
+
+def _bytes(size: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+def _mostly(stage: StageSummary) -> str:
+    total = sum(stage.costs.values())
+    if not total:
+        return ""
+    largest = list(stage.costs.items())[:NAMED]
+    return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in largest)
+
+
+def _others(summary: PlanSummary) -> Table:
+    """The best number of microbatches of each schedule and rematerialisation, and by how much it loses."""
+    others = best_alternatives(summary)
+    title = f"considered: {len(summary.considered)} settings, the best of each kind (estimates)"
+    table = Table(title=title)
+    for column in ("schedule", "remat", "microbatches", "ms", "against the best", "memory"):
+        table.add_column(column, justify="left" if column in ("schedule", "remat") else "right")
+    quickest = min((o.seconds for o in others if o.seconds is not None and o.error is None), default=None)
+    for other in others[:OTHERS]:
+        table.add_row(
+            other.schedule,
+            other.remat,
+            str(other.microbatches),
+            _scaled(other.seconds, 1e3),
+            _loss(other, quickest),
+            "" if other.bytes is None else _bytes(other.bytes),
+        )
+    return table
+
+
+def _loss(other: Alternative, quickest: float | None) -> str:
+    if other.error is not None:
+        return other.error if len(other.error) <= 60 else other.error[:59] + "…"
+    if other.seconds is None or not quickest:
+        return ""
+    return f"+{100 * (other.seconds / quickest - 1):.1f} %"
+
+
+def _list(numbers: tuple[int, ...]) -> str:
+    whole = numbers == tuple(range(numbers[0], numbers[-1] + 1))
+    return _range((numbers[0], numbers[-1])) if whole else ",".join(map(str, numbers))
 
 
 def _range(ends: tuple[int, int]) -> str:

@@ -32,6 +32,11 @@ def plan() -> NoReturn:
     _start("plan")
 
 
+def report() -> NoReturn:
+    """`alpa-mlir-report`."""
+    _start("report")
+
+
 def run() -> NoReturn:
     """`alpa-mlir-run`."""
     _start("run")

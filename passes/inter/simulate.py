@@ -128,6 +128,8 @@ class Timeline:
     bubble: float
     peak_bytes: tuple[float, ...]
     moves: tuple[Move, ...] = ()
+    memory: tuple[tuple[tuple[float, float], ...], ...] = ()
+    """Where it was followed, per lane (time, bytes held from then on)."""
 
     def lane(self, number: int) -> tuple[Span, ...]:
         """The boxes of one lane in order."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxlib.mlir import ir
 
 from alpa_mlir.passes.intra.graph import Node, StageGraph
+from alpa_mlir.passes.intra.problem import Array
 from alpa_mlir.passes.intra.program import OpRecord, Program
 
 
@@ -67,6 +68,7 @@ def stage_parts(
         seconds[part.removeprefix("receive_")] += float(graph.enumerator.edge_seconds(kind)[a, b])
     often = {name: total / program.microbatches for name, total in seconds.items() if name != "update"}
     held = np.array([h[x] for h, x in zip(graph.held, labels, strict=True)])
+    often["weight"] += _accumulation(graph, held, program)
     stored = float(held[graph.moments.stored].sum())
     activations = sum(float((held[s.node] * s.kept).sum()) for s in kept.moments.spans)
     peak = float(graph.usage(labels).max(initial=0.0))
@@ -74,6 +76,12 @@ def stage_parts(
     return StageParts(
         **often, update=seconds["update"], stored_bytes=stored, kept_bytes=activations, working_bytes=working
     )
+
+
+def _accumulation(graph: StageGraph, held: Array, program: Program) -> float:
+    """Seconds of one microbatch to add it to the sums: all but the first read two values and write one."""
+    sums = sum(float(held[node]) for name, node in graph.of_slot.items() if name.startswith("sum:"))
+    return 3 * sums / graph.enumerator.cluster.memory_bandwidth * (1 - 1 / program.microbatches)
 
 
 def _part_of_node(node: Node, program: Program, awaited: set[int]) -> str:

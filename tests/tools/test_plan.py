@@ -50,7 +50,8 @@ def test_plans_stages_and_prints_them(model: Path, tmp_path: Path, capsys: pytes
     plan, figures = tmp_path / "plan.mlir", tmp_path / "plan.json"
     assert run(model, "-o", plan, "--stages", 2, "--microbatches", 4, "--json", figures) == 0
     printed = capsys.readouterr().out
-    assert "2 stages, 4 microbatches, cluster cpu" in printed and "predicted step:" in printed
+    assert re.search(r"2 stages, 4 microbatches, [-a-z0-9]+, cluster cpu", printed) and "predicted step:" in printed
+    assert "considered:" in printed and "against the best" in printed
     module = parse_module(plan.read_bytes(), make_context())
     assert 'alpa.level = "plan"' in plan.read_text() and "alpa.digest" in plan.read_text()
     assert {"stage_0_forward", "stage_1_forward", "stage_0_backward", "stage_1_backward"} <= set(functions(module))
@@ -58,7 +59,9 @@ def test_plans_stages_and_prints_them(model: Path, tmp_path: Path, capsys: pytes
     assert table["microbatches"] == 4 and [s["stage"] for s in table["stages"]] == [0, 1]
     assert sorted(d for s in table["stages"] for d in s["devices"]) == [0, 1, 2, 3]
     assert 0 <= table["bubble"] < 1 and table["step_seconds"] > 0
-    assert all(s["memory_bytes"] > 0 for s in table["stages"])
+    assert all(s["memory_bytes"] > 0 and s["peak_bytes"] > 0 and s["forward_seconds"] > 0 for s in table["stages"])
+    assert {c["schedule"] for c in table["considered"]} >= {"1f1b", "gpipe", "zero-bubble"}
+    assert sum(table["costs"].values()) == pytest.approx(table["step_seconds"])
 
 
 def test_same_bytes_twice(model: Path, tmp_path: Path) -> None:
