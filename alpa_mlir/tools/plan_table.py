@@ -92,7 +92,7 @@ def _mostly(stage: StageSummary) -> str:
     if not total:
         return ""
     largest = list(stage.costs.items())[:NAMED]
-    return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in largest)
+    return ", ".join(f"{name} {100 * seconds / total:.0f}\N{NO-BREAK SPACE}%" for name, seconds in largest)
 
 
 def _others(summary: PlanSummary) -> Table:
