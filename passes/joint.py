@@ -92,14 +92,15 @@ class Attempt:
 class Wishes:
     """What the user fixed: numbers of microbatches to choose from, a schedule or auto, layers to rematerialise or auto.
 
-    `memory` in bytes per device. `one_stage`: there is no pipeline to fill, so the first setting that fits is the best.
+    `memory` in bytes per device. `in_order`: the stages are not searched (they are given, or there is one), so that
+    nothing is known before all is done: the first setting that fits is taken.
     """
 
     microbatches: tuple[int, ...]
     schedule: str
     remat: str
     memory: float
-    one_stage: bool = False
+    in_order: bool = False
 
 
 class JointChoice:
@@ -113,7 +114,7 @@ class JointChoice:
 
     def ranked(self) -> Iterator[tuple[Considered, Attempt]]:
         """Possible plans, best first. CompileError where there is none: the error of the first attempt."""
-        rows = self._in_order() if self.wishes.one_stage else self._by_seconds()
+        rows = self._in_order() if self.wishes.in_order else self._by_seconds()
         found = False
         for row in rows:
             found = True
@@ -172,9 +173,10 @@ class JointChoice:
     def _play(self, attempt: Attempt) -> list[Considered]:
         """The schedules that suit the stages of an attempt, simulated."""
         setting, costs = attempt.setting, read_estimates(attempt.module)
-        lanes = len(set(read_pipeline(attempt.module)))
+        pipeline = read_pipeline(attempt.module)
+        lanes = len(set(pipeline))
         self.trains = has_backward(attempt.module)
-        kinds = training_kinds(costs, lanes) if self.trains else (FORWARD_ONLY,)
+        kinds = training_kinds(len(pipeline), lanes, bool(costs)) if self.trains else (FORWARD_ONLY,)
         if self.wishes.schedule != AUTO:
             kinds = (self.wishes.schedule,)
         if not costs:

@@ -20,7 +20,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions, replace_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.dialect.plan import seal
+from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
@@ -113,9 +113,10 @@ class _Road:
         """
         options = self.options
         counts = self.counts(normal)
-        one_stage = bool(options.mesh) or options.stages == 1
+        given = read_pipeline(normal) if alpa.STAGES in normal.operation.attributes else ()
+        in_order = bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
         memory = float(options.cluster.memory)
-        wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, one_stage)
+        wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order)
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting))
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
@@ -153,7 +154,7 @@ class _Road:
         """Stages under one setting."""
         module, remarks = clone_module(normal), list[Remark]()
         try:
-            self.run(module, self.until_stages(setting), remarks)
+            self.run(module, self.until_stages(normal, setting), remarks)
         except CompileError as error:
             return Attempt(setting, module, error=error)
         return Attempt(setting, module, tuple(remarks))
@@ -168,15 +169,16 @@ class _Road:
         size = batch_size(normal)
         return [m for m in (2**k for k in range(MOST_MICROBATCHES.bit_length())) if size % m == 0] or [1]
 
-    def until_stages(self, setting: Setting) -> list[str]:
+    def until_stages(self, normal: ir.Module, setting: Setting) -> list[str]:
         """The passes from level 1 to level 4."""
         options = self.options
+        stages = len(stage_entries(normal)) if alpa.STAGES in normal.operation.attributes else 0
         allowed = options.allow_per_microbatch_statistics
         kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
         remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
         return [
             _text("alpa-microbatch", count=setting.microbatches, allow_per_microbatch_statistics=allowed),
-            _text("alpa-layers", count=options.layers, stages=options.stages),
+            _text("alpa-layers", count=options.layers, stages=options.stages or stages),
             *remat,
             _text(
                 "alpa-stages",

@@ -8,7 +8,7 @@ of the intra-operator program as the cost of a stage (`inter/profile.py`).  The 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
+from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.estimates import ESTIMATE
@@ -50,9 +51,10 @@ class Stages(Pass):
     IR before: level 3 (`alpa.level = "layered"`). IR after: level 4 (`"staged"`), with `alpa.cluster`, `alpa.stages`,
     one `sdy.mesh @stage_s` per stage and, where stages were searched, `alpa.cost`.
     Precondition: `cluster` names a preset, or the module carries `alpa.cluster`.
-    Postcondition: all devices are used; forward data flows to equal or higher stages, backward data to
-    equal or lower ones; every argument has one home stage. With schedule=interleaved stage s of S lies on submesh
-    s mod p of p equal ones.
+    A module that says its stages itself (`alpa.stages` of mesh, devices and perhaps layers) keeps them.
+    Postcondition: unless stages were given, all devices are used; forward data flows to equal or higher stages,
+    backward data to equal or lower ones; every argument has one home stage. With schedule=interleaved stage s of S
+    lies on submesh s mod p of p equal ones.
     """
 
     name: ClassVar[str] = "alpa-stages"
@@ -71,9 +73,11 @@ class Stages(Pass):
         self._check(module)
         cluster = self._cluster(module)
         layers = count_layers(module)
-        if self.mesh:
+        seconds = None
+        if alpa.STAGES in module.operation.attributes:
+            stages = self._given(module, cluster, layers)
+        elif self.mesh:
             stages = [_single_stage(self.mesh, cluster, layers, self.stages)]
-            seconds = None
         else:
             interleaved = self.schedule == "interleaved" and has_backward(module)
             search = self._interleave if interleaved else self._search
@@ -97,6 +101,48 @@ class Stages(Pass):
 
     def _cluster(self, module: ir.Module) -> Cluster:
         return choose_cluster(module, self.cluster, self.nodes, self.devices_per_node, self.memory)
+
+    def _given(self, module: ir.Module, cluster: Cluster, layers: int) -> list[Stage]:
+        """The stages that the module came with; those that do not say their layers get equal numbers of them."""
+        location = module.operation.location
+        if self.mesh or self.stages:
+            raise CompileError(
+                "the module says its stages itself (alpa.stages): give neither stages nor mesh", location
+            )
+        submeshes, entries = read_stages(module), stage_entries(module)
+        count = len(entries)
+        if count > layers:
+            raise _too_few_layers(module, count, layers)
+        even = [(s * layers // count, (s + 1) * layers // count - 1) for s in range(count)]
+        said = [tuple(ir.DenseI64ArrayAttr(e["layers"])) if "layers" in e else even[s] for s, e in enumerate(entries)]
+        expected = 0
+        for number, (first, last) in enumerate(said):
+            if first != expected or last < first or last >= layers:
+                raise CompileError(
+                    f"stage {number} has layers {first} to {last}: stages hold the layers 0 to {layers - 1} in order, "
+                    "at least one each",
+                    location,
+                )
+            expected = last + 1
+        if expected != layers:
+            raise CompileError(f"no stage holds layers {expected} to {layers - 1}", location)
+        most = max(d for stage in submeshes.values() for d in stage.devices)
+        if most >= cluster.device_count:
+            raise CompileError(f"a stage has device {most}, the cluster has {cluster.device_count} devices", location)
+        found = [submeshes[mesh] for mesh in read_pipeline(module)]
+        stages = [Stage(a, b, stage.mesh, stage.devices) for (a, b), stage in zip(said, found, strict=True)]
+        return self._estimated(module, cluster, stages) if len(submeshes) > 1 else stages
+
+    def _estimated(self, module: ir.Module, cluster: Cluster, stages: Sequence[Stage]) -> list[Stage]:
+        """Given stages with what they would cost as the planner would shard them, if all of them fit."""
+        microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
+        profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
+        ranges = [((s.first, s.last), s.mesh) for s in stages]
+        costs = [profiler.cost(layers, mesh) for layers, mesh in ranges]
+        if not all(c.feasible for c in costs):
+            return list(stages)
+        parts = [profiler.parts(layers, mesh) for layers, mesh in ranges]
+        return [replace(s, cost=c, parts=p) for s, c, p in zip(stages, costs, parts, strict=True)]
 
     def _search(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
         location, devices = module.operation.location, cluster.device_count

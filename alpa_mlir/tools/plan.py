@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +21,7 @@ from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.model_file import read_model
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
 from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
@@ -48,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     context = make_context()
     options = _options(arguments)
     filename = source_name(arguments.model)
+    by_hand = _by_hand(arguments.plan, options.cluster)
     module = read_model(arguments.model, context)
+    if by_hand is not None:
+        options = _decided(options, by_hand, arguments.plan)
+        write_stages(module, by_hand.stages)
     remarks: list[Remark] = []
     clock = _Clock(sys.stderr.isatty())
     try:
@@ -142,6 +148,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is decided by you rather than by the planner").add_argument
+    add("--plan", metavar="PLAN.toml", help="stages, submeshes and settings decided by hand (docs/manual_plans.md)")
     add("--mesh", metavar="2x4", default="", help="one stage on all devices in this logical mesh: no pipeline")
     add("--microbatches", metavar="M|auto", type=_count, default=0, help="microbatches per step (default: auto)")
     add("--stages", metavar="S|auto", type=_count, default=0, help="number of pipeline stages (default: auto)")
@@ -218,6 +225,30 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         arguments.solver,
         arguments.remat,
         arguments.chunks,
+    )
+
+
+def _by_hand(path: str | None, cluster: Cluster) -> ManualPlan | None:
+    """The plan of a file, if there is one; CompileError, located in it, for what is wrong."""
+    if path is None:
+        return None
+    try:
+        return parse_manual(Path(path).read_text(), path, cluster)
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "not a text file"
+        raise CompileError(f"cannot read the plan by hand: {why}", f"{path}:1:1") from None
+
+
+def _decided(options: PlanOptions, plan: ManualPlan, path: str) -> PlanOptions:
+    """The options with what a plan by hand decides; what the command line says goes first."""
+    if options.mesh or options.stages or options.chunks:
+        raise CompileError("this plan says the stages: give neither --stages, --chunks nor --mesh", f"{path}:1:1")
+    return replace(
+        options,
+        microbatches=options.microbatches or plan.microbatches,
+        layers=options.layers or plan.layers,
+        schedule=options.schedule if options.schedule != "auto" else plan.schedule or "auto",
+        remat=options.remat if options.remat != "auto" else plan.remat or "auto",
     )
 
 

@@ -214,7 +214,8 @@ def choose(costs: Sequence[StageCosts], microbatches: int, limit: float = float(
 
     Where none fits, the one that needs the least memory.
     """
-    played = [simulate(kind, costs, microbatches, lanes) for kind in training_kinds(costs, lanes)]
+    kinds = training_kinds(len(costs), lanes or len(costs), any(c.weight > 0 for c in costs))
+    played = [simulate(kind, costs, microbatches, lanes) for kind in kinds]
     fitting = [t for t in played if max(t.peak_bytes) <= limit]
     if not fitting:
         return min(played, key=lambda t: max(t.peak_bytes))
@@ -222,11 +223,10 @@ def choose(costs: Sequence[StageCosts], microbatches: int, limit: float = float(
     return min((t for t in fitting if t.makespan <= quickest * (1 + TIE)), key=lambda t: max(t.peak_bytes))
 
 
-def training_kinds(costs: Sequence[StageCosts], lanes: int = 0) -> tuple[str, ...]:
-    """The kinds that suit the number of lanes, 1F1B first; the weight part apart only where its time is known."""
-    if len(costs) == 1:
+def training_kinds(stages: int, lanes: int, apart: bool) -> tuple[str, ...]:
+    """The kinds that suit the stages and lanes, the usual one first; `apart`: the weight part's time is known."""
+    if stages == 1:
         return ("1f1b",)
-    if lanes and lanes != len(costs):
+    if lanes != stages:
         return ("interleaved", "gpipe")
-    apart = SPLIT_BACKWARD if any(c.weight > 0 for c in costs) else ()
-    return ("1f1b", "gpipe", *apart)
+    return ("1f1b", "gpipe", *(SPLIT_BACKWARD if apart else ()))

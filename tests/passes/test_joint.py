@@ -122,7 +122,7 @@ def test_what_cannot_be_is_passed_over_and_the_first_error_stands() -> None:
 
 def test_one_stage_takes_the_first_setting_that_fits() -> None:
     fake = Fake(1)
-    rows = choose(fake, memory=130.0, one_stage=True).ranked()
+    rows = choose(fake, memory=130.0, in_order=True).ranked()
     found = [next(rows)[0].setting for _ in range(3)]
     assert found == [Setting(4), Setting(8), Setting(1, "full")]
     assert fake.asked == [Setting(1), Setting(2), Setting(4), Setting(8), Setting(1, "full")]
