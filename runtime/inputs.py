@@ -125,8 +125,8 @@ class FromFile:
 Source = Drawn | FromFile
 
 
-def check_outputs(path: str) -> None:
-    """CompileError where `write_outputs` could not write the file; nothing is changed."""
+def check_writable(path: str, what: str) -> None:
+    """CompileError where the file could not be written at the end; nothing is changed."""
     file = Path(path)
     existed = file.exists()
     try:
@@ -135,14 +135,18 @@ def check_outputs(path: str) -> None:
         if not existed:
             file.unlink()
     except OSError as e:
-        raise CompileError(f"cannot write the outputs: {e.strerror or e}", f"{path}:1:1") from None
+        raise CompileError(f"cannot write the {what}: {e.strerror or e}", f"{path}:1:1") from None
 
 
 def write_outputs(path: str, results: Sequence[Array]) -> None:
-    """Write results as `out0`, `out1`, …; CompileError where the file cannot be written."""
+    """Write results as `out0`, `out1`, …: all or nothing; CompileError where the file cannot be written."""
+    target = Path(path)
+    part = target.with_name(f".{target.name}.part")
     try:
-        with Path(path).open("wb") as file:
+        with part.open("wb") as file:
             arrays: dict[str, Any] = {f"out{i}": value for i, value in enumerate(results)}
             np.savez(file, **arrays)
+        part.replace(target)
     except OSError as e:
+        part.unlink(missing_ok=True)
         raise CompileError(f"cannot write the outputs: {e.strerror or e}", f"{path}:1:1") from None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
-from alpa_mlir.runtime import clocks, layout, program
+from alpa_mlir.runtime import clocks, layout, memory, program
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
 from alpa_mlir.runtime.trace import in_time_of, predicted_seconds, profile, trace_events, write
 from alpa_mlir.runtime.transport.base import Array, wait_until
@@ -63,6 +64,7 @@ class Rank:
         self._reference = self._open_reference()
         self._open_outputs()
         self._saved = self._open_checkpoints()
+        self._check_memory()
         submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices, self._peers, self._watchdog)
         watchdog.beat("compiling")
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
@@ -84,14 +86,32 @@ class Rank:
         recorder = self._recorder
         clock = clocks.read(self._world) if recorder is not None else None
         with self._watchdog.watching():
-            self._load()
-            stopped = any(self._once(step, wanting) for step in self._steps)
+            with self._short_memory_explained():
+                self._load()
+                stopped = any(self._once(step, wanting) for step in self._steps)
             if recorder is not None and clock is not None:
                 self._show(recorder, clock)
             results = self._gather() if not stopped and (self._job.outputs or self._job.reference) else []
         if stopped:
             return TERMINATED
         return self._conclude(results) if self._rank == 0 else OK
+
+    def _check_memory(self) -> None:
+        """Refuse a plan that needs more than there is."""
+        first, count = self._rank * self._layout.per_rank, self._layout.per_rank
+        mine = memory.demand(self._module, self._plan, range(first, first + count))
+        everyone = [mine] if self._world is None else self._world.allgather(mine)
+        self._on_rank_0(lambda: memory.check(everyone, self._plan, f"{self._job.plan}:1:1"))
+
+    @contextmanager
+    def _short_memory_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as e:  # jax's own is a RuntimeError
+            if not memory.is_shortage(e):
+                raise
+            doing = self._watchdog.activity.what
+            raise memory.explain(e, doing, self._worker.footprints, f"{self._job.plan}:1:1") from None
 
     def _once(self, step: int, wanting: dict[int, tuple[int, ...]]) -> bool:
         """One step with what belongs to it; whether it is the last because somebody asked to stop."""
@@ -208,11 +228,11 @@ class Rank:
 
     def _open_outputs(self) -> None:
         """Refuse a file that cannot be written before the first step, not after the last."""
-        from alpa_mlir.runtime.inputs import check_outputs
+        from alpa_mlir.runtime.inputs import check_writable
 
-        path = self._job.outputs
-        if path is not None:
-            self._on_rank_0(lambda: check_outputs(path))
+        for path, what in ((self._job.outputs, "outputs"), (self._job.trace, "trace")):
+            if path is not None:
+                self._on_rank_0(partial(check_writable, path, what))
 
     def _on_rank_0(self, make: Callable[[], Any]) -> Any:
         """What rank 0 makes, None elsewhere; where it is refused, all ranks leave and rank 0 says why."""

@@ -19,6 +19,7 @@ from alpa_mlir.runtime import program as actions
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.executable import Compiler, dtype_of
 from alpa_mlir.runtime.guard import Watchdog
+from alpa_mlir.runtime.memory import Footprint
 from alpa_mlir.runtime.program import Program
 from alpa_mlir.runtime.recorder import Recorder
 from alpa_mlir.runtime.reshard import Box
@@ -43,6 +44,7 @@ class Worker:
         self._results: list[Any] = []
         self._numbers: dict[tuple[MeshTensor, int], jax.Array] = {}
         self._compiler = Compiler()
+        self._programs: dict[str, tuple[str, jax.stages.Compiled]] = {}
         self._calls = [self._bind(action) for action in program.actions]
         if recorder is not None:
             calls = zip(program.actions, self._calls, strict=True)
@@ -108,6 +110,17 @@ class Worker:
         self._submeshes.finish(f"sending result {number}")
         return found
 
+    @property
+    def footprints(self) -> list[Footprint]:
+        """What the stage functions need."""
+        found = []
+        for name, (mesh, compiled) in self._programs.items():
+            sizes = compiled.memory_analysis()
+            if sizes is not None:
+                working, given = sizes.temp_size_in_bytes, sizes.argument_size_in_bytes
+                found.append(Footprint(name, mesh, given, sizes.output_size_in_bytes, working))
+        return found
+
     def wait(self) -> None:
         """Return when the devices have computed the last step's results."""
         jax.block_until_ready([r for r in self._results if r is not None])
@@ -142,6 +155,7 @@ class Worker:
     def _call(self, action: actions.Call) -> Callable[[], None]:
         function = self._program.functions[action.function]
         run = self._compiler.compile(function, self._submeshes.mesh(action.mesh))
+        self._programs[action.function] = (action.mesh, run)
         slots, operands, results = self._slots, action.operands, action.results
         watchdog, progress, what = self._watchdog, self._submeshes.progress, action.what
 

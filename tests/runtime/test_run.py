@@ -134,12 +134,24 @@ def test_inputs_that_do_not_fit(inputs, tmp_path) -> None:
     assert found.err.count(f"{none}:1:1: error: cannot read the inputs: No such file or directory\n") == 1
 
 
-def test_outputs_that_cannot_be_written_are_refused_before_the_first_step(tmp_path) -> None:
-    plan, out = tmp_path / "plan.mlir", tmp_path / "missing" / "out.npz"
+@pytest.mark.parametrize("what", ["outputs", "trace"])
+def test_files_that_cannot_be_written_are_refused_before_the_first_step(what, tmp_path) -> None:
+    plan, out = tmp_path / "plan.mlir", tmp_path / "missing" / "out"
     plan.write_text(mlp_plan.plan_text())
-    found = ranks.run(["-n", 2, plan, "--outputs", out])
+    found = ranks.run([*(["-n", 2] if what == "outputs" else ["--local"]), plan, f"--{what}", out])
     assert (found.code, found.out) == (1, "")
-    assert found.err.startswith(f"{out}:1:1: error: cannot write the outputs: No such file or directory\n")
+    assert found.err.startswith(f"{out}:1:1: error: cannot write the {what}: No such file or directory\n")
+
+
+def test_outputs_are_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    from alpa_mlir.runtime import inputs
+
+    out = tmp_path / "out.npz"
+    inputs.write_outputs(str(out), [np.ones(3)])
+    monkeypatch.setattr(inputs.np, "savez", lambda file, **_: (file.write(b"half"), file.flush(), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        inputs.write_outputs(str(out), [np.zeros(3)])
+    assert (np.load(out)["out0"] == 1).all()
 
 
 def test_ranks_that_share_stages_print_nothing_but_steps(tmp_path) -> None:

@@ -1,0 +1,68 @@
+"""Memory that is short: told before the first step where the plan predicts it, explained where XLA finds out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlp_plan
+import numpy as np
+import pytest
+import ranks
+
+import alpa_mlir
+from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.plan import read_plan, seal
+from alpa_mlir.runtime import memory
+
+SIZE = 1 << 18  # its square in f32 is 275 GB
+
+
+def outer(weights, x):
+    """A product of which the matrix must be stored."""
+    product = np.sin(1.0) * x[:, None] * weights[None, :]
+    return weights + (product @ weights).sum(), product.sum()
+
+
+def plan_for(devices: int) -> str:
+    arguments = (np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32))
+    options = {"devices_per_node": devices, "mesh": str(devices), "microbatches": 1, "memory": 10**13}
+    return alpa_mlir.plan(outer, arguments=arguments, roles=("state", "batch"), **options).text
+
+
+def test_a_plan_that_needs_more_than_there_is_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.mlir"
+    path.write_text(plan_for(2))
+    found = ranks.run(["-n", 2, path])
+    lines = found.err.splitlines()
+    assert (found.code, found.out) == (1, "")
+    assert re.fullmatch(
+        rf"{path}:1:1: error: host \S+ has .* of memory available, its part of the plan needs .* GB", lines[0]
+    )
+    assert lines[1].startswith(f"{path}:1:1: note: submesh 0: 2 devices there need 1")
+    assert "more devices or stages" in lines[2]
+    assert found.err.count("error: ") == 1
+
+
+def test_what_xla_cannot_allocate_is_explained(tmp_path: Path) -> None:
+    silent = re.sub(r"(memory_bytes|peak_bytes) = \d+ : i64, |, peak_bytes = \d+ : i64", "", plan_for(1))
+    module = parse_module(silent, make_context())
+    seal(module)
+    path = tmp_path / "plan.mlir"
+    path.write_text(print_module(module))
+    found = ranks.run(["--local", path])
+    lines = found.err.splitlines()
+    assert (found.code, found.out) == (1, "")
+    assert lines[0].startswith(f"{path}:1:1: error: out of memory: ") and "could not be allocated" in lines[0]
+    assert re.search(r"note: the largest program here is @stage_0_[a-z]+ on stage_0: .* works in 27\d\.\d GB", lines[1])
+    assert "Traceback" not in found.err
+
+
+def test_hosts_are_counted_apart() -> None:
+    decoded = read_plan(parse_module(mlp_plan.plan_text(), make_context()))
+    fits = [memory.Demand(host, 10, {"stage_0": (6, 1)}) for host in ("a", "b")]
+    memory.check(fits, decoded, "p:1:1")
+    with pytest.raises(CompileError, match="host a has 10 bytes of memory available, its part of the plan needs 12"):
+        memory.check([fits[0], memory.Demand("a", 10, {"stage_0": (6, 1)})], decoded, "p:1:1")
+    assert 0 < memory.available_bytes() < 1 << 50
