@@ -3,7 +3,7 @@
 Ring algorithms on n devices, with link bandwidth B (bytes/s per device), start s and hop h (seconds);
 L are the bytes one device holds *before* the step, R those it holds *after* it:
 
-    C1  several axes form one ring of n = product of their sizes on the slowest of their links
+    C1  several axes form one ring of n = product of their sizes; its link is that of the joint groups
     C2  all_reduce      s + 2(n-1)h + 2(n-1)/n · L/B
     C3  reduce_scatter  s +  (n-1)h +  (n-1)/n · L/B
     C4  all_gather      s +  (n-1)h +  (n-1)/n · R/B
@@ -91,6 +91,10 @@ class ReshardTable:
             found = self._numbers[sharding] = len(self._shardings)
             self._shardings.append(sharding)
         return found
+
+    def sharding(self, number: int) -> Sharding:
+        """The sharding of a number."""
+        return self._shardings[number]
 
     def pair(self, source: int, target: int) -> Affine:
         """Cost between two numbered shardings."""

@@ -4,13 +4,17 @@ A stage lies on consecutive device numbers, its mesh in row-major order over the
 collective along one axis visits devices at distance `stride`; where they all sit in one node it runs on
 the device link, else on the node link. The node link is shared: with r rings crossing out of a node at
 once, each has 1/r of it (p3.16xlarge: an axis of stride 8 has eight rings on one network card). A ring
-is never faster than the device link if it also walks inside the nodes. A cluster file may give the links of
+is never faster than the device link if it also walks inside the nodes. Over several axes together there are
+fewer, longer rings: over all axes a single one, which has the whole link. A cluster file may give the links of
 the axes themselves instead: the α-β model of the literature, on rings.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
@@ -38,16 +42,19 @@ class MeshLinks:
     axes: tuple[AxisLink, ...]
     outside: AxisLink
     memory_bandwidth: float
+    joints: tuple[tuple[tuple[str, ...], AxisLink], ...] = ()
+    """The links of rings over several axes (in mesh order)."""
 
     def joint(self, axes: tuple[str, ...]) -> AxisLink:
-        """The link of one ring over several axes: the slowest of each figure (rule C1)."""
-        links = [self.axes[self.mesh.axis_names.index(a)] for a in axes]
-        return AxisLink(
-            min(k.bandwidth for k in links),
-            max(k.start for k in links),
-            max(k.hop for k in links),
-            any(k.ring for k in links),
-        )
+        """The link of one ring over several axes (rule C1)."""
+        if len(axes) == 1:
+            return self.axes[self.mesh.axis_names.index(axes[0])]
+        return dict(self.joints)[tuple(a for a in self.mesh.axis_names if a in axes)]
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Equal for meshes on which everything costs the same (the mesh's name does not matter)."""
+        return self.mesh.axes, self.axes, self.outside, self.joints
 
 
 def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks:
@@ -59,29 +66,38 @@ def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks
     if cluster.axes:
         return _given_links(mesh, cluster)
     per_node = cluster.devices_per_node
-    axes = tuple(_axis_link(mesh, name, cluster, first_device % per_node) for name in mesh.axis_names)
-    inside = cluster.device_link
+    offset = first_device % per_node
+    axes = tuple(_ring_link(mesh, (name,), cluster, offset) for name in mesh.axis_names)
+    joints = tuple((several, _ring_link(mesh, several, cluster, offset)) for several in _several(mesh))
+    inside, between = cluster.device_link, cluster.node_link
     if cluster.nodes == 1:
-        return MeshLinks(mesh, axes, AxisLink(inside.bandwidth, inside.start, inside.hop), cluster.memory_bandwidth)
-    sharing = min(per_node, mesh.device_count)
-    bandwidth = min(inside.bandwidth, cluster.node_link.bandwidth / sharing)
-    return MeshLinks(
-        mesh, axes, AxisLink(bandwidth, cluster.node_link.start, cluster.node_link.hop), cluster.memory_bandwidth
-    )
+        outside = AxisLink(inside.bandwidth, inside.start, inside.hop)
+    else:
+        bandwidth = min(inside.bandwidth, between.bandwidth / min(per_node, mesh.device_count))
+        outside = AxisLink(bandwidth, between.start, between.hop)
+    return MeshLinks(mesh, axes, outside, cluster.memory_bandwidth, joints)
 
 
-def _axis_link(mesh: Mesh, axis: str, cluster: Cluster, offset: int) -> AxisLink:
+def _several(mesh: Mesh) -> list[tuple[str, ...]]:
+    names = mesh.axis_names
+    return [axes for count in range(2, len(names) + 1) for axes in combinations(names, count)]
+
+
+def _ring_link(mesh: Mesh, axes: tuple[str, ...], cluster: Cluster, offset: int) -> AxisLink:
     per_node = cluster.devices_per_node
     inside, between = cluster.device_link, cluster.node_link
-    nodes = [sorted((offset + d) // per_node for d in group) for group in mesh.groups((axis,))]
-    if all(group[0] == group[-1] for group in nodes):
+    crossing = []
+    walks_inside = False
+    for group in mesh.groups(axes):
+        nodes = {(offset + d) // per_node for d in group}
+        if len(nodes) > 1:
+            crossing.append(nodes)
+            walks_inside |= len(nodes) < len(group)
+    if not crossing:
         return AxisLink(inside.bandwidth, inside.start, inside.hop)
-    crossing = [g for g in nodes if g[0] != g[-1]]
-    rings = max(sum(n in g for g in crossing) for n in sorted({n for g in crossing for n in g}))
+    rings = max(Counter(node for nodes in crossing for node in nodes).values())
     bandwidth = between.bandwidth / rings
-    if any(len(g) > len(set(g)) for g in crossing):
-        bandwidth = min(bandwidth, inside.bandwidth)
-    return AxisLink(bandwidth, between.start, between.hop)
+    return AxisLink(min(bandwidth, inside.bandwidth) if walks_inside else bandwidth, between.start, between.hop)
 
 
 def _given_links(mesh: Mesh, cluster: Cluster) -> MeshLinks:
@@ -92,6 +108,17 @@ def _given_links(mesh: Mesh, cluster: Cluster) -> MeshLinks:
             f"the mesh {'x'.join(map(str, mesh.shape))} has {len(mesh.axes)}"
         )
     axes = tuple(AxisLink(k.bandwidth, k.start, k.hop, ring=True) for k in cluster.axes[: len(mesh.axes)])
+    link = dict(zip(mesh.axis_names, axes, strict=True))
+    joints = tuple((several, _slowest([link[a] for a in several])) for several in _several(mesh))
     between = cluster.node_link
     outside = AxisLink(between.bandwidth, between.start, between.hop)
-    return MeshLinks(mesh, axes, outside, cluster.memory_bandwidth)
+    return MeshLinks(mesh, axes, outside, cluster.memory_bandwidth, joints)
+
+
+def _slowest(links: Sequence[AxisLink]) -> AxisLink:
+    return AxisLink(
+        min(k.bandwidth for k in links),
+        max(k.start for k in links),
+        max(k.hop for k in links),
+        any(k.ring for k in links),
+    )

@@ -7,6 +7,7 @@
         is never stored
     M5  a new state value takes over the buffer of the old one
     M6  a value that leaves the step is alive to the end of its function
+    M7  a value that several products share (rule C15) is alive for them in the sharding of that copy
 
 The moments that matter are those just before something dies with something born since the last death:
 all others have a subset of their values alive (the maximal cliques of an interval graph). A value is alive

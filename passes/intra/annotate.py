@@ -2,9 +2,10 @@
 
 Where an operand is wanted in another sharding than its value has, an `sdy.reshard` stands right before
 the first op that wants it and serves all later ones of the same stage and phase (not of another phase:
-a parameter gathered for the forward pass must not stay gathered until the backward pass). Values from
-another stage first pass a reshard onto this stage's mesh: that is the transfer. Constants, iota and what
-is spread out of scalars are cloned once per wanted sharding: no communication at all.
+a parameter gathered for the forward pass must not stay gathered until the backward pass); a copy that
+products of both phases share (`copies.py`) stands before the first of them. Values from another stage
+first pass a reshard onto this stage's mesh: that is the transfer. Constants, iota and what is spread out
+of scalars are cloned once per wanted sharding: no communication at all.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from alpa_mlir.dialect.sharding import (
     set_result_attributes,
     sharding_attribute,
 )
+from alpa_mlir.passes.intra.copies import Operand
 from alpa_mlir.passes.intra.program import OpRecord, Program
 from alpa_mlir.passes.intra.strategies import Strategy
 
@@ -42,6 +44,7 @@ class Choices:
 
     arrivals: sharding by (stage, slot name or "", op number or -1, result number).
     ended: the whole sharding of a sum whose slot keeps addends.
+    copies: per operand of a product the shardings of the copies it is made from, the one common to all phases first.
     """
 
     ops: Mapping[int, Strategy]
@@ -49,6 +52,7 @@ class Choices:
     slots: Mapping[str, Place]
     arrivals: Mapping[tuple[int, str, int, int], Sharding]
     ended: Mapping[str, Sharding]
+    copies: Mapping[Operand, tuple[Sharding, ...]]
     meshes: tuple[str, ...]
 
 
@@ -108,11 +112,19 @@ class Annotator:
         strategy, stage = self.choices.ops[record.number], self.choices.stages[record.number]
         where = _Where(op, record.function, stage, record.layer, record.phase)
         for k in range(record.captured):
-            op.operands[k] = self._obtain(op.operands[k], strategy.operands[k], where)
+            value = self._copied(record.number, k, op.operands[k], where)
+            op.operands[k] = self._obtain(value, strategy.operands[k], where)
         self._captured(record, strategy, where)
         set_op_shardings(op, strategy.results, self.choices.meshes[stage])
         for value, sharding in zip(op.results, strategy.results, strict=True):
             self._places[value] = (stage, sharding)
+
+    def _copied(self, op: int, operand: int, value: ir.Value, where: _Where) -> ir.Value:
+        """The copy of an operand that it shares with other products, if the plan gives it one."""
+        for group, sharding in zip(("copy", where.phase), self.choices.copies.get((op, operand), ()), strict=False):
+            if self._places[value][1] != sharding:
+                value = self._reshard(value, sharding, where, group)
+        return value
 
     def _captured(self, record: OpRecord, strategy: Strategy, where: _Where) -> None:
         """Values used inside the op's regions are replaced by what the strategy wants of them."""

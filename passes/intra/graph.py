@@ -5,6 +5,7 @@ that both sides agree, and a state argument agrees with the result that replaces
 arrive from another stage (any sharding, priced as a transfer). Constants and iota are no nodes: their
 parts can be made anywhere for nothing. An edge prices the reshard from what a value's producer gives
 to what its consumer wants, times how often the consumer runs in a step (M in `@microbatch`).
+A value that several products use may be resharded once for all of them (`copies.py`): that copy is a node too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.memory import Ids, Lifetime, Moments
+from alpa_mlir.passes.intra.copies import Copy, Operand, copies_of
 from alpa_mlir.passes.intra.problem import Array, Problem
 from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, TensorType
 from alpa_mlir.passes.intra.strategies import EdgeKind, Enumerator, Strategy, StrategySet
@@ -50,6 +52,8 @@ class StageGraph:
     of_incoming: dict[Source, int]
     of_ended: dict[str, int]
     """The whole value of a sum that may be kept as addends: what its users in @update see."""
+    of_copy: dict[Operand, tuple[int, ...]]
+    """The copies that lie between a value and an operand of a product, the common one first."""
     enumerator: Enumerator = field(repr=False)
 
     @cached_property
@@ -149,6 +153,7 @@ def build_graph(
         builder.slots,
         builder.incoming,
         builder.ended,
+        {operand: tuple(builder.copies[c] for c in chain) for operand, chain in builder.copied.items()},
         enumerator,
     )
 
@@ -178,6 +183,12 @@ class _Builder:
         self.slots: dict[str, int] = {}
         self.incoming: dict[Source, int] = {}
         self.ended: dict[str, int] = {}
+        self.copies: dict[Copy, int] = {}
+        self.made: set[int] = set()
+        """Nodes of copies; `shared`: nodes that copies are made of; `unheld`: copies of copies."""
+        self.shared: set[int] = set()
+        self.unheld: set[int] = set()
+        self.copied = copies_of(self.included, {op.number for op in self.included})
         self.feed_of = {f.slot: f for f in program.feeds}
         self.deferred = self._deferrable()
         self.feeders = {f.source.op for f in program.feeds if f.slot in self.deferred}
@@ -229,7 +240,11 @@ class _Builder:
         for k, (producer, kind) in enumerate(zip(producers, types, strict=True)):
             if producer is None:
                 continue
-            self.users[producer[0]].append(op)
+            holder = producer[0]
+            for depth, copy in enumerate(self.copied.get((op.number, k), ())):
+                producer = self._copy(copy, producer), 0
+                holder = holder if depth else producer[0]
+            self.users[holder].append(op)
             self._edge(producer, (number, k), kind.bytes, op.function)
 
     def _producer(self, source: Source, kind: TensorType) -> tuple[int, int] | None:
@@ -270,6 +285,24 @@ class _Builder:
             self._edge((slot, 0), (self.ended[name], 0), kind.bytes, "update")
         return self.ended[name]
 
+    def _copy(self, copy: Copy, origin: tuple[int, int]) -> int:
+        """The node of a value as its products share it, made from the value itself or from another copy.
+
+        The common copy is alive for all products (rule M7); those of a phase are not counted beside it.
+        """
+        if copy not in self.copies:
+            node, result = origin
+            kind = self.program.ops[copy.op].kind.result_types[copy.index]
+            choices = self.enumerator.of_copy(kind, self.nodes[node].choices.results[result])
+            maker = self.nodes[node]
+            number = self.copies[copy] = self._add(Node(choices, maker.weight, maker.source, maker.function))
+            self._edge(origin, (number, 0), kind.bytes, maker.function)
+            if node in self.made:
+                self.unheld.add(number)
+            self.made.add(number)
+            self.shared.add(node)
+        return self.copies[copy]
+
     def _arrival(self, source: Source, kind: TensorType) -> int:
         if source not in self.incoming:
             fed_by_host = source.slot.startswith("batch") or source.slot == "index"
@@ -302,13 +335,15 @@ class _Builder:
         """When each op's and each arriving value is alive (rules M2 to M6)."""
         found = []
         for number, node in enumerate(self.nodes):
-            if node.incoming or not node.source.slot:
+            if (node.incoming or not node.source.slot) and number not in self.unheld:
                 lifetime = self._lifetime(number, node, in_flight)
                 found += [lifetime] if lifetime is not None else []
         return found
 
     def _lifetime(self, number: int, node: Node, in_flight: int) -> Lifetime | None:
         users = self.users[number]
+        if number in self.shared and not users and number not in self.leaving:
+            return None
         maker = self.program.ops[node.source.op] if node.source.op >= 0 else None
         first = next(iter(users), None) if node.incoming else maker
         if first is None or (not node.incoming and self._is_fused_away(first, users, number)):

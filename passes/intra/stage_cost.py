@@ -91,7 +91,7 @@ class StageProfiler:
         self, layers: Layers | Callable[[OpRecord], bool], mesh: Mesh, in_flight: int, first_device: int
     ) -> StageGraph:
         links = mesh_links(mesh, self.cluster, first_device)
-        shape = (mesh.axes, links.axes, links.outside)
+        shape = links.content
         enumerator = self._enumerators.get(shape)
         if enumerator is None:
             enumerator = self._enumerators[shape] = Enumerator(links, self.cluster)

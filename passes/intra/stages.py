@@ -10,6 +10,7 @@ from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.annotate import Choices, Place
+from alpa_mlir.passes.intra.copies import Operand
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph
 from alpa_mlir.passes.intra.optimize import Optimum, optimum
 from alpa_mlir.passes.intra.program import OpRecord, Program
@@ -49,26 +50,28 @@ def solve_stages(
     slots: dict[str, Place] = {}
     arrivals: dict[tuple[int, str, int, int], Sharding] = {}
     ended: dict[str, Sharding] = {}
+    copies: dict[Operand, tuple[Sharding, ...]] = {}
     costs, steps = [], []
     enumerators: dict[object, Enumerator] = {}
     for s, spec in enumerate(specs):
         links = mesh_links(spec.mesh, cluster, spec.first_device)
-        key = (spec.mesh.axes, links.axes, links.outside)
-        if key not in enumerators:
-            enumerators[key] = Enumerator(links, cluster)
-        graph = _stage_graph(program, enumerators[key], s, spec, given)
+        if links.content not in enumerators:
+            enumerators[links.content] = Enumerator(links, cluster)
+        graph = _stage_graph(program, enumerators[links.content], s, spec, given)
         found = _solve_stage(program, graph, s, spec, solver)
         labels = found.labels
         ops |= {number: graph.strategy(node, labels) for number, node in graph.of_op.items()}
         slots |= {name: (s, graph.strategy(node, labels).results[0]) for name, node in graph.of_slot.items()}
         ended |= {name: graph.strategy(node, labels).results[0] for name, node in graph.of_ended.items()}
+        for operand, chain in graph.of_copy.items():
+            copies[operand] = tuple(graph.strategy(node, labels).results[0] for node in chain)
         for source, node in graph.of_incoming.items():
             arrivals[s, source.slot, source.op, source.index] = graph.strategy(node, labels).results[0]
         costs.append(StageCost(*split_seconds(graph, labels, program), found.peak, True))
         steps.append(found.steps)
     _rest(program, specs, slots, given)
     names = tuple(spec.mesh.name for spec in specs)
-    return Solved(Choices(ops, stages, slots, arrivals, ended, names), tuple(costs), tuple(steps))
+    return Solved(Choices(ops, stages, slots, arrivals, ended, copies, names), tuple(costs), tuple(steps))
 
 
 def _stage_graph(

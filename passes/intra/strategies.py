@@ -156,6 +156,18 @@ class Enumerator:
             found = self._values[key] = self._arrays(strategies, (kind,))
         return found
 
+    def of_copy(self, kind: TensorType, made: Ids) -> StrategySet:
+        """All shardings in which products may share a value: any, or one of those (`made`) that its maker gives."""
+        numbers = tuple(int(n) for n in np.unique(made))
+        key = (kind, numbers)
+        found = self._values.get(key)
+        if found is None:
+            own = [s for s in map(self.table.sharding, numbers) if not s.partial]
+            shardings = dict.fromkeys([*own, *value_shardings(kind.shape, self.mesh)])
+            strategies = [Strategy((), (s,), (s,), (s,), 0.0, 0.0) for s in shardings]
+            found = self._values[key] = self._arrays(strategies, (kind,))
+        return found
+
     def _held(self, sharding: Sharding, kind: TensorType, incoming: bool) -> Strategy:
         seconds = transfer_cost(sharding, self.links).at(kind.bytes) if incoming else 0.0
         seconds += STORED * kind.bytes / self.mesh.extent(sharding.axes) / self.cluster.memory_bandwidth

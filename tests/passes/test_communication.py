@@ -83,3 +83,14 @@ def test_small_bert_layers_are_data_parallel(mesh: str, axis: str) -> None:
     sizes = {"layers": 2, "hidden": 32, "heads": 4, "batch": 64, "sequence": 64, "embeddings": False}
     attention, norms, mlp = (4 * 3 * 32 * 32, 4 * 32 * 32, 4 * 32), (4 * 32,) * 4, (4 * 32 * 128, 4 * 128) * 2
     assert collectives("bert", mesh, **sizes) == per_layer(2, *attention, *norms, *mlp[:3], 4 * 32, axis=axis)
+
+
+@pytest.mark.parametrize(("mesh", "axis", "n"), [("1x4", "y", 4), ("1x8", "y", 8)])
+def test_experts_are_spread_and_never_reduced(mesh: str, axis: str, n: int) -> None:
+    """Tokens travel to their experts and back, forwards and backwards; only what is no expert is reduced."""
+    sizes = {"layers": 1, "experts": 16, "batch": 64, "sequence": 16, "hidden": 64, "moe_every": 1, "embeddings": False}
+    found = collectives("moe", mesh, **sizes)
+    tokens = 4 * 16 * 16 * 8 * 64 // n
+    norms_and_bias, gate, attention = (4 * 64,) * 5, 4 * 64 * 16, (4 * 64 * 64, 4 * 3 * 64 * 64)
+    assert found.pop(("all_to_all", axis, tokens)) == 4
+    assert found == per_layer(1, *norms_and_bias, gate, *attention, axis=axis)

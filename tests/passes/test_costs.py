@@ -21,7 +21,8 @@ from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
 from alpa_mlir.passes.costs.memory import Lifetime, Moments, live_rows
 
 MESH = Mesh.from_shape("m", (2, 4))
-LINKS = MeshLinks(MESH, (AxisLink(1.0, 1.0), AxisLink(2.0, 10.0)), AxisLink(1.0, 10.0), memory_bandwidth=4.0)
+JOINT = ((("x", "y"), AxisLink(1.0, 10.0)),)
+LINKS = MeshLinks(MESH, (AxisLink(1.0, 1.0), AxisLink(2.0, 10.0)), AxisLink(1.0, 10.0), 4.0, JOINT)
 BYTES = 800.0
 
 
@@ -38,7 +39,7 @@ def test_c2_all_reduce() -> None:
     assert seconds(sharding("y", "", partial="x"), sharding("y", "")) == pytest.approx(1 + 2 * 1 / 2 * 200)
 
 
-def test_c1_several_axes_are_one_ring_on_the_slowest_link() -> None:
+def test_c1_several_axes_are_one_ring() -> None:
     assert seconds(sharding("", "", partial="xy"), sharding("", "")) == pytest.approx(10 + 2 * 7 / 8 * 800)
 
 
@@ -94,6 +95,18 @@ def test_c9_links_of_the_axes() -> None:
     assert bandwidths(2, 8) == [between / 8, inside]
     assert bandwidths(16) == [between]
     assert bandwidths(8, 2) == [between / 2, inside]
+
+
+def test_c1_longer_rings_share_the_link_with_fewer_others() -> None:
+    cluster = load_cluster("p3.16xlarge", nodes=4)
+    links = mesh_links(Mesh.from_shape("m", (4, 2, 4)), cluster)
+    between = cluster.node_link.bandwidth
+    assert links.joint(("x",)).bandwidth == between / 8
+    assert links.joint(("x", "y")).bandwidth == between / 4
+    assert links.joint(("x", "y", "z")).bandwidth == between
+    assert links.joint(("y", "z")).bandwidth == cluster.device_link.bandwidth
+    slow = mesh_links(Mesh.from_shape("m", (2, 2)), replace(load_cluster("unit"), axes=(Link(1, 1, 0), Link(2, 9, 0))))
+    assert slow.joint(("x", "y")) == AxisLink(1, 9, 0, ring=True)
 
 
 def test_c10_product() -> None:
