@@ -72,10 +72,10 @@ def _price_functions(
 ) -> dict[str, FunctionCost]:
     found = functions(module)
     costs: dict[str, FunctionCost] = {}
-    equal: dict[tuple[str, object, object], FunctionCost] = {}
+    equal: dict[tuple[str, object], FunctionCost] = {}
     for call in (s for s in main.steps if isinstance(s, Fragment)):
         function, at = found[call.function], links[call.mesh]
-        key = (_anonymous(function, call.mesh), at.axes, at.mesh.axes)
+        key = (_anonymous(function, call.mesh), at.content)
         if key not in equal:
             equal[key] = price_function(function, at, cluster)
         costs[call.function] = equal[key]

@@ -9,6 +9,7 @@ L are the bytes one device holds *before* the step, R those it holds *after* it:
     C4  all_gather      s +  (n-1)h +  (n-1)/n · R/B
     C5  all_to_all      s +  (n-1)h +  (n-1)/n · L/B;
         where only neighbours are joined, so that parts are handed on, ⌊n²/4⌋/n · L/B
+    C16 permute         s +        h +            L/B, as often as C5 where parts are handed on
     C6  slice           half of R / memory bandwidth (fused into what reads it, as rule C12)
     C7  a reshard costs the sum of the steps that `reshard_steps` plans and the localiser emits
 
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.links import MeshLinks
-from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, SLICE, Step, reshard_steps
+from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, PERMUTE, SLICE, Step, reshard_steps
 
 Matrix = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -51,17 +52,19 @@ def step_cost(step: Step, links: MeshLinks) -> Affine:
     n = mesh.extent(step.axes)
     link = links.joint(step.axes)
     held = step.after if step.kind == ALL_GATHER else step.before
-    rounds = 2 if step.kind == ALL_REDUCE else 1
     share = 1.0 / mesh.extent(held.axes)
-    sent = n * n // 4 if link.ring and step.kind == ALL_TO_ALL else rounds * (n - 1)
-    return Affine(link.start + rounds * (n - 1) * link.hop, sent / n * share / link.bandwidth)
+    rounds = {ALL_REDUCE: 2 * (n - 1), PERMUTE: 1}.get(step.kind, n - 1)
+    sent = n if step.kind == PERMUTE else rounds
+    if link.ring and step.kind in (ALL_TO_ALL, PERMUTE):
+        sent = max(sent, n * n // 4)
+    return Affine(link.start + rounds * link.hop, sent / n * share / link.bandwidth)
 
 
 def reshard_cost(source: Sharding, target: Sharding, links: MeshLinks) -> Affine:
     """What changing one sharding into another costs (rule C7); infinite where a whole value would become partial."""
     if set(target.partial) - set(source.partial):
         return Affine(float("inf"), 0.0)
-    parts = [step_cost(step, links) for step in reshard_steps(source, target)]
+    parts = [step_cost(step, links) for step in reshard_steps(source, target, links.mesh)]
     return Affine(sum(p.seconds for p in parts), sum(p.per_byte for p in parts))
 
 

@@ -86,7 +86,7 @@ class _Pricer:
                 self.values[value] = _value(value, sharding)
             if op.name == RESHARD:
                 source, target = self.values[op.operands[0]], self.values[op.results[0]]
-                self._steps(reshard_steps(source.sharding, target.sharding), target.bytes)
+                self._steps(reshard_steps(source.sharding, target.sharding, self.links.mesh), target.bytes)
             elif len(op.results):
                 self._op(op)
 

@@ -24,7 +24,7 @@ from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, tran
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
 from alpa_mlir.passes.intra.program import OpKind, OpRecord, TensorType
-from alpa_mlir.passes.local.steps import Step, reshard_steps
+from alpa_mlir.passes.local.steps import Step, ending_steps
 
 STORED = 1e-3
 """Rule C14: of equally fast plans the one that stores less: local bytes / memory bandwidth / 1000 per stored value."""
@@ -48,7 +48,7 @@ class Strategy:
     def ending(self) -> tuple[Step, ...]:
         """The collectives that end partial sums, of all results."""
         pairs = zip(self.partial, self.results, strict=True)
-        return tuple(step for before, after in pairs for step in reshard_steps(before, after))
+        return tuple(step for before, after in pairs for step in ending_steps(before, after))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,9 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.mesh import Mesh
-from alpa_mlir.passes.local.collectives import COLLECTIVES, byte_size
+from alpa_mlir.passes.local.collectives import COLLECTIVES, byte_size, exchanges
 from alpa_mlir.passes.local.device_function import local_type, plan_function
-from alpa_mlir.passes.local.steps import ALL_TO_ALL, SLICE
+from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_TO_ALL, PERMUTE, SLICE
 
 Axes = tuple[str, ...]
 Group = tuple[int, ...]
@@ -64,12 +64,26 @@ def planned_collectives(function: ir.Operation, mesh: Mesh) -> list[Collective]:
                 if step.kind != SLICE and mesh.extent(step.axes) > 1:
                     with item.op.location:
                         size = byte_size(local_type(value.type, step.after, mesh))
-                    found.append(Collective(step.kind, _significant(step.axes, mesh), size))
+                    axes = _significant(step.axes, mesh)
+                    if step.kind == PERMUTE:
+                        axes = _crossed(exchanges(step.before, step.after, mesh), mesh)
+                    found.append(Collective(step.kind, axes, size))
     return found
 
 
 def _significant(axes: Axes, mesh: Mesh) -> Axes:
     return tuple(a for a in mesh.axis_names if a in axes and mesh.size(a) > 1)
+
+
+def _crossed(pairs: Iterable[Iterable[int]], mesh: Mesh) -> Axes:
+    """The axes along which some pair of devices differs."""
+    pairs = [tuple(p) for p in pairs]
+
+    def apart(i: int, j: int, axis: str) -> bool:
+        stride, size = mesh.stride(axis), mesh.size(axis)
+        return i // stride % size != j // stride % size
+
+    return tuple(a for a in mesh.axis_names if any(apart(i, j, a) for i, j in pairs))
 
 
 def written_collectives(root: ir.Operation, mesh: Mesh) -> list[Collective]:
@@ -79,15 +93,18 @@ def written_collectives(root: ir.Operation, mesh: Mesh) -> list[Collective]:
     found = []
     for op in walk(root.operation):
         if op.name in names:
-            rows = np.array(ir.DenseIntElementsAttr(op.attributes["replica_groups"]))
+            kind = names[op.name]
+            rows = op.attributes["source_target_pairs" if kind == PERMUTE else "replica_groups"]
+            groups = np.array(ir.DenseIntElementsAttr(rows)).tolist()
             size = sum(byte_size(v.type) for v in op.results)
-            found.append(Collective(names[op.name], axes.of(rows.tolist()), size))
+            where = _crossed(groups, mesh) if kind == PERMUTE else axes.of(groups)
+            found.append(Collective(kind, where, size))
     return found
 
 
 def compiled_collectives(text: str, mesh: Mesh) -> list[Collective]:
     """The collectives of optimised HLO text, combined ones taken apart, in order."""
-    return list(_in_hlo(text, _AxesOf(mesh)))
+    return list(_in_hlo(text, mesh))
 
 
 class _AxesOf:
@@ -107,19 +124,23 @@ class _AxesOf:
         return self.table.get(key, (f"groups {sorted(rows)}",))
 
 
-_HLO_KIND = re.compile(r"= (.+?) (all-reduce|reduce-scatter|all-gather|all-to-all)(-start)?\((.*)")
+_HLO_KIND = re.compile(r"= (.+?) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(-start)?\((.*)")
 _HLO_SHAPE = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
-_HLO_GROUPS = re.compile(r"replica_groups=(\{\{[\d,{}]*\}\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
+_HLO_GROUPS = re.compile(
+    r"(?:replica_groups|source_target_pairs)=(\{\{[\d,{}]*\}\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)"
+)
 
 
-def _in_hlo(text: str, axes: _AxesOf) -> Iterator[Collective]:
+def _in_hlo(text: str, mesh: Mesh) -> Iterator[Collective]:
+    axes = _AxesOf(mesh)
     for match in _HLO_KIND.finditer(text):
         kind = match.group(2).replace("-", "_")
         sizes = [_hlo_bytes(*s) for s in _HLO_SHAPE.findall(match.group(1))]
-        if match.group(3) and kind == "all_gather":
+        if match.group(3) and kind in (ALL_GATHER, PERMUTE):
             # An asynchronous start yields the operands, then the results.
             sizes = sizes[len(sizes) // 2 :]
-        where = axes.of(_hlo_groups(match.group(4)))
+        groups = _hlo_groups(match.group(4))
+        where = _crossed(groups, mesh) if kind == PERMUTE else axes.of(groups)
         for size in [sum(sizes)] if kind == ALL_TO_ALL else sizes:
             yield Collective(kind, where, size)
 

@@ -20,9 +20,10 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from alpa_mlir.dialect.mesh import Mesh
-from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, SLICE, Step
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, PERMUTE, REDUCE_SCATTER, SLICE, Step
 
-COLLECTIVES = (ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, ALL_TO_ALL)
+COLLECTIVES = (ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, ALL_TO_ALL, PERMUTE)
 
 _COMBINERS = {
     "add": stablehlo.AddOp,
@@ -107,6 +108,11 @@ class DeviceProgram:
         )  # fmt: skip
         return op.results[0]
 
+    def _permute(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
+        pairs = np.array(exchanges(step.before, step.after, self.mesh), np.int64)
+        channel = self._channel()["channel_handle"]
+        return stablehlo.collective_permute(value, ir.DenseElementsAttr.get(pairs), channel_handle=channel, ip=self.ip)
+
     def _slice(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
         part = _resized(value, {step.dim: -self.mesh.extent(step.axes)})
         shape = ir.RankedTensorType(part).shape
@@ -126,8 +132,35 @@ class DeviceProgram:
         REDUCE_SCATTER: _reduce_scatter,
         ALL_GATHER: _all_gather,
         ALL_TO_ALL: _all_to_all,
+        PERMUTE: _permute,
         SLICE: _slice,
     }
+
+
+def exchanges(before: Sharding, after: Sharding, mesh: Mesh) -> list[tuple[int, int]]:
+    """(from, to) for every device: whoever holds its tile before the permute; itself wherever it can be."""
+    holders: dict[tuple[object, ...], list[int]] = {}
+    for device, tile in enumerate(_tiles(before, mesh)):
+        holders.setdefault(tile, []).append(device)
+    wanted = _tiles(after, mesh)
+    givers = {d: d for d, tile in enumerate(wanted) if d in holders[tile]}
+    for device, giver in givers.items():
+        holders[wanted[device]].remove(giver)
+    for device, tile in enumerate(wanted):
+        if device not in givers:
+            givers[device] = holders[tile].pop(0)
+    return sorted((giver, device) for device, giver in givers.items())
+
+
+def _tiles(sharding: Sharding, mesh: Mesh) -> list[tuple[object, ...]]:
+    """What each device holds: the place of its part along each dimension, and which addend."""
+    parts = [*sharding.dims, sharding.partial]
+    place = [dict.fromkeys(range(mesh.device_count), 0) for _ in parts]
+    for number, axes in enumerate(parts):
+        for group in mesh.groups(tuple(axes)):
+            for position, device in enumerate(group):
+                place[number][device] = position
+    return [tuple(p[d] for p in place) for d in range(mesh.device_count)]
 
 
 def _resized(value: ir.Value, factors: dict[int, int]) -> ir.Type:

@@ -109,7 +109,7 @@ def _plan_op(
 ) -> Planned:
     if op.name in RESHARDS:
         try:
-            return Planned(op, steps=reshard_steps(operands[0], results[0]))
+            return Planned(op, steps=reshard_steps(operands[0], results[0], mesh))
         except ValueError as e:
             raise CompileError(f"{op.name}: {e}", op.location) from None
     if not len(op.results):

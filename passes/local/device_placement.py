@@ -74,7 +74,7 @@ def place(
     partial = tuple(a for a in mesh.axis_names if a in reduced or a in carried)
     natural = tuple(_natural(mapping, axes, partial) for mapping in factors.results)
     kind = _monoid(op, factors, axes, carried)
-    endings = tuple(_ending(op, n, r, kind) for n, r in zip(natural, results, strict=True))
+    endings = tuple(_ending(op, n, r, kind, mesh) for n, r in zip(natural, results, strict=True))
     return Placement(axes, carried, natural, endings, kind)
 
 
@@ -90,11 +90,11 @@ def _natural(mapping: Mapping, axes: tuple[Axes, ...], partial: Axes) -> Shardin
     return Sharding(tuple(tuple(a for f in dim for a in axes[f]) for dim in mapping), tuple(sorted(partial)))
 
 
-def _ending(op: ir.Operation, natural: Sharding, wanted: Sharding, kind: str) -> tuple[Step, ...]:
+def _ending(op: ir.Operation, natural: Sharding, wanted: Sharding, kind: str, mesh: Mesh) -> tuple[Step, ...]:
     if set(wanted.partial) - set(natural.partial):
         extra = sorted(set(wanted.partial) - set(natural.partial))
         raise CompileError(f"the result of {op.name} cannot be partial over axis {extra[0]!r} (P4)", op.location)
-    steps = reshard_steps(natural, wanted)
+    steps = reshard_steps(natural, wanted, mesh)
     for step in steps:
         if step.kind not in (ALL_REDUCE, REDUCE_SCATTER):
             raise CompileError(

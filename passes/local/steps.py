@@ -1,23 +1,37 @@
 """How one sharding becomes another inside a mesh: a chain of slices and collectives.
 
 The chain is both priced by the cost model and emitted by the localiser, so that what was planned is
-what runs.  Rules (volumes from small to large): end partial sums first (reduce-scatter where the
-target splits a dimension over that axis next, else all-reduce), slice as early as possible, move an
-axis between dimensions by all-to-all, gather only what is left.  Compare GSPMD (Xu et al. 2021, §4.5)
-and Shardy's explicit reshards.
+what runs.  Partial sums end first (reduce-scatter where the target splits a dimension over that axis
+next, else all-reduce), slices come as early as they can.  What is left is a shortest road over the
+moves that come closer to the target, its length being the bytes that a device sends:
+
+    all-to-all   axes leave the end of one dimension for the end of another that wants them
+    permute      tiles of the same shape change places: axes of a dimension change order, or are replaced
+    all-gather   axes leave the end of a dimension
+
+Compare GSPMD (Xu et al. 2021, §4.5) and Shardy's explicit reshards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 
+from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 
 ALL_REDUCE = "all_reduce"
 REDUCE_SCATTER = "reduce_scatter"
 ALL_GATHER = "all_gather"
 ALL_TO_ALL = "all_to_all"
+PERMUTE = "collective_permute"
 SLICE = "slice"
+
+
+Dims = tuple[tuple[str, ...], ...]
+Axes = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,8 @@ class Step:
     """One step of a reshard over `axes` (major first).
 
     `dim` is the dimension that is scattered, gathered, sliced, or (all-to-all) the one that loses the
-    axis; `to_dim` the one that gains it.  All-reduce has no dimension (-1).  `before`/`after` are the
-    shardings around the step.
+    axes; `to_dim` the one that gains them.  All-reduce and permute have no dimension (-1).  `before`/`after` are
+    the shardings around the step.
     """
 
     kind: str
@@ -37,8 +51,22 @@ class Step:
     after: Sharding
 
 
-def reshard_steps(source: Sharding, target: Sharding) -> tuple[Step, ...]:
+def reshard_steps(source: Sharding, target: Sharding, mesh: Mesh) -> tuple[Step, ...]:
     """The chain of steps from `source` to `target` (same rank).
+
+    ValueError where `target` would be partial over an axis that `source` is not.
+    """
+    steps = ending_steps(source, target)
+    current = steps[-1].after if steps else source
+    for move in _road(current.dims, target.dims, mesh.axes)[1]:
+        after = Sharding(move.dims, current.partial)
+        steps.append(Step(move.kind, move.axes, move.dim, move.to_dim, current, after))
+        current = after
+    return tuple(steps)
+
+
+def ending_steps(source: Sharding, target: Sharding) -> list[Step]:
+    """The steps that end the sums over axes which `source` is partial over and `target` is not.
 
     ValueError where `target` would be partial over an axis that `source` is not.
     """
@@ -48,9 +76,7 @@ def reshard_steps(source: Sharding, target: Sharding) -> tuple[Step, ...]:
     current = source
     for kind, axis in _endings(source, target):
         current = _emit(steps, current, kind, axis, target)
-    while current.dims != target.dims:
-        current = _advance(steps, current, target)
-    return tuple(_merge(steps))
+    return _merge(steps)
 
 
 def _endings(source: Sharding, target: Sharding) -> list[tuple[str, str]]:
@@ -84,47 +110,102 @@ def _emit(steps: list[Step], current: Sharding, kind: str, axis: str, target: Sh
     return after
 
 
-def _advance(steps: list[Step], current: Sharding, target: Sharding) -> Sharding:
-    """One slice, all-to-all or all-gather towards the target."""
-    used = set(current.axes) | set(current.partial)
-    grow = {d: _next_axis(current.dims[d], target.dims[d]) for d in range(len(target.dims))}
-    for d, axis in grow.items():
-        if axis is not None and axis not in used:
-            return _move(steps, current, SLICE, axis, -1, d)
-    wrong = [d for d, axes in enumerate(current.dims) if axes != target.dims[d][: len(axes)]]
-    for d in wrong:
-        axis = current.dims[d][-1]
-        for e, wanted in grow.items():
-            if e != d and wanted == axis:
-                return _move(steps, current, ALL_TO_ALL, axis, d, e)
-    return _move(steps, current, ALL_GATHER, current.dims[wrong[0]][-1], wrong[0], -1)
+@dataclass(frozen=True)
+class _Move:
+    """One step of the road: what it is and how the dimensions are split after it."""
+
+    kind: str
+    axes: tuple[str, ...]
+    dim: int
+    to_dim: int
+    dims: Dims
 
 
-def _next_axis(now: tuple[str, ...], wanted: tuple[str, ...]) -> str | None:
-    return wanted[len(now)] if len(wanted) > len(now) and wanted[: len(now)] == now else None
+@lru_cache(maxsize=1 << 20)
+def _road(dims: Dims, target: Dims, axes: Axes) -> tuple[tuple[float, int], tuple[_Move, ...]]:
+    """((bytes sent by a device / bytes of the value, number of moves), the moves) of a shortest road."""
+    if dims == target:
+        return (0.0, 0), ()
+    size = dict(axes)
+    best: tuple[tuple[float, int], tuple[_Move, ...]] | None = None
+    for move in _moves(dims, target, size):
+        (length, count), rest = _road(move.dims, target, axes)
+        total = (round(length + _length(move, dims, size), 12), count + 1)
+        if best is None or total < best[0]:
+            best = total, (move, *rest)
+    assert best is not None, "a dimension that holds no wrong axis can be sliced"
+    return best
 
 
-def _move(steps: list[Step], current: Sharding, kind: str, axis: str, lose: int, gain: int) -> Sharding:
-    dims = [list(d) for d in current.dims]
-    if lose >= 0:
-        dims[lose].remove(axis)
-    if gain >= 0:
-        dims[gain].append(axis)
-    after = Sharding(tuple(tuple(d) for d in dims), current.partial)
-    dim = gain if kind == SLICE else lose
-    steps.append(Step(kind, (axis,), dim, gain if kind == ALL_TO_ALL else -1, current, after))
-    return after
+def _length(move: _Move, dims: Dims, size: dict[str, int]) -> float:
+    """Bytes that a device sends, as a part of the whole value's."""
+    if move.kind == SLICE:
+        return 0.0
+    n = _extent(move.axes, size)
+    held = prod(_extent(d, size) for d in (move.dims if move.kind == ALL_GATHER else dims))
+    return (1.0 if move.kind == PERMUTE else (n - 1) / n) / held
+
+
+def _extent(axes: tuple[str, ...], size: dict[str, int]) -> int:
+    return prod(size[a] for a in axes)
+
+
+def _moves(dims: Dims, target: Dims, size: dict[str, int]) -> Iterator[_Move]:
+    """The moves worth a look: a slice alone where one is possible, else whatever comes closer."""
+    used = {a for d in dims for a in d}
+    missing = [target[e][len(d) :] if target[e][: len(d)] == d else () for e, d in enumerate(dims)]
+    for e, wanted in enumerate(missing):
+        if wanted and wanted[0] not in used:
+            yield _Move(SLICE, wanted[:1], e, -1, _with(dims, e, (*dims[e], wanted[0])))
+            return
+    yield from _exchanges(dims, target, size)
+    for d, held in enumerate(dims):
+        right = _common(held, target[d])
+        for start in range(right, len(held)):
+            suffix, left = held[start:], _with(dims, d, held[:start])
+            for e, wanted in enumerate(missing):
+                if e != d and wanted[: len(suffix)] == suffix:
+                    yield _Move(ALL_TO_ALL, suffix, d, e, _with(left, e, (*dims[e], *suffix)))
+            yield _Move(ALL_GATHER, suffix, d, -1, left)
+
+
+def _exchanges(dims: Dims, target: Dims, size: dict[str, int]) -> Iterator[_Move]:
+    """Permutes: straight to the target, or one dimension with the axes that it keeps in front."""
+    if all(_extent(d, size) == _extent(t, size) for d, t in zip(dims, target, strict=True)):
+        yield _permute(dims, target)
+        return
+    for d, held in enumerate(dims):
+        kept = [a for a in target[d] if a in held]
+        kept = kept[: _common(tuple(kept), target[d])]
+        turned = (*kept, *(a for a in held if a not in kept))
+        if turned != held:
+            yield _permute(dims, _with(dims, d, turned))
+
+
+def _permute(dims: Dims, after: Dims) -> _Move:
+    changed = {a for d, t in zip(dims, after, strict=True) if d != t for a in (*d, *t)}
+    return _Move(PERMUTE, tuple(sorted(changed)), -1, -1, after)
+
+
+def _common(left: tuple[str, ...], right: tuple[str, ...]) -> int:
+    """Length of the common prefix."""
+    for n, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return n
+    return min(len(left), len(right))
+
+
+def _with(dims: Dims, dim: int, axes: tuple[str, ...]) -> Dims:
+    return (*dims[:dim], tuple(axes), *dims[dim + 1 :])
 
 
 def _merge(steps: list[Step]) -> list[Step]:
-    """Neighbouring all-reduces, and all-gathers of one dimension, become one collective."""
+    """Neighbouring all-reduces become one collective."""
     merged: list[Step] = []
     for step in steps:
         last = merged[-1] if merged else None
-        same = last is not None and (last.kind, last.dim) == (step.kind, step.dim)
-        if last is not None and same and step.kind in (ALL_REDUCE, ALL_GATHER):
-            axes = (*last.axes, *step.axes) if step.kind == ALL_REDUCE else (*step.axes, *last.axes)
-            merged[-1] = Step(step.kind, axes, step.dim, -1, last.before, step.after)
+        if last is not None and last.kind == step.kind == ALL_REDUCE:
+            merged[-1] = Step(ALL_REDUCE, (*last.axes, *step.axes), -1, -1, last.before, step.after)
         else:
             merged.append(step)
     return merged

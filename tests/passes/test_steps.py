@@ -4,7 +4,9 @@ import itertools
 
 import pytest
 
+from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.local.collectives import exchanges
 from alpa_mlir.passes.local.steps import reshard_steps
 
 
@@ -24,16 +26,36 @@ def every_sharding(axes: str, rank: int) -> list[Sharding]:
     return sorted(found, key=str)
 
 
-def test_every_pair_of_shardings_is_joined_by_a_chain():
+SQUARE, OBLONG = Mesh("m", (("x", 2), ("y", 2))), Mesh("m", (("x", 2), ("y", 3)))
+
+
+@pytest.mark.parametrize("mesh", [SQUARE, OBLONG])
+def test_every_pair_of_shardings_is_joined_by_a_chain(mesh):
+    """And no step splits a dimension into more or other parts than source or target do: sizes always divide."""
     for source in every_sharding("xy", 2):
         for target in every_sharding("xy", 2):
             if set(target.partial) - set(source.partial):
                 continue
             current = source
-            for step in reshard_steps(source, target):
+            for step in reshard_steps(source, target, mesh):
                 assert step.before == current
                 current = step.after
+                for dim, before, after in zip(current.dims, source.dims, target.dims, strict=True):
+                    parts = mesh.extent(dim)
+                    assert mesh.extent(before) % parts == 0 or mesh.extent(after) % parts == 0
             assert current == target
+
+
+def test_tiles_find_their_places():
+    """Each device gets from one that held its new tile, each sends once, and none gives away what it keeps."""
+    three = Mesh("m", (("x", 2), ("y", 2), ("z", 2)))
+    for before, after in (("xy", "yx"), ("x", "y"), ("xz", "yx"), ("z", "x")):
+        pairs = exchanges(Sharding((tuple(before),), ()), Sharding((tuple(after),), ()), three)
+        assert sorted(i for i, _ in pairs) == sorted(j for _, j in pairs) == list(range(8))
+        place = lambda device, axes: [device // three.stride(a) % 2 for a in axes]  # noqa: E731
+        for giver, device in pairs:
+            assert place(giver, before) == place(device, after)
+            assert giver == device or place(device, before) != place(device, after)
 
 
 @pytest.mark.parametrize(
@@ -46,12 +68,25 @@ def test_every_pair_of_shardings_is_joined_by_a_chain():
         (sharding("", "", partial="xy"), sharding("", ""), ["all_reduce"]),
         (sharding("", "", partial="xy"), sharding("x", ""), ["reduce_scatter", "all_reduce"]),
         (sharding("x", ""), sharding("x", ""), []),
+        (sharding("xy", ""), sharding("", "xy"), ["all_to_all"]),
+        (sharding("xy", ""), sharding("yx", ""), ["collective_permute"]),
+        (sharding("x", "y"), sharding("y", "x"), ["collective_permute"]),
+        (sharding("x", ""), sharding("y", ""), ["collective_permute"]),
+        (sharding("xy", ""), sharding("y", ""), ["collective_permute", "all_gather"]),
+        (sharding("xy", ""), sharding("y", "x"), ["collective_permute", "all_to_all"]),
+        (sharding("x", "y"), sharding("", "x"), ["all_gather", "all_to_all"]),
     ],
 )
 def test_the_cheap_road(source, target, kinds):
-    assert [s.kind for s in reshard_steps(source, target)] == kinds
+    assert [s.kind for s in reshard_steps(source, target, SQUARE)] == kinds
+
+
+def test_unequal_axes_cannot_take_each_others_places():
+    assert [s.kind for s in reshard_steps(sharding("x", ""), sharding("y", ""), OBLONG)] == ["all_gather", "slice"]
+    kinds = [s.kind for s in reshard_steps(sharding("x", "y"), sharding("y", "x"), OBLONG)]
+    assert kinds == ["all_gather", "all_to_all", "slice"]
 
 
 def test_a_whole_value_cannot_become_partial():
     with pytest.raises(ValueError, match="partial"):
-        reshard_steps(sharding("", ""), sharding("", "", partial="x"))
+        reshard_steps(sharding("", ""), sharding("", "", partial="x"), SQUARE)
