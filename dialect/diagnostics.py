@@ -67,6 +67,23 @@ def _positions(location: ir.Location) -> Iterator[str]:
             yield from _positions(child)
 
 
+def location_names(location: ir.Location) -> Iterator[str]:
+    """What a location can be called by: the names in it, `line:N` and `FILE:N` of its source positions."""
+    loc = ir.Location.from_attr(location.attr, location.context)
+    if isinstance(loc, ir.FileLineColLoc):
+        yield f"line:{loc.start_line}"
+        yield f"{loc.filename}:{loc.start_line}"
+    elif isinstance(loc, ir.NameLoc):
+        yield loc.name_str
+        yield from location_names(loc.child_loc)
+    elif isinstance(loc, ir.CallSiteLoc):
+        yield from location_names(loc.callee)
+        yield from location_names(loc.caller)
+    elif isinstance(loc, ir.FusedLoc):
+        for child in loc.locations:
+            yield from location_names(child)
+
+
 def from_mlir_error(error: ir.MLIRError, filename: str = "-") -> CompileError:
     """The first diagnostic of an `MLIRError` as a `CompileError`, with the rest as notes."""
     lines: list[str] = []

@@ -96,10 +96,14 @@ def meshes_of(module: ir.Module) -> dict[str, Mesh]:
     for op in module.body.operations:
         if op.operation.name == "sdy.mesh":
             name = ir.StringAttr(op.operation.attributes["sym_name"]).value
-            attribute = sdy.MeshAttr(op.operation.attributes["mesh"])
-            axes = [sdy.MeshAxisAttr(a) for a in attribute.axes]
-            found[name] = Mesh(name, tuple((a.name, a.size) for a in axes))
+            found[name] = mesh_of_attribute(name, op.operation.attributes["mesh"])
     return found
+
+
+def mesh_of_attribute(name: str, attribute: ir.Attribute) -> Mesh:
+    """The mesh that a `#sdy.mesh<…>` attribute describes."""
+    axes = [sdy.MeshAxisAttr(a) for a in sdy.MeshAttr(attribute).axes]
+    return Mesh(name, tuple((a.name, a.size) for a in axes))
 
 
 def declare_mesh(module: ir.Module, mesh: Mesh) -> None:

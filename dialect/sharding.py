@@ -77,7 +77,7 @@ def op_sharding_attribute(shardings: Sequence[Sharding], mesh_name: str, context
 def set_op_shardings(op: ir.Operation | ir.OpView, shardings: Sequence[Sharding], mesh_name: str) -> None:
     """Annotate every result of an op."""
     op = op.operation
-    if op.name == "sdy.reshard":
+    if op.name in ("sdy.reshard", "sdy.sharding_constraint"):
         op.attributes["sharding"] = sharding_attribute(shardings[0], mesh_name, op.context)
     elif len(op.results):
         op.attributes[SHARDING] = op_sharding_attribute(shardings, mesh_name, op.context)

@@ -48,6 +48,7 @@ class PlanOptions:
     schedule:     one of SCHEDULES. partitioner: who makes one device's program of a sharded stage.
     remat:        auto, none, full, or numbers of layers such as "0-3,5" whose forward ops run again.
     batch_args, state_args: argument numbers such as "3,5-7" where the program does not say its roles.
+    constrain:    shardings that must be, such as "arg0=[{x},{}]; y=tensor" (docs/constraints.md).
     """
 
     cluster: Cluster
@@ -63,6 +64,7 @@ class PlanOptions:
     solver: str = "highs"
     remat: str = AUTO
     chunks: int = 0
+    constrain: str = ""
 
 
 def plan(
@@ -195,7 +197,13 @@ class _Road:
         """The passes from level 4 to the plan."""
         local = self.options.partitioner == "local"
         return [
-            _text("alpa-shard", solver=self.options.solver, schedule=row.schedule, whole_sums=not local),
+            _text(
+                "alpa-shard",
+                constrain=self.options.constrain,
+                solver=self.options.solver,
+                schedule=row.schedule,
+                whole_sums=not local,
+            ),
             _text("alpa-split", weight_apart=row.schedule in SPLIT_BACKWARD),
             "alpa-price",
             *(["alpa-localize"] if local else []),
@@ -261,6 +269,7 @@ class Parallelize(Pass):
     solver: str = option("highs", "mixed-integer solver, any that CVXPY knows")
     remat: str = option(AUTO, "layers whose forward ops run again in the backward pass: auto, none, full or 0-3,5")
     chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
+    constrain: str = option("", "shardings that must be, e.g. arg0=[{x},{}]; y=tensor (docs/constraints.md)")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Replace the program in `module` by its plan."""
@@ -288,5 +297,6 @@ class Parallelize(Pass):
             self.solver,
             self.remat,
             self.chunks,
+            self.constrain,
         )
         replace_module(module, plan(module, options, remarks))

@@ -18,14 +18,16 @@ from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh, meshes_of, parse_mesh
 from alpa_mlir.dialect.plan import stage_entries
-from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
 from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, Pipeline, in_flight
 from alpa_mlir.passes.intra.annotate import Annotator
+from alpa_mlir.passes.intra.constraints import Pin, parse_constraints
 from alpa_mlir.passes.intra.milp import check_solver
 from alpa_mlir.passes.intra.program import Program, read_program
+from alpa_mlir.passes.intra.restrictions import restrict
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.intra.stages import StageSpec, solve_stages
+from alpa_mlir.passes.intra.written import CONSTRAINT, not_kept, pinned_results, written_pins
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.schedule_lists import pipeline_of
 
@@ -39,13 +41,14 @@ class Shard(Pass):
     IR after: level 5: `sdy.sharding` on every argument, op result and function result, `sdy.reshard` wherever an
     operand is wanted in another sharding than its value has; predicted seconds and bytes in `alpa.stages`, `alpa.cost`.
     Precondition: static shapes. Postcondition: `alpa-check-shardings` holds.
-    User shardings on arguments (`sdy.sharding` over axes of the mesh) are kept as given.
+    `constrain` and the program's own `sdy.sharding` and `sdy.sharding_constraint` are kept (docs/constraints.md).
     """
 
     name: ClassVar[str] = "alpa-shard"
     mesh: str = option("", "logical mesh of the only stage, for example 2x4; empty: the stages of the module")
     cluster: str = option("", "cluster preset; empty: the module's alpa.cluster, else cpu")
     memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
+    constrain: str = option("", "what must be, e.g. arg0=[{x},{}]; value(name)=[{!y}]; x=zero2 (docs/constraints.md)")
     solver: str = option("highs", "mixed-integer solver: any that CVXPY knows")
     schedule: str = option("1f1b", f"decides how many microbatches are in flight, one of {', '.join(KINDS)}")
     whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
@@ -53,19 +56,23 @@ class Shard(Pass):
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         check_solver(self.solver)
-        _drop_constraints(module, remarks)
+        constraints = parse_constraints(self.constrain)
+        _drop_nested(module, remarks)
         cluster = self._cluster(module)
         meshes = self._meshes(module, cluster)
-        program = read_program(module, whole_sums=self.whole_sums)
+        pinned = {c.number for c in constraints if isinstance(c, Pin) and c.what == "out"} | pinned_results(module)
+        program = read_program(module, whole_sums=self.whole_sums, pinned=frozenset(pinned))
         _remark_indivisible(program, remarks)
-        given = _given(program, [m for m, _ in meshes], remarks)
         specs = self._specs(module, program, meshes, cluster)
-        solved = solve_stages(program, specs, cluster, self.solver, given)
+        written = written_pins(program, lambda stage: meshes[stage][0], remarks)
+        restrictions = restrict(program, [m for m, _ in meshes], [*written, *constraints])
+        solved = solve_stages(program, specs, cluster, self.solver, restrictions)
         if self.statistics:
             where = location_text(module.operation.location)
             remarks.extend(
                 Remark(f"stage {s}: {line}", where) for s, lines in enumerate(solved.steps) for line in lines
             )
+        remarks.extend(not_kept(written, program, solved.choices, [m for m, _ in meshes]))
         for mesh, _ in reversed(meshes):
             declare_mesh(module, mesh)
         Annotator(module, program, solved.choices).run()
@@ -145,14 +152,13 @@ def _limits(module: ir.Module, cluster: Cluster, pipeline: Pipeline) -> list[flo
     return [planned[s] + max(0.0, limit - lanes[s % pipeline.lanes]) / pipeline.chunks for s in range(pipeline.stages)]
 
 
-def _drop_constraints(module: ir.Module, remarks: list[Remark]) -> None:
-    """The user's `sdy.sharding_constraint`s inside functions are not taken as choices."""
+def _drop_nested(module: ir.Module, remarks: list[Remark]) -> None:
+    """Sharding constraints inside the regions of ops bind nothing: such regions run whole on every device."""
     for function in functions(module).values():
-        for op in list(alpa.walk(function)):
-            if op.name == "sdy.sharding_constraint":
-                remarks.append(
-                    Remark("this sharding constraint is ignored: the plan decides", location_text(op.location))
-                )
+        for outer in function.regions[0].blocks[0].operations:
+            for op in [o for o in alpa.walk(outer.operation) if o.name == CONSTRAINT]:
+                text = f"this sharding constraint is ignored: {outer.operation.name} runs whole on every device"
+                remarks.append(Remark(text, location_text(op.location)))
                 op.results[0].replace_all_uses_with(op.operands[0])
                 op.erase()
 
@@ -162,22 +168,6 @@ def _remark_indivisible(program: Program, remarks: list[Remark]) -> None:
         if op.factors.reason:
             where = location_text(op.op.location)
             remarks.append(Remark(f"{op.op.name} runs replicated on all devices: {op.factors.reason}", where))
-
-
-def _given(program: Program, meshes: Sequence[Mesh], remarks: list[Remark]) -> dict[str, Sharding]:
-    """User shardings of arguments that the stage's mesh can express."""
-    found = {}
-    for name, slot in program.slots.items():
-        if slot.given is None:
-            continue
-        mesh = meshes[max(slot.stage, 0)]
-        known = all(a in mesh.axis_names for a in slot.given.axes) and not slot.given.partial
-        if known and slot.given.divides(slot.type.shape, mesh):
-            found[name] = slot.given
-        else:
-            text = f"the given sharding of {name} does not suit mesh {mesh.axes}: it is ignored"
-            remarks.append(Remark(text, "-", "warning"))
-    return found
 
 
 def _write(

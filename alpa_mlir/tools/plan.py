@@ -21,6 +21,7 @@ from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.model_file import read_model
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
@@ -183,6 +184,13 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add("--batch-args", metavar="3,5-7", default="", help="numbers of the arguments that hold the batch")
     add("--state-args", metavar="0-2", default="", help="numbers of the arguments that results replace every step")
     add("--allow-per-microbatch-statistics", action="store_true", help="batch statistics may be those of a microbatch")
+    add(
+        "--constrain",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="what must be, e.g. 'arg3=[{x},{}]' or 'y=tensor' (docs/constraints.md); may be repeated",
+    )
     add("--solver", default="highs", help="mixed-integer solver, any that CVXPY knows (default: highs)")
 
 
@@ -225,6 +233,7 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         arguments.solver,
         arguments.remat,
         arguments.chunks,
+        _constraints(arguments.constrain),
     )
 
 
@@ -250,6 +259,13 @@ def _decided(options: PlanOptions, plan: ManualPlan, path: str) -> PlanOptions:
         schedule=options.schedule if options.schedule != "auto" else plan.schedule or "auto",
         remat=options.remat if options.remat != "auto" else plan.remat or "auto",
     )
+
+
+def _constraints(texts: Sequence[str]) -> str:
+    """All constraints as one text, once they can be read."""
+    for text in texts:
+        parse_constraints(text)
+    return "; ".join(texts)
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:

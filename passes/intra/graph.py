@@ -17,11 +17,12 @@ from math import fsum
 
 import numpy as np
 
-from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.memory import Ids, Lifetime, Moments
 from alpa_mlir.passes.intra.copies import Copy, Operand, copies_of
 from alpa_mlir.passes.intra.problem import Array, Problem
 from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, TensorType
+from alpa_mlir.passes.intra.restrictions import Restrictions, clash_on_op, clash_on_value
+from alpa_mlir.passes.intra.rules import Clash
 from alpa_mlir.passes.intra.strategies import EdgeKind, Enumerator, Strategy, StrategySet
 
 
@@ -134,14 +135,15 @@ def build_graph(
     included: Callable[[OpRecord], bool],
     stage: int = -1,
     in_flight: int = 1,
-    given: dict[str, Sharding] | None = None,
+    restrictions: Restrictions | None = None,
 ) -> StageGraph:
     """The graph of the included ops.
 
     `stage` ≥ 0: slots kept by another stage are incoming values; otherwise every argument is local.
-    `in_flight`: microbatches whose forward values are alive at once. `given`: fixed shardings of slots.
+    `in_flight`: microbatches whose forward values are alive at once. `restrictions`: what users want.
+    CompileError where what they want cannot be.
     """
-    builder = _Builder(program, enumerator, included, stage, given or {})
+    builder = _Builder(program, enumerator, included, stage, restrictions or Restrictions())
     builder.run()
     moments = Moments.of(len(builder.nodes), list(builder.slots.values()), builder.lifetimes(in_flight))
     return StageGraph(
@@ -165,12 +167,12 @@ class _Builder:
         enumerator: Enumerator,
         included: Callable[[OpRecord], bool],
         stage: int,
-        given: dict[str, Sharding],
+        restrictions: Restrictions,
     ) -> None:
         self.program = program
         self.enumerator = enumerator
         self.stage = stage
-        self.given = given
+        self.restrictions = restrictions
         taken = [op for op in program.ops if included(op)]
         self.included = [op for op in taken if not op.kind.is_source]
         self.inside = {op.number for op in taken}
@@ -206,7 +208,7 @@ class _Builder:
         """Sums over several microbatches all of whose users are ops of this stage: they may be kept as addends,
         to be reduced once per step instead of once per microbatch."""
         found = {n for n, slot in self.program.slots.items() if slot.additive and self.program.microbatches > 1}
-        found -= {*self.program.returned, *self.given, *(f.source.slot for f in self.program.feeds)}
+        found -= {*self.program.returned, *(f.source.slot for f in self.program.feeds)}
         for op in self.program.ops:
             if op.number not in self.inside:
                 found -= {s.slot for s in op.operands}
@@ -232,7 +234,7 @@ class _Builder:
         self.kinds.append(kind)
 
     def _op(self, op: OpRecord) -> None:
-        choices = self.enumerator.of_op(op, op.number in self.feeders)
+        choices = self._choices(op)
         weight = self.program.weight(op.function)
         types = op.kind.operand_types
         producers = [self._producer(s, t) for s, t in zip(op.operands, types, strict=True)]
@@ -246,6 +248,18 @@ class _Builder:
                 holder = holder if depth else producer[0]
             self.users[holder].append(op)
             self._edge(producer, (number, k), kind.bytes, op.function)
+
+    def _choices(self, op: OpRecord) -> StrategySet:
+        try:
+            return self.enumerator.of_op(op, op.number in self.feeders, self.restrictions.of_op(op.number))
+        except Clash as e:
+            raise clash_on_op(e, op, self.enumerator.mesh) from None
+
+    def _value(self, kind: TensorType, slot: str, incoming: bool = False, partial: bool = False) -> StrategySet:
+        try:
+            return self.enumerator.of_value(kind, incoming, partial, self.restrictions.of_slot(slot))
+        except Clash as e:
+            raise clash_on_value(e, slot, kind, self.enumerator.mesh) from None
 
     def _producer(self, source: Source, kind: TensorType) -> tuple[int, int] | None:
         """(node, result number) that holds a value in this stage; None for constants."""
@@ -273,15 +287,14 @@ class _Builder:
     def _slot(self, name: str) -> int:
         if name not in self.slots:
             kind, partial = self.program.slots[name].type, name in self.deferred
-            choices = self.enumerator.of_value(kind, given=self.given.get(name), partial=partial)
-            self.slots[name] = self._add(Node(choices, 1, Source(-1, 0, name), ""))
+            self.slots[name] = self._add(Node(self._value(kind, name, partial=partial), 1, Source(-1, 0, name), ""))
         return self.slots[name]
 
     def _ended(self, name: str) -> int:
         """The node of a deferred sum's whole value: the edge to it ends the sum, once per step."""
         if name not in self.ended:
             kind, slot = self.program.slots[name].type, self._slot(name)
-            self.ended[name] = self._add(Node(self.enumerator.of_value(kind), 1, Source(-1, 0, name), "update"))
+            self.ended[name] = self._add(Node(self._value(kind, name), 1, Source(-1, 0, name), "update"))
             self._edge((slot, 0), (self.ended[name], 0), kind.bytes, "update")
         return self.ended[name]
 
@@ -306,7 +319,7 @@ class _Builder:
     def _arrival(self, source: Source, kind: TensorType) -> int:
         if source not in self.incoming:
             fed_by_host = source.slot.startswith("batch") or source.slot == "index"
-            choices = self.enumerator.of_value(kind, incoming=not fed_by_host)
+            choices = self._value(kind, source.slot if fed_by_host else "", incoming=not fed_by_host)
             repeated = not source.slot and self.program.ops[source.op].function == "microbatch"
             weight = self.program.microbatches if repeated else 1
             self.incoming[source] = self._add(

@@ -17,7 +17,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors, shape_of
-from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, read_sharding, result_attributes
+from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
 from alpa_mlir.passes.costs.compute import compute_kind
 
 DERIVED = ("prologue", "microbatch", "update")
@@ -40,12 +40,13 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Slot:
-    """What an argument stands for: binding text, its type, the stage that keeps it, the user's sharding."""
+    """What an argument stands for: binding text, its type, the stage that keeps it."""
 
     name: str
     type: TensorType
     stage: int
-    given: Sharding | None = None
+    batch_dim: int = -1
+    """The dimension that counts examples, of a batch argument."""
     additive: bool = False
     """A sum over the microbatches (`sum:k` combined by addition)."""
 
@@ -144,6 +145,8 @@ class Program:
     functions: tuple[str, ...]
     returned: tuple[str, ...]
     """Slots that leave the step as they are."""
+    replaced: dict[int, int]
+    """Result of @main -> the state argument that it replaces."""
     module: ir.Module = field(compare=False, repr=False)
     """Kept alive for the ops of the records."""
 
@@ -157,15 +160,17 @@ class Program:
         return self.microbatches if function == "microbatch" else 1
 
 
-def read_program(module: ir.Module, microbatches: int = 0, whole_sums: bool = False) -> Program:
+def read_program(
+    module: ir.Module, microbatches: int = 0, whole_sums: bool = False, pinned: frozenset[int] = frozenset()
+) -> Program:
     """Read a module of level 1 (`@main`) or 2 to 4 (`@prologue`, `@microbatch`, `@update`).
 
     `microbatches` overrides `alpa.microbatches` (0: what the module says, else 1). With `whole_sums` no sum over
-    microbatches may be kept as addends.
+    microbatches may be kept as addends. `pinned` results of @main that replace no state get slots of their own.
     """
     found = functions(module)
     names = tuple(n for n in DERIVED if n in found) if "microbatch" in found else ("main",)
-    reader = _Reader(whole_sums)
+    reader = _Reader(whole_sums, pinned, _batch_dims(found["main"]) if "main" in found else {})
     replaced = _replacements(found["main"]) if "main" in found else {}
     for name in names:
         reader.read(name, found[name], replaced)
@@ -178,6 +183,7 @@ def read_program(module: ir.Module, microbatches: int = 0, whole_sums: bool = Fa
         microbatches or stored,
         names,
         tuple(reader.returned),
+        replaced,
         module,
     )
 
@@ -188,9 +194,18 @@ def _replacements(main: ir.Operation) -> dict[int, int]:
     return {int(ir.IntegerAttr(e[alpa.UPDATES]).value): i for i, e in enumerate(entries) if alpa.UPDATES in e}
 
 
+def _batch_dims(main: ir.Operation) -> dict[int, int]:
+    """Number of each batch argument of @main -> the dimension that counts examples."""
+    entries = argument_attributes(main)
+    batch = [i for i, e in enumerate(entries) if alpa.ROLE in e and ir.StringAttr(e[alpa.ROLE]).value == "batch"]
+    return {i: int(ir.IntegerAttr(entries[i][alpa.DIM]).value) if alpa.DIM in entries[i] else 0 for i in batch}
+
+
 class _Reader:
-    def __init__(self, whole_sums: bool) -> None:
+    def __init__(self, whole_sums: bool, pinned: frozenset[int], batch_dims: dict[int, int]) -> None:
         self.whole_sums = whole_sums
+        self.pinned = pinned
+        self.batch_dims = batch_dims
         self.ops: list[OpRecord] = []
         self.slots: dict[str, Slot] = {}
         self.feeds: list[Feed] = []
@@ -217,9 +232,10 @@ class _Reader:
         for i, (value, entry) in enumerate(zip(block.arguments, argument_attributes(function), strict=True)):
             slot = ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"arg:{i}"
             stage = int(ir.IntegerAttr(entry[alpa.STAGE]).value) if alpa.STAGE in entry else -1
-            given = read_sharding(entry[SHARDING])[1] if SHARDING in entry else None
             values[value] = Source(-1, 0, slot)
-            known = self.slots.setdefault(slot, Slot(slot, self.type_of(value), stage, given))
+            binding = alpa.Binding.parse(slot)
+            dim = self.batch_dims.get(binding.number, -1) if binding.kind in ("arg", "batch") else -1
+            known = self.slots.setdefault(slot, Slot(slot, self.type_of(value), stage, dim))
             if known.stage < stage:
                 self.slots[slot] = replace(known, stage=stage)
 
@@ -236,9 +252,10 @@ class _Reader:
             binding = alpa.Binding.parse(text)
             if binding.kind == "out":
                 self.returned += [values[value].slot] if values[value].slot else []
-                if binding.number not in replaced:
+                if binding.number not in replaced and binding.number not in self.pinned:
                     continue
-                text = f"arg:{replaced[binding.number]}"
+                if binding.number in replaced:
+                    text = f"arg:{replaced[binding.number]}"
             self.feeds.append(Feed(text, i, values[value], name))
             if text not in self.slots:
                 combine = ir.StringAttr(entry[alpa.COMBINE]).value if alpa.COMBINE in entry else "add"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alpa_mlir.dialect.diagnostics import CompileError, location_text
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.annotate import Choices, Place
+from alpa_mlir.passes.intra.constraints import Constraint
 from alpa_mlir.passes.intra.copies import Operand
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph
 from alpa_mlir.passes.intra.optimize import Optimum, optimum
-from alpa_mlir.passes.intra.program import OpRecord, Program
+from alpa_mlir.passes.intra.program import Program
+from alpa_mlir.passes.intra.restrictions import Restrictions, clash_on_value, restrict
+from alpa_mlir.passes.intra.rules import Clash
 from alpa_mlir.passes.intra.stage_cost import StageCost, split_seconds
-from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, value_shardings
+from alpa_mlir.passes.intra.strategies import Enumerator, Strategy
+from alpa_mlir.passes.intra.too_small import least_bytes, too_small
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ def solve_stages(
     specs: tuple[StageSpec, ...],
     cluster: Cluster,
     solver: str,
-    given: dict[str, Sharding],
+    restrictions: Restrictions,
 ) -> Solved:
-    """Solve every stage. CompileError where memory cannot be kept."""
+    """Solve every stage. CompileError where memory, or what users want, cannot be kept."""
     ops: dict[int, Strategy] = {}
     stages = {op.number: max(op.stage, 0) for op in program.ops}
     slots: dict[str, Place] = {}
@@ -52,13 +56,10 @@ def solve_stages(
     ended: dict[str, Sharding] = {}
     copies: dict[Operand, tuple[Sharding, ...]] = {}
     costs, steps = [], []
-    enumerators: dict[object, Enumerator] = {}
+    enumerators = _enumerators(specs, cluster)
     for s, spec in enumerate(specs):
-        links = mesh_links(spec.mesh, cluster, spec.first_device)
-        if links.content not in enumerators:
-            enumerators[links.content] = Enumerator(links, cluster)
-        graph = _stage_graph(program, enumerators[links.content], s, spec, given)
-        found = _solve_stage(program, graph, s, spec, solver)
+        graph = _stage_graph(program, enumerators[s], s, spec, restrictions)
+        found = _solve_stage(program, graph, s, spec, solver, restrictions)
         labels = found.labels
         ops |= {number: graph.strategy(node, labels) for number, node in graph.of_op.items()}
         slots |= {name: (s, graph.strategy(node, labels).results[0]) for name, node in graph.of_slot.items()}
@@ -69,62 +70,56 @@ def solve_stages(
             arrivals[s, source.slot, source.op, source.index] = graph.strategy(node, labels).results[0]
         costs.append(StageCost(*split_seconds(graph, labels, program), found.peak, True))
         steps.append(found.steps)
-    _rest(program, specs, slots, given)
+    _rest(program, enumerators, slots, restrictions)
     names = tuple(spec.mesh.name for spec in specs)
     return Solved(Choices(ops, stages, slots, arrivals, ended, copies, names), tuple(costs), tuple(steps))
 
 
+def _enumerators(specs: tuple[StageSpec, ...], cluster: Cluster) -> list[Enumerator]:
+    """The enumerator of each stage; stages on equal links share one."""
+    known: dict[object, Enumerator] = {}
+    found = []
+    for spec in specs:
+        links = mesh_links(spec.mesh, cluster, spec.first_device)
+        if links.content not in known:
+            known[links.content] = Enumerator(links, cluster)
+        found.append(known[links.content])
+    return found
+
+
 def _stage_graph(
-    program: Program, enumerator: Enumerator, stage: int, spec: StageSpec, given: dict[str, Sharding]
+    program: Program, enumerator: Enumerator, stage: int, spec: StageSpec, restrictions: Restrictions
 ) -> StageGraph:
     inside = lambda op: max(op.stage, 0) == stage  # noqa: E731
-    return build_graph(program, enumerator, inside, stage, spec.in_flight, given)
+    return build_graph(program, enumerator, inside, stage, spec.in_flight, restrictions)
 
 
-def _solve_stage(program: Program, graph: StageGraph, stage: int, spec: StageSpec, solver: str) -> Optimum:
-    if graph.least_usage().max(initial=0.0) > spec.memory:
-        raise _too_small(program, graph, stage, spec)
+def _solve_stage(
+    program: Program, graph: StageGraph, stage: int, spec: StageSpec, solver: str, restrictions: Restrictions
+) -> Optimum:
+    if least_bytes(graph) > spec.memory:
+        meshes = [spec.mesh] * (stage + 1)
+
+        def least(constraints: Sequence[Constraint]) -> float:
+            kept = restrict(program, meshes, constraints)
+            return least_bytes(_stage_graph(program, graph.enumerator, stage, spec, kept))
+
+        raise too_small(program, graph, stage, spec.memory, restrictions.constraints, least)
     return optimum(graph, spec.memory, solver)
 
 
-def _too_small(program: Program, graph: StageGraph, stage: int, spec: StageSpec) -> CompileError:
-    """The error for a memory limit below any plan's need, with what is alive at the peak."""
-    least = graph.least_usage()
-    copies = graph.moments.copies(int(least.argmax()))
-    need = [(copies[v] * n.choices.least_held, v) for v, n in enumerate(graph.nodes) if copies[v]]
-    largest = sorted(need, key=lambda n: (-n[0], n[1]))[:5]
-    notes = [f"alive at the peak: {_words(program, graph, v)}, {size / 1e6:.6g} MB" for size, v in largest]
-    where = _location(program, graph, [v for _, v in largest])
-    return CompileError(
-        f"stage {stage} does not fit in {spec.memory / 1e6:.6g} MB per device on mesh "
-        f"{'x'.join(map(str, spec.mesh.shape))}: it needs at least {float(least.max()) / 1e6:.6g} MB",
-        where,
-        notes,
-    )
-
-
-def _words(program: Program, graph: StageGraph, node: int) -> str:
-    source = graph.nodes[node].source
-    if source.slot:
-        kind = program.slots[source.slot].type
-        return f"{source.slot} {kind.dtype}{list(kind.shape)}"
-    op: OpRecord = program.ops[source.op]
-    kind = op.result_types[source.index]
-    return f"result of {op.op.name}, {kind.dtype}{list(kind.shape)}"
-
-
-def _location(program: Program, graph: StageGraph, nodes: list[int]) -> str:
-    found = [graph.nodes[v].source.op for v in nodes if graph.nodes[v].source.op >= 0]
-    first = program.ops[found[0]] if found else next(iter(program.ops), None)
-    return location_text(first.op.location) if first is not None else "-"
-
-
-def _rest(program: Program, specs: tuple[StageSpec, ...], slots: dict[str, Place], given: dict[str, Sharding]) -> None:
+def _rest(
+    program: Program, enumerators: Sequence[Enumerator], slots: dict[str, Place], restrictions: Restrictions
+) -> None:
     """Stored values that no op of their stage uses: split as far as they can be."""
     for name, slot in program.slots.items():
         if name in slots:
             continue
         stage = max(slot.stage, 0)
-        mesh = specs[stage].mesh
-        options = [given[name]] if name in given else value_shardings(slot.type.shape, mesh)
+        mesh = enumerators[stage].mesh
+        try:
+            choices = enumerators[stage].of_value(slot.type, rules=restrictions.of_slot(name))
+        except Clash as e:
+            raise clash_on_value(e, name, slot.type, mesh) from None
+        options = [s.results[0] for s in choices.strategies]
         slots[name] = (stage, max(options, key=lambda s: mesh.extent(s.axes)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
+from itertools import permutations, product
 from math import prod
 
 import numpy as np
@@ -24,6 +24,7 @@ from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, tran
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
 from alpa_mlir.passes.intra.program import OpKind, OpRecord, TensorType
+from alpa_mlir.passes.intra.rules import ResultLike, Rules, obeying
 from alpa_mlir.passes.local.steps import Step, ending_steps
 
 STORED = 1e-3
@@ -102,7 +103,7 @@ class Enumerator:
     cluster: Cluster
     table: ReshardTable = field(init=False)
     edge_kinds: list[EdgeKind] = field(default_factory=list)
-    _ops: dict[tuple[OpKind, bool], StrategySet] = field(default_factory=dict)
+    _ops: dict[tuple[OpKind, bool, Rules], StrategySet] = field(default_factory=dict)
     _values: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
     _edges: dict[EdgeKind, int] = field(default_factory=dict)
     _seconds: dict[int, Matrix] = field(default_factory=dict)
@@ -132,28 +133,31 @@ class Enumerator:
         """The mesh that strategies are made for."""
         return self.links.mesh
 
-    def of_op(self, op: OpRecord, partial: bool = False) -> StrategySet:
-        """All strategies of an op; `partial`: also those that leave its sums to be ended later."""
-        key = (op.kind, partial)
+    def of_op(self, op: OpRecord, partial: bool = False, rules: Rules = ()) -> StrategySet:
+        """The strategies of an op that obey the rules; `partial`: also those that leave its sums to be ended later.
+
+        `Clash` where no strategy obeys them all.
+        """
+        key = (op.kind, partial, rules)
         found = self._ops.get(key)
         if found is None:
-            strategies = _op_strategies(op, self, partial)
-            found = self._ops[key] = self._arrays(strategies, op.result_types)
+            strategies = _op_strategies(op, self, partial, _pins(rules))
+            found = self._ops[key] = self._arrays(obeying(strategies, rules), op.result_types)
         return found
 
     def of_value(
-        self, kind: TensorType, incoming: bool = False, given: Sharding | None = None, partial: bool = False
+        self, kind: TensorType, incoming: bool = False, partial: bool = False, rules: Rules = ()
     ) -> StrategySet:
-        """All shardings of a stored value; `incoming` prices the transfer from another stage, `given` fixes one,
-        `partial` allows addends that are summed later."""
-        key = (kind, incoming, given, partial)
+        """The shardings of a stored value that obey the rules; `incoming` prices the transfer from another stage,
+        `partial` allows addends that are summed later. `Clash` where no sharding obeys them all."""
+        key = (kind, incoming, partial, rules)
         found = self._values.get(key)
         if found is None:
-            shardings = [given] if given is not None else value_shardings(kind.shape, self.mesh)
+            shardings = value_shardings(kind.shape, self.mesh, _pins(rules))
             if partial:
                 shardings = [Sharding(s.dims, p) for s in shardings for p in _subsets(s, self.mesh)]
             strategies = [self._held(s, kind, incoming) for s in shardings]
-            found = self._values[key] = self._arrays(strategies, (kind,))
+            found = self._values[key] = self._arrays(obeying(strategies, rules), (kind,))
         return found
 
     def of_copy(self, kind: TensorType, made: Ids) -> StrategySet:
@@ -198,16 +202,25 @@ def undominated(strategies: list[Strategy]) -> list[Strategy]:
     return list(best.values())
 
 
-def value_shardings(shape: tuple[int, ...], mesh: Mesh) -> list[Sharding]:
-    """All shardings of a shape that divide it, each axis on one dimension or none, in mesh order."""
+def value_shardings(shape: tuple[int, ...], mesh: Mesh, any_order: bool = False) -> list[Sharding]:
+    """All shardings of a shape that divide it, each axis on one dimension or none, in mesh order or in any."""
     axes = _real_axes(mesh)
     found = []
     for places in product(range(-1, len(shape)), repeat=len(axes)):
         dims = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == d) for d in range(len(shape)))
-        sharding = Sharding(dims)
-        if sharding.divides(shape, mesh):
-            found.append(sharding)
+        if Sharding(dims).divides(shape, mesh):
+            found += [Sharding(turned) for turned in (_orders(dims) if any_order else [dims])]
     return found
+
+
+def _orders(held: tuple[tuple[str, ...], ...]) -> list[tuple[tuple[str, ...], ...]]:
+    """The same axes in every order within each place."""
+    return list(product(*(permutations(axes) for axes in held)))
+
+
+def _pins(rules: Rules) -> bool:
+    """Whether some rule asks for certain shardings, which may name axes in any order."""
+    return any(isinstance(r, ResultLike) for r in rules)
 
 
 def _subsets(sharding: Sharding, mesh: Mesh) -> list[tuple[str, ...]]:
@@ -237,7 +250,7 @@ def usable_factors(op: OpRecord) -> list[int]:
     return [f for f in range(len(factors.sizes)) if usable(f)]
 
 
-def _op_strategies(op: OpRecord, enumerator: Enumerator, partial: bool) -> list[Strategy]:
+def _op_strategies(op: OpRecord, enumerator: Enumerator, partial: bool, any_order: bool) -> list[Strategy]:
     mesh = enumerator.mesh
     factors = op.factors
     axes = _real_axes(mesh)
@@ -246,7 +259,8 @@ def _op_strategies(op: OpRecord, enumerator: Enumerator, partial: bool) -> list[
         held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
         if not all(splittable(factors, f, mesh.extent(a)) for f, a in enumerate(held) if a):
             continue
-        found.extend(_with_endings(op, held, enumerator, partial))
+        for turned in _orders(held) if any_order else [held]:
+            found.extend(_with_endings(op, turned, enumerator, partial))
     return found
 
 
