@@ -20,6 +20,10 @@ from dataclasses import dataclass
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.passes.number_list import number_ranges
+
+MOST_VALUES = 10**6
+"""Argument and result numbers are less than this."""
 
 MODES = ("data", "zero1", "zero2", "zero3", "tensor")
 
@@ -107,8 +111,7 @@ def parse_constraints(text: str) -> tuple[Constraint, ...]:
     return tuple(found)
 
 
-_NUMBERS = r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*"
-_SUBJECT = re.compile(rf"(?P<what>arg|out)(?P<numbers>{_NUMBERS})|value\((?P<name>.+)\)")
+_SUBJECT = re.compile(r"(?P<what>arg|out)(?P<numbers>[\d, -]+)|value\((?P<name>.+)\)")
 _PATTERN = re.compile(r"\[\s*(\{[^{}]*\}(?:\s*,\s*\{[^{}]*\})*)?\s*\]")
 
 
@@ -130,13 +133,10 @@ def _parse(text: str, where: str) -> list[Constraint]:
 
 
 def _numbers(text: str, whole: str, where: str) -> list[int]:
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if int(last or first) < int(first) or int(last or first) > 10**6:
-            raise CompileError(f"{part} is no range of numbers, in '{whole}'", where)
-        numbers.extend(range(int(first), int(last or first) + 1))
-    return numbers
+    ranges = number_ranges(text) or []
+    if not ranges or any(not first <= last < MOST_VALUES for first, last in ranges):
+        raise CompileError(f"{text} is no list of numbers such as 3,5-7, in '{whole}'", where)
+    return [n for first, last in ranges for n in range(first, last + 1)]
 
 
 def parse_pattern(text: str, whole: str, where: str) -> Pattern:

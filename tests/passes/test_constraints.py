@@ -89,7 +89,7 @@ def test_patterns(pattern: str, axes: str, allowed: bool) -> None:
         ("arg0=[{x},{x}]", "an axis splits one dimension only"),
         ("arg0=[{?,x}]", "axes stand before '\\?'"),
         ("arg0=[{0}]", "'0' is no axis"),
-        ("arg5-3=[{x}]", "5-3 is no range of numbers"),
+        ("arg5-3=[{x}]", "5-3 is no list of numbers"),
     ],
 )
 def test_what_cannot_be_read(text: str, message: str) -> None:
