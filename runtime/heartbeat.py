@@ -15,6 +15,7 @@ never where another rank has failed: jax aborts the ranks that shared a stage wi
 | a stack, and the end | a fatal signal, such as a segmentation fault | 128 + signal |
 | the end | killed by signal 9: `kill -9`, or the kernel when memory is short | 137 |
 | nothing for the limit | stopped, its host gone, or the network | 124 |
+| nothing for six times the limit | it runs on this host, but does not let Python run | 124 |
 | every rank waits for `--timeout` seconds | they wait for one another | 124 |
 
 The thread needs Python's lock to beat: what holds it for long (parsing a large plan) is done under `quiet`.
@@ -58,6 +59,9 @@ BEATS = 5
 """Beats in one limit."""
 NOTICE = 0.7
 """Share of the limit after which a silent rank is given up: what follows needs the rest."""
+_STOPPED, _RUNS = ("T", "t"), ("R", "S", "D")
+_BUSY = 6.0
+"""Limits that a silent rank gets which is seen to run."""
 _CONNECT = 30.0
 _DEFERENCE = 0.2
 """Seconds that a rank waits where another one is to speak, or to end, first."""
@@ -234,10 +238,22 @@ class Heartbeat(threading.Thread):
                 self._follow(link)
             elif link.closed and link.word is None:
                 self._gone(link)
-            elif now - link.heard > NOTICE * self._limit and not link.quiet and link.word is None:
-                silent = f"gave no sign of life for {now - link.heard:.1f} s"
-                self._end(link, STUCK, f"{silent}: it is stopped, or its host is gone")
+            elif link.word is None and not link.quiet:
+                self._judge_silence(link, now - link.heard)
         self._judge_waiting()
+
+    def _judge_silence(self, link: _Link, seconds: float) -> None:
+        """Give up a rank that is stopped or cannot be seen; one of this host that runs has more time.
+
+        Its thread does not get its turn: the host is busy, or native code holds Python's lock.
+        """
+        if seconds <= NOTICE * self._limit:
+            return
+        state = _state(link.who) if link.who.host == self._me.host else ""
+        if state in _RUNS and seconds <= _BUSY * self._limit:
+            return
+        why = "it is stopped" if state in _STOPPED else "it hangs" if state else "it is stopped, or its host is gone"
+        self._end(link, STUCK, f"gave no sign of life for {seconds:.1f} s: {why}")
 
     def _judge_waiting(self) -> None:
         """Rank 0 hears of all: where all wait for long, they wait for one another."""
@@ -384,6 +400,15 @@ def _born(pid: int | str) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
+
+
+def _state(who: Who) -> str:
+    """The state of a process of this host as the kernel names it; "X" where it is gone."""
+    try:
+        fields = Path(f"/proc/{who.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "X"
+    return fields[0] if fields[19] == who.born else "X"
 
 
 def _exit_status(who: Who, host: str) -> int:
