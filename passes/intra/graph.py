@@ -19,6 +19,7 @@ import numpy as np
 
 from alpa_mlir.passes.costs.memory import Ids, Lifetime, Moments
 from alpa_mlir.passes.intra.copies import Copy, Operand, copies_of
+from alpa_mlir.passes.intra.deferral import find_deferral
 from alpa_mlir.passes.intra.problem import Array, Problem
 from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, TensorType
 from alpa_mlir.passes.intra.restrictions import Restrictions, clash_on_op, clash_on_value
@@ -193,7 +194,8 @@ class _Builder:
         self.copied = copies_of(self.included, {op.number for op in self.included})
         self.feed_of = {f.slot: f for f in program.feeds}
         self.deferred = self._deferrable()
-        self.feeders = {f.source.op for f in program.feeds if f.slot in self.deferred}
+        feeders = [f.source.op for f in program.feeds if f.slot in self.deferred]
+        self.deferral = find_deferral(program, self.included, feeders)
         self.users: list[list[OpRecord]] = []
         self.leaving: set[int] = set()
 
@@ -251,7 +253,8 @@ class _Builder:
 
     def _choices(self, op: OpRecord) -> StrategySet:
         try:
-            return self.enumerator.of_op(op, op.number in self.feeders, self.restrictions.of_op(op.number))
+            unended, carried = op.number in self.deferral.unended, self.deferral.carried.get(op.number, ())
+            return self.enumerator.of_op(op, unended, carried, self.restrictions.of_op(op.number))
         except Clash as e:
             raise clash_on_op(e, op, self.enumerator.mesh) from None
 

@@ -145,6 +145,8 @@ class Program:
     functions: tuple[str, ...]
     returned: tuple[str, ...]
     """Slots that leave the step as they are."""
+    results: tuple[Source, ...]
+    """What functions return that no slot keeps."""
     replaced: dict[int, int]
     """Result of @main -> the state argument that it replaces."""
     module: ir.Module = field(compare=False, repr=False)
@@ -183,6 +185,7 @@ def read_program(
         microbatches or stored,
         names,
         tuple(reader.returned),
+        tuple(reader.results),
         replaced,
         module,
     )
@@ -210,6 +213,7 @@ class _Reader:
         self.slots: dict[str, Slot] = {}
         self.feeds: list[Feed] = []
         self.returned: list[str] = []
+        self.results: list[Source] = []
         self.types: dict[ir.Type, TensorType] = {}
         self.kinds: dict[tuple[object, ...], OpKind] = {}
         self.read_kinds: dict[tuple[object, ...], OpKind] = {}
@@ -253,6 +257,7 @@ class _Reader:
             if binding.kind == "out":
                 self.returned += [values[value].slot] if values[value].slot else []
                 if binding.number not in replaced and binding.number not in self.pinned:
+                    self.results.append(values[value])
                     continue
                 if binding.number in replaced:
                     text = f"arg:{replaced[binding.number]}"

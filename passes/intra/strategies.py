@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from alpa_mlir.dialect.factors import FIXED, PASS, factors_in, splittable
+from alpa_mlir.dialect.factors import FIXED, PASS, Mapping, factors_in, splittable
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
@@ -103,7 +103,7 @@ class Enumerator:
     cluster: Cluster
     table: ReshardTable = field(init=False)
     edge_kinds: list[EdgeKind] = field(default_factory=list)
-    _ops: dict[tuple[OpKind, bool, Rules], StrategySet] = field(default_factory=dict)
+    _ops: dict[tuple[OpKind, bool, tuple[int, ...], Rules], StrategySet] = field(default_factory=dict)
     _values: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
     _edges: dict[EdgeKind, int] = field(default_factory=dict)
     _seconds: dict[int, Matrix] = field(default_factory=dict)
@@ -133,15 +133,18 @@ class Enumerator:
         """The mesh that strategies are made for."""
         return self.links.mesh
 
-    def of_op(self, op: OpRecord, partial: bool = False, rules: Rules = ()) -> StrategySet:
-        """The strategies of an op that obey the rules; `partial`: also those that leave its sums to be ended later.
+    def of_op(
+        self, op: OpRecord, partial: bool = False, carried: tuple[int, ...] = (), rules: Rules = ()
+    ) -> StrategySet:
+        """The strategies of an op that obey the rules; `partial`: also those that leave its sums to be ended later,
+        `carried`: also those that take these operands partial (the op is linear in them).
 
         `Clash` where no strategy obeys them all.
         """
-        key = (op.kind, partial, rules)
+        key = (op.kind, partial, carried, rules)
         found = self._ops.get(key)
         if found is None:
-            strategies = _op_strategies(op, self, partial, _pins(rules))
+            strategies = _op_strategies(op, self, partial, carried, _pins(rules))
             found = self._ops[key] = self._arrays(obeying(strategies, rules), op.result_types)
         return found
 
@@ -250,29 +253,44 @@ def usable_factors(op: OpRecord) -> list[int]:
     return [f for f in range(len(factors.sizes)) if usable(f)]
 
 
-def _op_strategies(op: OpRecord, enumerator: Enumerator, partial: bool, any_order: bool) -> list[Strategy]:
+ALL_REDUCED, PARTIAL = -1, -2
+"""Places of an axis over which a result is summed, other than a dimension of the result."""
+UNUSED, CARRIED = -1, -2
+"""Places of an axis other than a factor: nowhere, or operands are partial over it."""
+
+
+def _op_strategies(
+    op: OpRecord, enumerator: Enumerator, partial: bool, carried: tuple[int, ...], any_order: bool
+) -> list[Strategy]:
     mesh = enumerator.mesh
     factors = op.factors
     axes = _real_axes(mesh)
+    elsewhere = (UNUSED, CARRIED) if carried else (UNUSED,)
     found: list[Strategy] = []
-    for places in product((-1, *usable_factors(op)), repeat=len(axes)):
+    for places in product((*elsewhere, *usable_factors(op)), repeat=len(axes)):
         held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
         if not all(splittable(factors, f, mesh.extent(a)) for f, a in enumerate(held) if a):
             continue
+        kept = {k: tuple(sorted(a for a, p in zip(axes, places, strict=True) if p == CARRIED)) for k in carried}
         for turned in _orders(held) if any_order else [held]:
-            found.extend(_with_endings(op, turned, enumerator, partial))
+            found.extend(_with_endings(op, turned, enumerator, partial, kept))
     return found
 
 
 def _with_endings(
-    op: OpRecord, held: tuple[tuple[str, ...], ...], enumerator: Enumerator, unended: bool
+    op: OpRecord,
+    held: tuple[tuple[str, ...], ...],
+    enumerator: Enumerator,
+    unended: bool,
+    kept: dict[int, tuple[str, ...]],
 ) -> list[Strategy]:
     factors, mesh = op.factors, enumerator.mesh
-    operands = tuple(_sharding(m, held) for m in factors.operands)
+    operands = tuple(Sharding(_dims(m, held), kept.get(k, ())) for k, m in enumerate(factors.operands))
     extra = [Sharding.replicated(len(t.shape)) for t in op.operand_types[len(operands) :]]
     operands = (*operands, *extra)
-    whole = tuple(_sharding(m, held) for m in factors.results)
-    summed = tuple(sorted(a for f, axes in enumerate(held) for a in axes if factors.is_reduction(f)))
+    whole = tuple(Sharding(_dims(m, held)) for m in factors.results)
+    reduced = {a for f, axes in enumerate(held) for a in axes if factors.is_reduction(f)}
+    summed = tuple(sorted(reduced.union(*kept.values())))
     partial = tuple(Sharding(s.dims, summed) for s in whole)
     compute = _compute(op, held, operands, whole, enumerator)
     found = []
@@ -284,8 +302,8 @@ def _with_endings(
     return found
 
 
-def _sharding(mapping: tuple[tuple[int, ...], ...], held: tuple[tuple[str, ...], ...]) -> Sharding:
-    return Sharding(tuple(tuple(a for f in dim for a in held[f]) for dim in mapping))
+def _dims(mapping: Mapping, held: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(a for f in dim for a in held[f]) for dim in mapping)
 
 
 def _endings(
@@ -296,15 +314,15 @@ def _endings(
     mesh: Mesh,
     unended: bool,
 ) -> list[tuple[Sharding, ...]]:
-    """Result shardings after the sums have ended: each axis all-reduced (place -1), scattered onto one dimension,
-    or, with `unended`, left partial (place -2)."""
+    """Result shardings after the sums have ended: each axis all-reduced, scattered onto one dimension, or, with
+    `unended`, left partial."""
     if not summed:
         return [whole]
     kinds = {op.factors.kinds[f] for f, axes in enumerate(held) if axes and op.factors.is_reduction(f)}
-    if kinds != {"add"} or len(whole) != 1:
+    if kinds - {"add"} or len(whole) != 1:
         return [whole]
     shape = op.result_types[0].shape
-    every = product(range(-2 if unended else -1, len(shape)), repeat=len(summed))
+    every = product(range(PARTIAL if unended else ALL_REDUCED, len(shape)), repeat=len(summed))
     found = [_ended(whole[0], summed, places) for places in every]
     return [(ended,) for ended in found if ended.divides(shape, mesh)]
 
@@ -313,7 +331,7 @@ def _ended(whole: Sharding, summed: tuple[str, ...], places: tuple[int, ...]) ->
     """`whole` with the summed axes where `places` says (see `_endings`)."""
     placed = tuple(zip(summed, places, strict=True))
     dims = tuple((*dim, *(a for a, p in placed if p == number)) for number, dim in enumerate(whole.dims))
-    return Sharding(dims, tuple(a for a, p in placed if p == -2))
+    return Sharding(dims, tuple(a for a, p in placed if p == PARTIAL))
 
 
 def _compute(

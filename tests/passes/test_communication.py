@@ -10,10 +10,11 @@ from collections import Counter
 from dataclasses import replace
 from math import prod
 
+import numpy as np
 import pytest
 from jaxlib.mlir import ir
 
-from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.dialect.context import clone_module, make_context, parse_module, print_module
 from alpa_mlir.dialect.mesh import parse_mesh
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
@@ -22,6 +23,8 @@ from alpa_mlir.passes.costs.cluster import Cluster, Link, load_cluster
 from alpa_mlir.passes.local.census import planned_collectives
 from alpa_mlir.passes.localize import sharded_functions
 from alpa_mlir.passes.parallelize import PlanOptions, plan
+from alpa_mlir.passes.pipeline import run_pipeline
+from tests.on_devices import assert_close, random_inputs, run_all
 
 Key = tuple[str, str, int]
 
@@ -133,3 +136,44 @@ def test_experts_are_spread_and_never_reduced(mesh: str, axis: str, n: int) -> N
     norms_and_bias, gate, attention = (4 * 64,) * 5, 4 * 64 * 16, (4 * 64 * 64, 4 * 3 * 64 * 64)
     assert found.pop(("all_to_all", axis, tokens)) == 4
     assert found == per_layer(1, *norms_and_bias, gate, *attention, axis=axis)
+
+
+DOT = "stablehlo.dot_general {}, {}, contracting_dims = [1] x [0] : (tensor<3x64xf32>, tensor<64x64xf32>) -> {}"
+BRANCHES = f"""
+func.func public @main(%x: tensor<3x64xf32>, %w: tensor<64x64xf32>, %v: tensor<64x64xf32>, %u: tensor<64x64xf32>,
+                       %t: tensor<64x64xf32>) -> tensor<64x3xf32> {{
+  %0 = {DOT.format("%x", "%w", "tensor<3x64xf32>")}
+  %1 = stablehlo.tanh %0 : tensor<3x64xf32>
+  %2 = {DOT.format("%1", "%v", "tensor<3x64xf32>")}
+  %3 = {DOT.format("%x", "%u", "tensor<3x64xf32>")}
+  %4 = stablehlo.tanh %3 : tensor<3x64xf32>
+  %5 = {DOT.format("%4", "%t", "tensor<3x64xf32>")}
+  %6 = stablehlo.negate %5 : tensor<3x64xf32>
+  %7 = stablehlo.add %2, %6 : tensor<3x64xf32>
+  %8 = stablehlo.transpose %7, dims = [1, 0] : (tensor<3x64xf32>) -> tensor<64x3xf32>
+  return %8 : tensor<64x3xf32>
+}}
+"""
+
+
+def test_partial_sums_are_added_before_they_are_reduced() -> None:
+    """Two branches of two products each, added up: one all-reduce after the addition, and the result is right."""
+    module = parse_module(BRANCHES, make_context())
+    sharded = clone_module(module)
+    run_pipeline(
+        sharded, "builtin.module(alpa-shard{mesh=4 cluster=unit constrain={out0=[{},{}]}},alpa-check-shardings)", []
+    )
+    (_, mesh, main), *_ = sharded_functions(sharded)
+    found = planned_collectives(main, mesh)
+    assert [(c.kind, c.axes, c.bytes) for c in found] == [("all_reduce", ("x",), 4 * 3 * 64)]
+    run_pipeline(sharded, "alpa-localize", [])
+    inputs = random_inputs(module, np.random.default_rng(0))
+    assert_close(run_all([sharded], [inputs], mesh)[0], run_all([module], [inputs])[0])
+
+
+def test_gradients_of_three_projections_are_added_before_they_are_reduced() -> None:
+    """LLaMA has three projections of one value and two of another: as many reductions as layers with one of each."""
+    sizes = {"layers": 2, "hidden": 256, "inner": 512, "heads": 4, "kv_heads": 4, "batch": 2, "sequence": 8}
+    found = collectives("llama", "1x4", vocabulary=64, **sizes)
+    activation = 4 * 2 * 8 * 256
+    assert found["all_reduce", "y", activation] + found["reduce_scatter", "y", activation // 4] == 8

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from op_kinds import ROWS
 
 from alpa_mlir.dialect.context import make_context, parse_module
+from alpa_mlir.dialect.linear import is_linear
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
-from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, value_shardings
+from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, _op_strategies, value_shardings
 from alpa_mlir.passes.local.device_placement import place
 
 DOT = """
@@ -82,17 +84,24 @@ def test_sorted_dimensions_stay_whole() -> None:
     assert {s.results[0].dims for s in found} == {((), ()), ((), ("x",))}
 
 
-@pytest.mark.parametrize("body", [DOT, MAXIMUM, SORT])
-@pytest.mark.parametrize("shape", [(2,), (4,), (2, 2), (2, 1)])
-def test_the_localiser_reads_every_strategy_as_meant(body: str, shape: tuple[int, ...]) -> None:
-    program = read(body)
-    mesh = Mesh.from_shape("m", shape)
-    op, found = strategies(program, shape, partial=True)
-    for s in found:
-        placed = place(op.op, op.factors, s.operands, s.results, mesh)
+@pytest.mark.parametrize("shape", [(2,), (4,), (2, 1), (2, 2), (2, 2, 2)], ids=str)
+def test_the_localiser_reads_every_strategy_of_every_op_kind_as_meant(shape: tuple[int, ...]) -> None:
+    """Each strategy, partial operands and results included, in every order of axes where only those are few."""
+    context, mesh, cluster = make_context(), Mesh.from_shape("m", shape), load_cluster("cpu", devices_per_node=8)
+    enumerator = Enumerator(mesh_links(mesh, cluster), cluster)
+    for row in ROWS:
+        program = read_program(row.module(context))
+        op = program.ops[-1]
+        everything = tuple(range(op.captured))
+        carried = everything if len(op.result_types) == 1 and is_linear(op.op, frozenset(everything)) else ()
+        strategies = _op_strategies(op, enumerator, True, carried, len(shape) == 2)
+        assert strategies and strategies[0].factor_axes == ((),) * len(op.factors.sizes), row.name
         sized = [f for f, n in enumerate(op.factors.sizes) if n > 1]
-        assert [placed.axes[f] for f in sized] == [s.factor_axes[f] for f in sized]
-        assert tuple(step for steps in placed.endings for step in steps) == s.ending
+        for s in strategies:
+            placed = place(op.op, op.factors, s.operands[: op.captured], s.results, mesh)
+            assert [placed.axes[f] for f in sized] == [s.factor_axes[f] for f in sized], row.name
+            assert tuple(step for steps in placed.endings for step in steps) == s.ending, row.name
+            assert placed.carried == tuple(a for a in mesh.axis_names if any(a in o.partial for o in s.operands))
 
 
 def test_shardings_of_a_value() -> None:
