@@ -63,7 +63,6 @@ class Submeshes:
         self._own, self._peers, self._watchdog = LocalTransport(), peers, watchdog
         self._pool = BufferPool()
         self._landing: dict[int, _Landing] = {}
-        self._look: Callable[[], None] | None = None
 
     def mesh(self, name: str) -> jax.sharding.Mesh:
         """jax's mesh of a stage that this rank takes part in."""
@@ -178,16 +177,10 @@ class Submeshes:
             return np.array(next(iter(landed.values())))
         return None
 
-    def observe(self, look: Callable[[], None]) -> None:
-        """Have `look` called whenever this rank waits."""
-        self._look = look
-
     def progress(self) -> None:
         """Move what can move."""
         if self._peers is not None:
             self._peers.progress()
-        if self._look is not None:
-            self._look()
 
     def finish(self, what: str) -> None:
         """Wait until everything this rank gave has left."""

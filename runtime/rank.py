@@ -72,8 +72,8 @@ class Rank:
         if job.trace is not None or job.profile:
             from alpa_mlir.runtime.recorder import Recorder
 
-            self._recorder = Recorder(part, submeshes.progress)
-            submeshes.observe(self._recorder.poll)
+            self._recorder = Recorder(part, self._rank, submeshes.progress)
+            self._recorder.start()
         self._seconds: list[float] = []
         self._worker = Worker(part, submeshes, self._watchdog, self._recorder)
 

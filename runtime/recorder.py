@@ -1,23 +1,27 @@
 """When the actions of a rank ran on its devices: the measured side of a trace.
 
-Actions are dispatched without waiting, so the host's clock around a call says nothing of the devices.  What a call
-makes is looked at again between the other actions and while the rank waits (at most 0.3 ms apart), and the moment at
-which it is ready is its finish.  A submesh runs its programs one after the other: a program starts when it was
-dispatched, the one before has finished, and what it reads is there.  An array must not be given away before it was seen
-ready, so a program that takes over such a buffer is held back until then; nothing else changes.
+Actions are dispatched without waiting, so the host's clock around a call says nothing of the devices.  A thread looks
+every 0.1 ms at what calls have made, and the moment at which it is ready is the call's finish.  A submesh runs its
+programs one after the other: a program starts when it was dispatched, the one before has finished, and what it reads is
+there.  An array must not be given away before it was seen ready, so a program that takes over such a buffer is held
+back until then; nothing else changes.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from alpa_mlir.runtime import program as actions
+from alpa_mlir.runtime.guard import guarded
 from alpa_mlir.runtime.program import Program
 
+PAUSE = 1e-4
 KEPT = 20
 """The number of steps that are kept: the last ones."""
 
@@ -69,11 +73,24 @@ class Recorder:
     """Watches the actions of one rank's program."""
 
     program: Program
+    rank: int = 0
     progress: Callable[[], None] = lambda: None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending: list[_Pending] = field(default_factory=list)
     _free: dict[tuple[str, str], float] = field(default_factory=dict)
     _makers: dict[int, _Pending] = field(default_factory=dict)
     _steps: deque[tuple[float, list[Span]]] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def start(self) -> None:
+        """Begin to look."""
+        look = partial(guarded, self.rank, self._look)
+        threading.Thread(target=look, daemon=True, name="recorder").start()
+
+    def _look(self) -> None:
+        while True:
+            if self._pending:
+                self._poll()
+            time.sleep(PAUSE)
 
     def begin(self) -> None:
         """A step begins now."""
@@ -99,29 +116,29 @@ class Recorder:
             made = [slots[i] for i in shape.makes]
             entry = _Pending(shape.mesh, shape.kind, shape.name, shape.microbatch, dispatched, sources, made)
             self._makers |= dict.fromkeys(shape.makes, entry)
-            self._pending.append(entry)
-            self.poll()
+            with self._lock:
+                self._pending.append(entry)
 
         return observed
 
-    def poll(self) -> None:
+    def _poll(self) -> None:
         """See which actions are done."""
-        # The last first: what is ready then has causes that are ready when they are looked at.
-        ready = [all(array.is_ready() for array in entry.shown) for entry in reversed(self._pending)]
-        busy: set[tuple[str, str]] = set()
-        left = []
-        for entry, done in zip(self._pending, reversed(ready), strict=True):
-            lane = (entry.mesh, entry.kind if entry.kind == "receive" else "run")
-            if done and lane not in busy:
-                self._done(entry, lane, time.perf_counter())
-            else:
-                busy.add(lane)
-                left.append(entry)
-        self._pending = left
+        with self._lock:
+            # The last first: what is ready then has causes that are ready when they are looked at.
+            ready = [all(array.is_ready() for array in entry.shown) for entry in reversed(self._pending)]
+            busy: set[tuple[str, str]] = set()
+            left = []
+            for entry, done in zip(self._pending, reversed(ready), strict=True):
+                lane = (entry.mesh, entry.kind if entry.kind == "receive" else "run")
+                if done and lane not in busy:
+                    self._done(entry, lane, time.perf_counter())
+                else:
+                    busy.add(lane)
+                    left.append(entry)
+            self._pending = left
 
     def idle(self) -> bool:
         """Whether all that was dispatched is done."""
-        self.poll()
         return not self._pending
 
     def _done(self, entry: _Pending, lane: tuple[str, str], now: float) -> None:
@@ -134,10 +151,13 @@ class Recorder:
     def _wait_for(self, arrays: Sequence[Any]) -> None:
         """Return when no array of these is one that still has to be seen ready."""
         given = {id(array) for array in arrays}
-        while any(id(array) in given for entry in self._pending for array in entry.shown):
+        while self._shows(given):
             self.progress()
-            self.poll()
-            time.sleep(2e-5)
+            time.sleep(PAUSE)
+
+    def _shows(self, given: set[int]) -> bool:
+        with self._lock:
+            return any(id(array) in given for entry in self._pending for array in entry.shown)
 
     def _shape(self, action: actions.Action) -> _Shape | None:
         if isinstance(action, actions.Call):

