@@ -1,7 +1,8 @@
 """Level 7 of the IR as values: per submesh the list of instructions that executes one step.
 
 A plan is a split module (see `alpa_mlir.dialect.staged`) with one `"alpa.schedule"` op per submesh.
-Each instruction names an op of `@main` by its `alpa.id` and a microbatch (-1: once per step).  The
+Each instruction names an op of `@main` by its `alpa.id` and a microbatch (-1: once per step); neighbouring
+accumulations, and frees, of one microbatch are written as one op.  The
 lists are projections of one total order of runs and transfers, so that they can be executed in
 order with blocking sends and receives without a deadlock (`alpa-check-schedule` proves it by playing them).
 `digest` seals the text of a plan: every rank of a run checks that it decoded the same one.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from jaxlib.mlir import ir
 
@@ -68,13 +70,9 @@ class Free:
 
 Instruction = Run | Send | Recv | Combine | Free
 
-_BY_NAME: dict[str, type[Run] | type[Send] | type[Recv] | type[Combine]] = {
-    "alpa.run": Run,
-    "alpa.send": Send,
-    "alpa.recv": Recv,
-    "alpa.accumulate": Combine,
-}
-_NAMES = {cls: name for name, cls in _BY_NAME.items()}
+_BY_NAME: dict[str, type[Run] | type[Send] | type[Recv]] = {"alpa.run": Run, "alpa.send": Send, "alpa.recv": Recv}
+_NAMES: dict[type, str] = {cls: name for name, cls in _BY_NAME.items()}
+_COMBINE = "alpa.accumulate"
 _FREE = "alpa.free"
 
 
@@ -174,8 +172,10 @@ def read_schedules(module: ir.Module) -> tuple[Schedule, ...]:
         if op.name != SCHEDULE:
             continue
         block = op.regions[0].blocks[0]
-        instructions = tuple(_read_instruction(i.operation) for i in block.operations)
-        found.append(Schedule(_string(op, "mesh"), _string(op, "kind"), instructions))
+        instructions: list[Instruction] = []
+        for view in block.operations:
+            instructions += _read_instructions(view.operation)
+        found.append(Schedule(_string(op, "mesh"), _string(op, "kind"), tuple(instructions)))
     return tuple(found)
 
 
@@ -186,16 +186,20 @@ def _string(op: ir.Operation, name: str) -> str:
     return value
 
 
-def _read_instruction(op: ir.Operation) -> Instruction:
-    if "microbatch" not in op.attributes or ("value" if op.name == _FREE else "id") not in op.attributes:
+def _read_instructions(op: ir.Operation) -> list[Instruction]:
+    """The instructions that one op stands for."""
+    said = {_FREE: "values", _COMBINE: "ids"}.get(op.name, "id")
+    if "microbatch" not in op.attributes or said not in op.attributes:
         raise CompileError(f"{op.name} is not an instruction with its attributes", op.location)
     microbatch = int(ir.IntegerAttr(op.attributes["microbatch"]).value)
     if op.name == _FREE:
-        number, result = (int(n) for n in ir.DenseI64ArrayAttr(op.attributes["value"]))
-        return Free(Ref(number, result), microbatch)
+        numbers = [int(n) for n in ir.DenseI64ArrayAttr(op.attributes["values"])]
+        return [Free(Ref(n, r), microbatch) for n, r in zip(numbers[::2], numbers[1::2], strict=True)]
+    if op.name == _COMBINE:
+        return [Combine(int(n), microbatch) for n in ir.DenseI64ArrayAttr(op.attributes["ids"])]
     if op.name not in _BY_NAME:
         raise CompileError(f"unknown instruction {op.name}", op.location)
-    return _BY_NAME[op.name](int(ir.IntegerAttr(op.attributes["id"]).value), microbatch)
+    return [_BY_NAME[op.name](int(ir.IntegerAttr(op.attributes["id"]).value), microbatch)]
 
 
 def write_schedules(module: ir.Module, schedules: Sequence[Schedule]) -> None:
@@ -212,19 +216,32 @@ def write_schedules(module: ir.Module, schedules: Sequence[Schedule]) -> None:
             }
             op = ir.Operation.create(SCHEDULE, attributes=attributes, regions=1, ip=ir.InsertionPoint(module.body))
             ip = ir.InsertionPoint(op.regions[0].blocks.append())
-            for instruction in schedule.instructions:
-                _write_instruction(instruction, context, ip)
+            for _, group in groupby(schedule.instructions, _group):
+                _write_instructions(list(group), context, ip)
 
 
-def _write_instruction(instruction: Instruction, context: ir.Context, ip: ir.InsertionPoint) -> None:
-    attributes = {"microbatch": alpa.i64(instruction.microbatch, context)}
-    if isinstance(instruction, Free):
-        pair = [instruction.value.op, instruction.value.result]
-        attributes["value"] = ir.DenseI64ArrayAttr.get(pair, context)
+def _group(instruction: Instruction) -> tuple[object, ...]:
+    """Equal for neighbours that one op may stand for."""
+    if isinstance(instruction, (Combine, Free)):
+        return type(instruction), instruction.microbatch
+    return (id(instruction),)
+
+
+def _write_instructions(group: Sequence[Instruction], context: ir.Context, ip: ir.InsertionPoint) -> None:
+    """One op for instructions of one group."""
+    first = group[0]
+    attributes = {"microbatch": alpa.i64(first.microbatch, context)}
+    if isinstance(first, Free):
+        values = [n for i in group if isinstance(i, Free) for n in (i.value.op, i.value.result)]
+        attributes["values"] = ir.DenseI64ArrayAttr.get(values, context)
         ir.Operation.create(_FREE, attributes=attributes, ip=ip)
-        return
-    attributes["id"] = alpa.i64(instruction.id, context)
-    ir.Operation.create(_NAMES[type(instruction)], attributes=attributes, ip=ip)
+    elif isinstance(first, Combine):
+        ids = [i.id for i in group if isinstance(i, Combine)]
+        attributes["ids"] = ir.DenseI64ArrayAttr.get(ids, context)
+        ir.Operation.create(_COMBINE, attributes=attributes, ip=ip)
+    else:
+        attributes["id"] = alpa.i64(first.id, context)
+        ir.Operation.create(_NAMES[type(first)], attributes=attributes, ip=ip)
 
 
 def digest(module: ir.Module) -> str:

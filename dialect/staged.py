@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import mpmd
@@ -103,8 +105,7 @@ def element_bytes(element: str) -> float:
     return max(1.0, int(digits) / 8)
 
 
-@dataclass(frozen=True, order=True)
-class Ref:
+class Ref(NamedTuple):
     """A value of `@main`: result `result` of the op numbered `op`, or argument `result` (`op` = -1)."""
 
     op: int
@@ -211,9 +212,18 @@ class PlanMain:
     result_names: tuple[str, ...] = ()
     microbatches: int = 1
     _by_id: dict[int, Step] = field(default_factory=dict, compare=False, repr=False)
+    _often: set[int] = field(default_factory=set, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._by_id.update({s.id: s for s in self.steps})
+        for step in self.steps:
+            self._by_id[step.id] = step
+            if self._repeats(step):
+                self._often.add(step.id)
+
+    @cached_property
+    def returned(self) -> frozenset[Ref]:
+        """The values that are results."""
+        return frozenset(self.results)
 
     def step(self, number: int) -> Step:
         """The op with this id; KeyError where there is none."""
@@ -227,17 +237,18 @@ class PlanMain:
 
     def per_microbatch(self, ref: Ref) -> bool:
         """Whether a value exists once per microbatch (rather than once per step)."""
-        return not ref.is_argument and self.runs_per_microbatch(self._by_id[ref.op])
+        return ref.op in self._often
 
     def runs_per_microbatch(self, step: Step) -> bool:
         """Whether the *results* of an op exist once per microbatch."""
+        return step.id in self._often
+
+    def _repeats(self, step: Step) -> bool:
         if isinstance(step, (Slice, Index)):
             return True
         if isinstance(step, Fragment):
             return step.phase in ("forward", "backward", "weight")
-        if isinstance(step, Transfer):
-            return self.per_microbatch(step.operands[0])
-        return False
+        return isinstance(step, Transfer) and self.per_microbatch(step.operands[0])
 
 
 def read_main(module: ir.Module) -> PlanMain:

@@ -106,7 +106,7 @@ def _check_values(plan: Plan, schedule: Schedule) -> None:
     lane = _Lane(plan, schedule)
     for instruction in schedule.instructions:
         lane.step(instruction)
-    left = [use for use in lane.held if use[0] not in plan.main.results]
+    left = [use for use in lane.held if use[0] not in plan.main.returned]
     if left:
         raise _error(schedule, f"value {_name(left[0])} is never freed (S8)")
 
@@ -154,7 +154,7 @@ class _Lane:
         use = (instruction.value, instruction.microbatch)
         if use not in self.held:
             raise _error(self.schedule, f"value {_name(use)} is freed where it is not held (S4)")
-        if use[0] in self.plan.main.results:
+        if use[0] in self.plan.main.returned:
             raise _error(self.schedule, f"value {_name(use)} is a result of the step, but freed (S4)")
         del self.held[use]
         self.gone.add(use)

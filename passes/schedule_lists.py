@@ -227,16 +227,21 @@ def makes(main: PlanMain, instruction: Instruction) -> list[Use]:
 
 
 def _with_frees(main: PlanMain, mesh: str, lane: Sequence[Instruction]) -> tuple[Instruction, ...]:
-    """The list with every value freed after its last use; results of `@main` stay."""
+    """The list with every value freed after its last use, and after the accumulations around it; results stay."""
     last: dict[Use, int] = {}
     for n, instruction in enumerate(lane):
         last.update(dict.fromkeys([*uses(main, instruction), *makes(main, instruction)], n))
     dead: dict[int, list[Use]] = {}
-    for (ref, m), n in sorted(last.items()):
-        if ref not in main.results:
+    for (ref, m), n in last.items():
+        if ref not in main.returned:
             dead.setdefault(n, []).append((ref, m))
     written: list[Instruction] = []
+    waiting: list[Use] = []
     for n, instruction in enumerate(lane):
         written.append(instruction)
-        written += [Free(ref, m) for ref, m in dead.get(n, ())]
+        waiting += dead.get(n, ())
+        following = lane[n + 1] if n + 1 < len(lane) else None
+        if not isinstance(following, Combine) or not isinstance(instruction, Combine):
+            written += [Free(ref, m) for ref, m in sorted(waiting, key=lambda use: (use[1], use[0]))]
+            waiting = []
     return tuple(written)

@@ -175,6 +175,13 @@ class _Memory:
         self.now = self.most = sum(self._bytes(plan.main.arguments[i].type) for i in resident(plan.main, mesh))
         self.held: dict[Use, float] = {}
         self.curve: list[tuple[float, float]] = [(0.0, self.now)]
+        self.sizes: dict[Ref, float] = {}
+
+    def _size(self, ref: Ref) -> float:
+        """Bytes of a value of the step, looked up once for all microbatches."""
+        if ref not in self.sizes:
+            self.sizes[ref] = self._bytes(self.main.type_of(ref))
+        return self.sizes[ref]
 
     def _bytes(self, kind: MeshTensor) -> float:
         return kind.bytes / self.stage.mesh.extent(kind.sharding.axes)
@@ -198,7 +205,7 @@ class _Memory:
             self._adopt(step, instruction.microbatch)
         for use in makes(self.main, instruction):
             if use not in self.held:
-                self.held[use] = self._bytes(self.main.type_of(use[0]))
+                self.held[use] = self._size(use[0])
                 self.now += self.held[use]
         self.most = max(self.most, self.now)
 

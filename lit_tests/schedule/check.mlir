@@ -10,8 +10,8 @@ module @plays attributes {alpa.level = "plan", alpa.microbatches = 1 : i64, alpa
   }
   "alpa.schedule"() ({
     "alpa.run"() {id = 0 : i64, microbatch = 0 : i64} : () -> ()
-    "alpa.accumulate"() {id = 1 : i64, microbatch = 0 : i64} : () -> ()
-    "alpa.free"() {microbatch = 0 : i64, value = array<i64: 0, 0>} : () -> ()
+    "alpa.accumulate"() {ids = array<i64: 1>, microbatch = 0 : i64} : () -> ()
+    "alpa.free"() {microbatch = 0 : i64, values = array<i64: 0, 0>} : () -> ()
   }) {kind = "inference", mesh = "stage_0"} : () -> ()
 }
 
@@ -27,6 +27,6 @@ module @misses_a_part attributes {alpa.level = "plan", alpa.microbatches = 1 : i
   }
   "alpa.schedule"() ({
     "alpa.run"() {id = 0 : i64, microbatch = 0 : i64} : () -> ()
-    "alpa.free"() {microbatch = 0 : i64, value = array<i64: 0, 0>} : () -> ()
+    "alpa.free"() {microbatch = 0 : i64, values = array<i64: 0, 0>} : () -> ()
   }) {kind = "inference", mesh = "stage_0"} : () -> ()
 }

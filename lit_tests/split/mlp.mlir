@@ -40,7 +40,7 @@
 // ORDER-NEXT: "alpa.run"() {id = 0 : i64, microbatch = 0 : i64}
 // ORDER-NEXT: "alpa.run"() {id = 1 : i64, microbatch = 0 : i64}
 // ORDER-NEXT: "alpa.send"() {id = 2 : i64, microbatch = 0 : i64}
-// ORDER-NEXT: "alpa.free"() {microbatch = 0 : i64, value = array<i64: 1, 1>}
+// ORDER-NEXT: "alpa.free"() {microbatch = 0 : i64, values = array<i64: 1, 1>}
 // ORDER: "alpa.run"() {id = 1 : i64, microbatch = 1 : i64}
 // ORDER-NOT: "alpa.run"() {id = 1 : i64, microbatch = 2 : i64}
 // ORDER: "alpa.run"() {id = 7 : i64, microbatch = 0 : i64}

@@ -48,7 +48,7 @@ module attributes {{alpa.level = "plan", alpa.microbatches = 4 : i64, alpa.cost 
   "alpa.schedule"() ({{
     "alpa.run"() {{id = 0 : i64, microbatch = 0 : i64}} : () -> ()
     "alpa.send"() {{id = 3 : i64, microbatch = 0 : i64}} : () -> ()
-    "alpa.free"() {{value = array<i64: 2, 0>, microbatch = 0 : i64}} : () -> ()
+    "alpa.free"() {{values = array<i64: 2, 0>, microbatch = 0 : i64}} : () -> ()
   }}) {{mesh = "stage_0", kind = "1f1b"}} : () -> ()
   "alpa.schedule"() ({{
     "alpa.recv"() {{id = 3 : i64, microbatch = 0 : i64}} : () -> ()
