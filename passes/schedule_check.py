@@ -161,7 +161,7 @@ class _Lane:
 
     def _count(self, run: Run) -> None:
         step = self.plan.main.step(run.id)
-        if not isinstance(step, Fragment) or step.stage not in self.allowed:
+        if not isinstance(step, Fragment) or run.microbatch == ONCE or step.stage not in self.allowed:
             return
         flying = self.in_flight.setdefault(step.stage, set())
         flying.add(run.microbatch)
