@@ -102,10 +102,12 @@ def test_sigterm_writes_a_checkpoint_and_ends(start: list[object], tmp_path: Pat
     plan, saved = tmp_path / "plan.mlir", tmp_path / "saved"
     plan.write_text(mlp_plan.plan_text())
     job = ranks.start([*start, plan, "--steps", 1000000, "--checkpoint", saved, "--seed", 5])
-    assert job.stdout is not None and job.stdout.readline().startswith("step 0")
+    assert job.stdout is not None
+    first = job.stdout.readline()
+    assert first.startswith("step 0")
     os.kill(job.pid, signal.SIGTERM)
     found = ranks.finish(job, 60)
-    steps = int(found.out.splitlines()[-1].split()[1].rstrip(":")) + 1
+    steps = int([first, *found.out.splitlines()][-1].split()[1].rstrip(":")) + 1
     assert found.code == 143, found.err
     assert found.err.startswith(f"stopped by a signal: go on with --restore {saved}/{steps}\n")
     assert checkpoint.find(str(saved), plan_of().main)[1] == checkpoint.Position(steps, 5, False)
