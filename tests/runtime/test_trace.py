@@ -98,10 +98,10 @@ def test_a_trace_shows_every_run_of_every_rank(start: list[object], plan: Path, 
 
 def test_a_plan_without_prices_is_traced_without_a_prediction(tmp_path: Path) -> None:
     path, out = tmp_path / "plan.mlir", tmp_path / "trace.json"
-    path.write_text(mlp_plan.plan_text())
-    found = ranks.run(["-n", 4, path, "--steps", 2, "--trace", out])
+    path.write_text(mlp_plan.plan_text(2, ((0, 2), (1, 3))))  # both submeshes span both ranks
+    found = ranks.run(["-n", 2, path, "--steps", 2, "--trace", out])
     assert (found.code, found.err) == (0, f"{path}:1:1: note: the plan does not say what it predicts\n")
     events = json.loads(out.read_text())["traceEvents"]
     assert {e["pid"] for e in events} == {1}
     threads = {e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert {"submesh 0 on rank 0", "submesh 0 on rank 1", "submesh 1 on rank 2", "submesh 1 on rank 3"} <= threads
+    assert {"submesh 0 on rank 0", "submesh 0 on rank 1", "submesh 1 on rank 0", "submesh 1 on rank 1"} <= threads
