@@ -4,6 +4,8 @@ Each number of microbatches, with and without rematerialisation, gives other lay
 *attempt*.  The stages of an attempt are then played under every schedule that suits them, and the shortest step
 that fits in memory wins.  Not everything is tried:
 
+* numbers of microbatches from FIRST on upwards while the step gets shorter (or does not fit), then downwards: more
+  of them idle less, fewer start less often and add up less;
 * rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
   (else it only adds work);
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time.
@@ -27,7 +29,8 @@ from alpa_mlir.passes.inter.estimates import read_estimates
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
 from alpa_mlir.passes.stages import has_backward
 
-HALF, IDLE, WORTH = 0.5, 0.1, 0.01
+FIRST, HALF, IDLE, WORTH = 8, 0.5, 0.1, 0.01
+INFINITE = float("inf")
 AUTO, NONE, FULL = "auto", "none", "full"
 INTERLEAVED, SIMPLE = "interleaved", "1f1b"
 FORWARD_ONLY = "inference"
@@ -111,15 +114,17 @@ class JointChoice:
         self.attempts: dict[Setting, Attempt] = {}
         self.rows: list[Considered] = []
         self.trains = True
+        self.divides = True
+        """Whether the last number of microbatches could be made of the program at all."""
 
     def ranked(self) -> Iterator[tuple[Considered, Attempt]]:
-        """Possible plans, best first. CompileError where there is none: the error of the first attempt."""
+        """Possible plans, best first. CompileError where there is none: the error of the last attempt."""
         rows = self._in_order() if self.wishes.in_order else self._by_seconds()
         found = False
         for row in rows:
             found = True
             yield row, self.attempts[row.setting]
-        error = self.rows[0].error
+        error = self.rows[-1].error
         if not found and error is not None:
             raise error
 
@@ -130,8 +135,7 @@ class JointChoice:
                 yield from (row for row in self._try(Setting(count, remat)) if row.error is None)
 
     def _by_seconds(self) -> Iterator[Considered]:
-        for count in self.wishes.microbatches:
-            self._try_count(count)
+        self._climb(sorted(self.wishes.microbatches))
         self._try_interleaving()
         possible = [row for row in self.rows if row.error is None]
         while possible:
@@ -139,14 +143,36 @@ class JointChoice:
             possible.remove(best)
             yield best
 
-    def _try_count(self, count: int) -> None:
-        """One number of microbatches, with the rematerialisation that was asked for, or as much as memory demands."""
+    def _climb(self, counts: Sequence[int]) -> None:
+        """Numbers of microbatches up from FIRST as long as it gets better, and down where up was no way."""
+        start = max((n for n, count in enumerate(counts) if count <= FIRST), default=0)
+        first = best = self._try_count(counts[start])
+        for count in counts[start + 1 :] if self.divides else ():
+            seconds = self._try_count(count)
+            if seconds > best or seconds == best < INFINITE or not self.divides:
+                break
+            best = seconds
+        if best < first:
+            return
+        for count in reversed(counts[:start]):
+            seconds = self._try_count(count)
+            if seconds > best or seconds == best < INFINITE:
+                break
+            best = seconds
+
+    def _try_count(self, count: int) -> float:
+        """One number of microbatches, with the rematerialisation that was asked for, or as much as memory demands.
+
+        The seconds of its best step; infinite where nothing fits.
+        """
         chosen = self.wishes.remat
         shared = self.wishes.schedule == INTERLEAVED
         rows = self._try(Setting(count, NONE if chosen == AUTO else chosen, shared))
         fitting = [r.bytes or 0.0 for r in rows if r.error is None]
         if chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains:
-            self._try(Setting(count, FULL, shared))
+            rows += self._try(Setting(count, FULL, shared))
+        possible = [r for r in rows if r.error is None]
+        return min((r.seconds or 0.0 for r in possible), default=INFINITE)
 
     def _try_interleaving(self) -> None:
         """Where the best step idles much: stages that share submeshes, for about as many microbatches."""
@@ -161,6 +187,7 @@ class JointChoice:
 
     def _try(self, setting: Setting) -> list[Considered]:
         attempt = self.attempts[setting] = self.stage(setting)
+        self.divides = alpa.get_string(attempt.module.operation, alpa.LEVEL) != "normal"
         rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
         self.rows += rows
         return rows

@@ -32,7 +32,7 @@ SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
 EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
-MOST_MICROBATCHES = 32
+MOST_MICROBATCHES = 4096
 """The largest number of microbatches that is tried where none is given."""
 
 Progress = Callable[[str], None]

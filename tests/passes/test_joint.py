@@ -34,13 +34,18 @@ UNITS = StageParts(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 100.0, 10.0, 0.0)
 class Fake:
     """Attempts without passes: `stages` equal stages on `lanes` submeshes, a step's work spread over microbatches."""
 
-    def __init__(self, stages: int, phase: str = "backward", fails: tuple[Setting, ...] = ()) -> None:
-        self.stages, self.phase, self.fails = stages, phase, fails
+    def __init__(
+        self, stages: int, phase: str = "backward", fails: tuple[Setting, ...] = (), mixes: tuple[int, ...] = ()
+    ) -> None:
+        self.stages, self.phase, self.fails, self.mixes = stages, phase, fails, mixes
         self.asked: list[Setting] = []
 
     def __call__(self, setting: Setting) -> Attempt:
         self.asked.append(setting)
         module = parse_module(PROGRAM.replace("PHASE", self.phase), make_context())
+        if setting.microbatches in self.mixes:
+            alpa.set_string(module.operation, alpa.LEVEL, "normal")
+            return Attempt(setting, module, error=CompileError("this mixes examples"))
         if setting in self.fails:
             return Attempt(setting, module, error=CompileError(f"no plan for {setting.microbatches}"))
         again, share = (1.0, 0.2) if setting.remat == "full" else (0.0, 1.0)
@@ -59,7 +64,7 @@ class Fake:
 
 
 def choose(fake: Fake, **wishes) -> JointChoice:
-    given = {"microbatches": (1, 2, 4, 8), "schedule": "auto", "remat": "auto", "memory": 1e6} | wishes
+    given = {"microbatches": (8,), "schedule": "auto", "remat": "auto", "memory": 1e6} | wishes
     return JointChoice(Wishes(**given), fake)
 
 
@@ -109,10 +114,24 @@ def test_memory_brings_rematerialisation_and_no_more_than_that() -> None:
     assert (row.schedule, row.setting.remat) == ("inference", "none") and len(inference.asked) == 1
 
 
-def test_what_cannot_be_is_passed_over_and_the_first_error_stands() -> None:
-    choice = choose(Fake(2, fails=(Setting(1), Setting(1, "full"))), microbatches=(1, 2))
-    assert first(choice)[0] == 2
-    assert [r.error.message for r in choice.rows if r.error is not None] == ["no plan for 1"] * 2
+def test_counts_are_tried_up_while_that_is_better_else_down() -> None:
+    """More microbatches always idle less here; with a cost of each (accumulation) it would turn."""
+    counts = (1, 2, 4, 8, 16, 32)
+    fake = Fake(4)
+    assert first(choose(fake, microbatches=counts, schedule="1f1b"))[0] == 32
+    assert [s.microbatches for s in fake.asked] == [8, 16, 32]
+    fails = tuple(Setting(n, r) for n in (8, 16) for r in ("none", "full"))
+    fake = Fake(4, fails=fails)
+    assert first(choose(fake, microbatches=counts, schedule="1f1b"))[0] == 32
+    fake = Fake(4, mixes=(2, 4, 8, 16, 32))
+    assert first(choose(fake, microbatches=counts, schedule="1f1b", remat="none"))[0] == 1
+    assert [s.microbatches for s in fake.asked] == [8, 4, 2, 1]
+
+
+def test_what_cannot_be_is_passed_over_and_the_last_error_stands() -> None:
+    choice = choose(Fake(2, fails=(Setting(2), Setting(2, "full"))), microbatches=(1, 2), schedule="1f1b")
+    assert first(choice)[0] == 1
+    assert [r.error.message for r in choice.rows if r.error is not None] == ["no plan for 2"] * 2
     none = choose(Fake(2, fails=tuple(Setting(n, r) for n in (1, 2) for r in ("none", "full"))), microbatches=(1, 2))
     with pytest.raises(CompileError, match="no plan for 1"):
         next(none.ranked())
@@ -122,7 +141,7 @@ def test_what_cannot_be_is_passed_over_and_the_first_error_stands() -> None:
 
 def test_one_stage_takes_the_first_setting_that_fits() -> None:
     fake = Fake(1)
-    rows = choose(fake, memory=130.0, in_order=True).ranked()
+    rows = choose(fake, memory=130.0, in_order=True, microbatches=(1, 2, 4, 8)).ranked()
     found = [next(rows)[0].setting for _ in range(3)]
     assert found == [Setting(4), Setting(8), Setting(1, "full")]
     assert fake.asked == [Setting(1), Setting(2), Setting(4), Setting(8), Setting(1, "full")]
