@@ -35,6 +35,7 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.schedules import KINDS
+from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.number_list import number_ranges
 
 MOST = 65536
@@ -146,7 +147,12 @@ class _Reader:
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(v, str) for v in listed):
             raise CompileError(f"constrain must be text or a list of texts, got {value!r}", self.where("constrain"))
-        return "; ".join(listed)
+        text = "; ".join(listed)
+        try:
+            parse_constraints(text)
+        except CompileError as e:
+            raise CompileError(e.message, self.where("constrain")) from None
+        return text
 
     def _shape(self, table: Mapping[str, Any], number: int | None) -> tuple[int, ...]:
         text = table.get("mesh", "")

@@ -10,7 +10,7 @@ run the same code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
+from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.passes.registry import Pass, option, register
@@ -96,6 +97,7 @@ class _Road:
     options: PlanOptions
     progress: Progress | None
     stop_after: str
+    layered: dict[int, Attempt] = field(default_factory=dict)
 
     def run(self, module: ir.Module, texts: Sequence[str], remarks: list[Remark]) -> bool:
         """Run passes; True where the last one to run was among them."""
@@ -122,12 +124,12 @@ class _Road:
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting))
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
-        failed: CompileError | None = None
+        failed: DoesNotFit | None = None
         for row, attempt in choice.ranked():
             module, remarks = clone_module(attempt.module), list(attempt.remarks)
             try:
                 self.run(module, self.rest(row) if self.stop_after != "alpa-stages" else [], remarks)
-            except CompileError as error:
+            except DoesNotFit as error:
                 choice.reject(row, error)
                 failed = failed or error
                 continue
@@ -154,12 +156,30 @@ class _Road:
 
     def attempt(self, normal: ir.Module, setting: Setting) -> Attempt:
         """Stages under one setting."""
-        module, remarks = clone_module(normal), list[Remark]()
+        layered = self._layers(normal, setting)
+        if layered.error is not None or self.stop_after in EARLY:
+            return replace(layered, setting=setting)
+        module, remarks = clone_module(layered.module), list(layered.remarks)
         try:
-            self.run(module, self.until_stages(normal, setting), remarks)
+            self.run(module, self.until_stages(setting), remarks)
         except CompileError as error:
             return Attempt(setting, module, error=error)
         return Attempt(setting, module, tuple(remarks))
+
+    def _layers(self, normal: ir.Module, setting: Setting) -> Attempt:
+        """Level 3 with a number of microbatches; the last one is kept, for other settings of the same number."""
+        known = self.layered.get(setting.microbatches)
+        if known is not None:
+            return known
+        module, remarks = clone_module(normal), list[Remark]()
+        self.layered.clear()
+        error: CompileError | None = None
+        try:
+            self.run(module, self.until_layers(normal, setting), remarks)
+        except CompileError as found:
+            error = found
+        self.layered[setting.microbatches] = Attempt(setting, module, tuple(remarks), error)
+        return self.layered[setting.microbatches]
 
     def counts(self, normal: ir.Module) -> list[int]:
         """Numbers of microbatches to choose from."""
@@ -171,16 +191,22 @@ class _Road:
         size = batch_size(normal)
         return [m for m in (2**k for k in range(MOST_MICROBATCHES.bit_length())) if size % m == 0] or [1]
 
-    def until_stages(self, normal: ir.Module, setting: Setting) -> list[str]:
-        """The passes from level 1 to level 4."""
+    def until_layers(self, normal: ir.Module, setting: Setting) -> list[str]:
+        """The passes from level 1 to level 3."""
         options = self.options
         stages = len(stage_entries(normal)) if alpa.STAGES in normal.operation.attributes else 0
         allowed = options.allow_per_microbatch_statistics
-        kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
-        remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
         return [
             _text("alpa-microbatch", count=setting.microbatches, allow_per_microbatch_statistics=allowed),
             _text("alpa-layers", count=options.layers, stages=options.stages or stages),
+        ]
+
+    def until_stages(self, setting: Setting) -> list[str]:
+        """The passes from level 3 to level 4."""
+        options = self.options
+        kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
+        remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
+        return [
             *remat,
             _text(
                 "alpa-stages",

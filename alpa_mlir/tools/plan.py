@@ -258,6 +258,7 @@ def _decided(options: PlanOptions, plan: ManualPlan, path: str) -> PlanOptions:
         layers=options.layers or plan.layers,
         schedule=options.schedule if options.schedule != "auto" else plan.schedule or "auto",
         remat=options.remat if options.remat != "auto" else plan.remat or "auto",
+        constrain="; ".join(text for text in (options.constrain, plan.constrain) if text),
     )
 
 

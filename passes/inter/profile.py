@@ -28,6 +28,7 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
+from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 
@@ -193,7 +194,7 @@ class StageSearch:
                 self.module.operation.location,
             )
         limit = self.memory or self.cluster.memory
-        return CompileError(
+        return DoesNotFit(
             f"no plan fits in {limit / 1e6:.6g} MB per device: the smallest stage that was too large needs at least "
             f"{min(largest) / 1e6:.6g} MB (more devices, more microbatches or more memory would help)",
             self.module.operation.location,

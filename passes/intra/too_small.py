@@ -12,6 +12,7 @@ from itertools import combinations
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.passes.intra.constraints import Constraint
 from alpa_mlir.passes.intra.graph import StageGraph
+from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program
 
 Least = Callable[[Sequence[Constraint]], float]
@@ -45,7 +46,7 @@ def too_small(
         f"alive at the peak: {_words(program, graph, v)}, {size / 1e6:.6g} MB" for size, v in largest
     ]
     mesh = "x".join(map(str, graph.enumerator.mesh.shape))
-    return CompileError(
+    return DoesNotFit(
         f"stage {stage} does not fit in {limit / 1e6:.6g} MB per device on mesh {mesh}: it needs at least "
         f"{least_bytes(graph) / 1e6:.6g} MB",
         _location(program, graph, [v for _, v in largest]),

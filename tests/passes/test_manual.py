@@ -59,6 +59,7 @@ def test_listed_stages() -> None:
         ('remat = "0"', 'schedule = "zigzag"', "3:1", "schedule must be one of 1f1b"),
         ('remat = "0"', 'remat = "some"', "3:1", "remat must be none, full or numbers"),
         ('remat = "0"', "constrain = [1]", "3:1", "text or a list of texts"),
+        ('remat = "0"', 'constrain = "x=fast"', "3:1", "data, zero1, zero2, zero3"),
         ('remat = "0"', "stages = 2", "3:1", r"stages = N and mesh, or lists each \[\[stage\]\]"),
         ('mesh = "4"', 'mesh = "4by"', "11:1", "a mesh is written as 2x4"),
         ('mesh = "4"', "", "9:1", "a mesh is written as 2x4"),

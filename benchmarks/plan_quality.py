@@ -1,0 +1,227 @@
+"""Plan quality: the planner's step against hand-written plans and ablations, priced by the same simulator.
+
+    python -m benchmarks.plan_quality [--family gpt moe wide_resnet] [--gpus 1 4 8] [--rivals data …] [--json FILE]
+
+The pairs are the Alpa paper's: GPT, GShard MoE and Wide-ResNet of growing size on 1 to 64 V100s (p3.16xlarge).
+For each pair the planner chooses everything; the rivals are fixed by stages, meshes and constraints in the same IR:
+
+    grid       Megatron-LM: pipeline x data x tensor parallel, equal stages, 1F1B; the best point of the grid
+    expert     DeepSpeed's MoE: experts split over all devices, the batch too, optimizer state where the solver puts it
+    data       data parallel
+    zero2/3    data parallel with optimizer state (and parameters) split over all devices
+    inter      one device per stage
+    intra      one stage on all devices
+
+Rivals choose the number of microbatches and rematerialisation as the planner does.  The table shows predicted
+milliseconds of a step and, for rivals, the ratio to the planner's: below 1 is a planner bug.  A rival that does not
+fit in memory loses.  Planning uses the process's CPU seconds printed in the last column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from jaxlib.mlir import ir
+from rich.console import Console
+from rich.table import Table
+
+from alpa_mlir.dialect.context import clone_module, functions, make_context, parse_module, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.lowering import lower
+from alpa_mlir.models import MODELS
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster
+from alpa_mlir.passes.manual import ManualStage, write_stages
+from alpa_mlir.planner import PlanOptions, plan
+from alpa_mlir.tools.plan_summary import PlanSummary, summarize
+
+PAIRS = {
+    "gpt": (("350M", 1), ("1.3B", 4), ("2.6B", 8), ("6.7B", 16), ("15B", 32), ("39B", 64)),
+    "moe": (("380M", 1), ("1.3B", 4), ("2.4B", 8), ("10B", 16), ("27B", 32), ("70B", 64)),
+    "wide_resnet": (("250M", 1), ("1B", 4), ("2B", 8), ("4B", 16), ("6.8B", 32), ("13B", 64)),
+}
+BATCH = {"gpt": 1024, "moe": 1024, "wide_resnet": 1536}
+RIVALS = ("grid", "expert", "data", "zero2", "zero3", "inter", "intra")
+TIE = 1e-3
+"""Ratios down to 1 - TIE are ties: the search ends at a proven gap."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One plan of a pair: what it is, its predicted seconds, how it looks, or why it cannot be."""
+
+    family: str
+    size: str
+    gpus: int
+    name: str
+    seconds: float | None
+    looks: str
+    cpu_seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A plan to compare with: options, and stages where they are fixed."""
+
+    name: str
+    options: PlanOptions
+    stages: tuple[ManualStage, ...] = ()
+
+
+def cluster_of(gpus: int) -> Cluster:
+    """So many V100s, eight a node."""
+    return load_cluster("p3.16xlarge").with_sizes(max(1, gpus // 8), min(gpus, 8))
+
+
+def program(family: str, size: str, gpus: int, batch: int) -> ir.Module:
+    """The training step of a model, abstract."""
+    model = MODELS[family]
+    config = replace(model.presets[size], batch=batch)
+    return parse_module(print_module(lower(model.build(config))), make_context(), family)
+
+
+def rivals(family: str, gpus: int, module: ir.Module, base: PlanOptions) -> Iterator[Rival]:
+    """The rivals that make sense for a pair; the grid yields one per point."""
+    if gpus == 1:
+        return
+    whole = str(gpus)
+    yield from _grid(family, gpus, base)
+    if family == "moe":
+        yield Rival("expert", replace(base, mesh=whole, constrain=_expert_parallel(module)))
+    yield Rival("data", replace(base, mesh=whole, constrain="x=data"))
+    yield Rival("zero2", replace(base, mesh=whole, constrain="x=zero2"))
+    yield Rival("zero3", replace(base, mesh=whole, constrain="x=zero3"))
+    yield Rival("inter", replace(base, stages=gpus))
+    yield Rival("intra", replace(base, stages=1))
+
+
+def _grid(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
+    """Pipeline x data x tensor: tensor parallel within a node, not for convolutions."""
+    powers = [2**k for k in range(gpus.bit_length()) if gpus % 2**k == 0]
+    for pipeline in powers:
+        for tensor in [t for t in powers if t <= 8 and pipeline * t <= gpus and (t == 1 or family != "wide_resnet")]:
+            data = gpus // pipeline // tensor
+            if (pipeline, tensor) == (1, 1):
+                continue
+            axes = [(data, "data"), (tensor, "tensor")]
+            kept = [(n, use) for n, use in axes if n > 1]
+            constrain = "; ".join(f"{axis}={use}" for axis, (_, use) in zip("xy", kept, strict=False))
+            shape = tuple(n for n, _ in kept) or (1,)
+            size = data * tensor
+            stages = tuple(ManualStage(shape, tuple(range(s * size, (s + 1) * size))) for s in range(pipeline))
+            options = replace(base, schedule="1f1b", constrain=constrain)
+            yield Rival(f"grid {pipeline}x{data}x{tensor}", options, stages)
+
+
+def _expert_parallel(module: ir.Module) -> str:
+    """The batch and the experts' weights (and their optimizer state) on axis x."""
+    block = functions(module)["main"].regions[0].blocks[0]
+    found = []
+    for number, value in enumerate(block.arguments):
+        name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
+        rank = len(ir.RankedTensorType(value.type).shape)
+        if "['experts']" in name and "gate" not in name:
+            found.append(f"arg{number}=[{{x}}{',{}' * (rank - 1)}]")
+    return "; ".join(found)
+
+
+def run(rival: Rival, module: ir.Module, pair: tuple[str, str, int]) -> Outcome:
+    """Plan one rival."""
+    begin = time.process_time()
+    copy = clone_module(module)
+    if rival.stages:
+        write_stages(copy, rival.stages)
+    try:
+        summary = summarize(plan(copy, rival.options))
+        return Outcome(*pair, rival.name, summary.step_seconds, _looks(summary), time.process_time() - begin)
+    except CompileError as e:
+        return Outcome(*pair, rival.name, None, "", time.process_time() - begin, e.message)
+
+
+def _looks(summary: PlanSummary) -> str:
+    meshes = ["x".join(map(str, s.mesh)) for s in summary.stages]
+    same = f"{len(meshes)} of {meshes[0]}" if len(set(meshes)) == 1 else ", ".join(meshes)
+    remat = ", remat" if summary.remat else ""
+    return f"{same}, M {summary.microbatches}, {summary.schedule}{remat}"
+
+
+def compare(family: str, size: str, gpus: int, wanted: Sequence[str], layers: int, batch: int) -> list[Outcome]:
+    """The planner first, then the rivals; of the grid its best point."""
+    pair = (family, size, gpus)
+    module = program(family, size, gpus, batch or BATCH[family])
+    statistics = family == "wide_resnet"
+    base = PlanOptions(cluster_of(gpus), layers=layers, allow_per_microbatch_statistics=statistics)
+    found = [run(Rival("planner", base), module, pair)]
+    points: list[Outcome] = []
+    for rival in rivals(family, gpus, module, base):
+        if rival.name.split()[0] in wanted:
+            outcome = run(rival, module, pair)
+            (points if rival.name.startswith("grid ") else found).append(outcome)
+            print(f"{outcome.name}: {outcome.seconds} {outcome.looks}{outcome.error}", file=sys.stderr, flush=True)
+    if points:
+        fitting = [p for p in points if p.seconds is not None]
+        best = min(fitting, key=lambda p: p.seconds or 0.0) if fitting else points[0]
+        found.insert(1, replace(best, cpu_seconds=sum(p.cpu_seconds for p in points)))
+    return found
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """One row per plan."""
+    shown = Table(title="predicted step of hand-written plans and ablations against the planner's")
+    for column in ("model", "GPUs", "plan", "ms", "ratio", "stages, microbatches, schedule", "CPU s"):
+        shown.add_column(column, justify="left" if column in ("model", "plan") else "right")
+    planner = {(o.family, o.size, o.gpus): o.seconds for o in outcomes if o.name == "planner"}
+    for o in outcomes:
+        ours = planner[o.family, o.size, o.gpus]
+        ratio = f"{o.seconds / ours:.3f}" if o.seconds and ours else "does not fit" if o.error else ""
+        milliseconds = f"{1e3 * o.seconds:.5g}" if o.seconds else ""
+        words = o.looks or o.error[:70]
+        shown.add_row(f"{o.family} {o.size}", str(o.gpus), o.name, milliseconds, ratio, words, f"{o.cpu_seconds:.0f}")
+    return shown
+
+
+def losses(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Rivals that beat the planner."""
+    planner = {(o.family, o.size, o.gpus): o.seconds for o in outcomes if o.name == "planner"}
+    beaten = []
+    for o in outcomes:
+        ours = planner[o.family, o.size, o.gpus]
+        if o.seconds is not None and (ours is None or o.seconds < (1 - TIE) * ours):
+            beaten.append(o)
+    return beaten
+
+
+def main() -> int:
+    """Print the table; exit 1 where a rival wins."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
+    parser.add_argument("--gpus", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS))
+    parser.add_argument("--layers", type=int, default=0, help="layers to cut stages from (default: the planner's)")
+    parser.add_argument("--batch", type=int, default=0, help="global batch (default: the paper's)")
+    parser.add_argument("--size", help="a preset of the model instead of the paper's for the number of GPUs")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    outcomes: list[Outcome] = []
+    for family in options.family:
+        for size, gpus in PAIRS[family]:
+            if gpus in options.gpus:
+                chosen = options.size or size
+                outcomes += compare(family, chosen, gpus, options.rivals, options.layers, options.batch)
+                if options.json:
+                    Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")
+    Console(width=150).print(table(outcomes))
+    beaten = losses(outcomes)
+    for o in beaten:
+        print(f"{o.name} beats the planner on {o.family} {o.size}, {o.gpus} GPUs: a planner bug")
+    return 1 if beaten else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
