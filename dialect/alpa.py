@@ -36,6 +36,7 @@ STATISTICS = "alpa.statistics"
 NONNEGATIVE = "alpa.nonnegative"
 REMAT = "alpa.remat"
 REPEATS = "alpa.repeats"
+LAYOUT = "alpa.layout"
 CONSIDERED = "alpa.considered"
 
 ROLES = ("state", "batch", "constant")
@@ -112,6 +113,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V21", CONSIDERED, "array of {microbatches, schedule, remat, …}", ("module",),
                 "the plans that were compared: their predicted seconds and bytes per device, or why they cannot be",
                 lambda a: isinstance(a, ir.ArrayAttr)),
+    Declaration("V22", LAYOUT, "{groups, cuts}", ("module",), "how often, while a plan is searched, layers stand for more of the program, and where it is cut",
+                lambda a: isinstance(a, ir.DictAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

@@ -24,7 +24,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes.inter.profile import count_layers
+from alpa_mlir.passes.inter.layout import count_layers
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.passes.registry import Pass, option, register
 

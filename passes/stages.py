@@ -1,7 +1,7 @@
 """`alpa-stages`: which layers form a stage, and on which submesh it runs.
 
 The stage dynamic program (`inter/dp.py`: Alpa, OSDI'22, §5.2) chooses cuts and submeshes together, with the optimum
-of the intra-operator program as the cost of a stage (`inter/profile.py`).  The decision is written as
+of the intra-operator program as the cost of a stage (`inter/search.py`).  The decision is written as
 `alpa.stage` on ops and arguments (`inter/placement.py`) and as one `sdy.mesh` per stage.
 """
 
@@ -23,9 +23,11 @@ from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.interleave import CHUNKS, interleave
+from alpa_mlir.passes.inter.layout import count_layers
+from alpa_mlir.passes.inter.meshes import submesh_shapes
 from alpa_mlir.passes.inter.placement import place
-from alpa_mlir.passes.inter.profile import InFlight, StageSearch, count_layers, submesh_shapes
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
+from alpa_mlir.passes.inter.search import InFlight, StageSearch
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.registry import Pass, option, register
@@ -157,8 +159,9 @@ class Stages(Pass):
         search = StageSearch(module, cluster, in_flight, solver=self.solver, whole_sums=self.whole_sums)
         found = search.run(counts)
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
-        stages = []
-        for choice, mesh, devices_of in zip(found.stages, meshes, _pack(meshes, cluster), strict=True):
+        stages, devices_of_stages = [], search.place(found)
+        assert devices_of_stages is not None
+        for choice, mesh, devices_of in zip(found.stages, meshes, devices_of_stages, strict=True):
             known = (search.cost_of(choice), search.parts_of(choice))
             stages.append(Stage(choice.first, choice.last, mesh, devices_of, *known))
         return stages, found.cost
@@ -227,21 +230,6 @@ def _single_stage(text: str, cluster: Cluster, layers: int, stages: int) -> Stag
     if stages > 1:
         raise CompileError(f"the mesh {text} makes one stage, but stages={stages}")
     return Stage(0, layers - 1, Mesh.from_shape("stage_0", shape), tuple(range(cluster.device_count)))
-
-
-def _pack(meshes: Sequence[Mesh], cluster: Cluster) -> list[tuple[int, ...]]:
-    """Consecutive devices for each stage: large stages first, equal ones in order of stages.
-
-    Sizes within a node divide one another and larger ones are whole nodes, so no stage straddles a node.
-    """
-    order = sorted(range(len(meshes)), key=lambda s: (-meshes[s].device_count, s))
-    found: dict[int, tuple[int, ...]] = {}
-    first = 0
-    for s in order:
-        found[s] = tuple(range(first, first + meshes[s].device_count))
-        first += meshes[s].device_count
-    assert first == cluster.device_count
-    return [found[s] for s in range(len(meshes))]
 
 
 def _write(module: ir.Module, cluster: Cluster, stages: Sequence[Stage], seconds: float | None) -> None:

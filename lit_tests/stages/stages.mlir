@@ -5,7 +5,7 @@
 // Two layers on two devices in two stages; both on one mesh; and one device, where nothing can be gained by a cut.
 
 // CHECK: alpa.cost = {{.*}}alpa.level = "staged"
-// CHECK-SAME: alpa.stages = [{devices = array<i64: 0>, layers = array<i64: 0, 0>, memory_bytes = {{[0-9]+}} : i64, mesh = "stage_0", microbatch_seconds = {{.*}} {devices = array<i64: 1>, layers = array<i64: 1, 1>
+// CHECK-SAME: alpa.stages = [{devices = array<i64: 0>, estimate = {{.*}}, layers = array<i64: 0, 0>, memory_bytes = {{[0-9]+}} : i64, mesh = "stage_0", microbatch_seconds = {{.*}} {devices = array<i64: 1>, estimate = {{.*}}, layers = array<i64: 1, 1>
 // CHECK: sdy.mesh @stage_0 = <["x"=1]>
 // CHECK-NEXT: sdy.mesh @stage_1 = <["x"=1]>
 // CHECK: func.func private @microbatch(
@@ -30,7 +30,7 @@
 // MESH: sdy.mesh @stage_0 = <["x"=2, "y"=2]>
 // MESH-NOT: alpa.stage = 1
 
-// ONE: alpa.stages = [{devices = array<i64: 0>, layers = array<i64: 0, 1>
+// ONE: alpa.stages = [{devices = array<i64: 0>, estimate = {{.*}}, layers = array<i64: 0, 1>
 // ONE-NOT: @stage_1
 
 module attributes {alpa.level = "layered", alpa.microbatches = 2 : i64} {

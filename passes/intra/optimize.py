@@ -27,6 +27,8 @@ GAP = 2e-3
 PERIODS = (1, 2, 4, 0)
 """Every p-th of the nodes that look alike is tied, for each p in turn until the gap is small; 0: none is."""
 SWEEPS = 40
+NEAR, MOST_SWEEPS, ROUNDING = 1e-3, 100, 5
+"""What is near enough, how many sweeps are tried to get there, and after how many of them the result is rounded."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,33 @@ def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
     if free.peak <= limit * (1 + 1e-9):
         return free
     return _within_memory(graph, limit, solver, free)
+
+
+def labelling(graph: StageGraph) -> tuple[int, ...]:
+    """A labelling that is cheap without a memory limit: what repeats is tied, and that solved to `NEAR` of a bound,
+    if `MOST_SWEEPS` get there."""
+    shared = SharedGraph.of(graph)
+    shared.eliminate()
+    tying = Tying.of(shared)
+    problem = tying.apply()
+    tied = SharedGraph.of_problem(problem.costs, problem.edges)
+    tied.eliminate()
+    return shared.invert(tying.invert(tied.invert(_near_optimum(tied))))
+
+
+def _near_optimum(graph: SharedGraph) -> dict[int, int]:
+    sweeps = Sweeps(graph)
+    best = _Best({})
+    for count in range(MOST_SWEEPS if graph.left else 0):
+        sweeps.sweep(forward=True)
+        sweeps.sweep(forward=False)
+        if count % ROUNDING == ROUNDING - 1:
+            for forward in (True, False):
+                labels = sweeps.rounded(forward)
+                best.offer(labels, sweeps.descend(labels))
+            if best.cost - sweeps.bound() <= NEAR * abs(best.cost):
+                break
+    return best.labels
 
 
 @dataclass

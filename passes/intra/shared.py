@@ -9,7 +9,7 @@ stays recognisable: equal layers are left with equal numbers, which is what `tyi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,6 +128,16 @@ class SharedGraph:
         shared = SharedGraph(tables, [numbers[0][id(c)] for c in graph.costs], [{} for _ in graph.nodes])
         for (u, v), kind in zip(graph.ends.tolist(), graph.kinds.tolist(), strict=True):
             shared._add(u, v, numbers[1][kind])
+        return shared
+
+    @staticmethod
+    def of_problem(costs: Sequence[Array], edges: Mapping[tuple[int, int], Array]) -> SharedGraph:
+        """The nodes and edges (u < v) of a problem."""
+        total = sum(_largest(a) for a in (*costs, *edges.values()))
+        tables = Tables(1.0 + 2.0 * total)
+        shared = SharedGraph(tables, [tables.add(tables.finite(c)) for c in costs], [{} for _ in costs])
+        for (u, v), matrix in sorted(edges.items()):
+            shared._add(u, v, tables.add(tables.finite(matrix)))
         return shared
 
     def _add(self, u: int, v: int, table: int) -> None:

@@ -1,0 +1,194 @@
+"""Which layers of a module follow one another in the whole program, and which layers the stage search cuts between.
+
+A module that is the whole program is its own layout. A folded one (`fold.py`) holds a layer once that stands for
+many; its layout lists the layers in the order of the whole program, a repeated group as often as it occurs, and
+gives each place in that order a *search layer*: the grain at which stages are cut.
+
+A range of search layers then costs what its places cost, and values enter it over its two borders: `Layout.sums` adds
+up per-layer figures, `Layout.entries` counts how often a value enters each range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions
+
+Ids = npt.NDArray[np.int64]
+Table = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers `first` … `last` of a module stand for `copies` more of the same after them."""
+
+    first: int
+    last: int
+    copies: int
+
+    @property
+    def size(self) -> int:
+        """Layers of one copy."""
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A value between layers: the layer that makes it and those that use it, ascending."""
+
+    made: int
+    used: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`layers` of the module, in `groups` (ascending, disjoint); `cuts`: the first place of each search layer."""
+
+    layers: int
+    groups: tuple[Group, ...] = ()
+    cuts: tuple[int, ...] = ()
+
+    @cached_property
+    def order(self) -> Ids:
+        """The layer of the module at each place of the whole program."""
+        order = list(range(self.layers))
+        for group in reversed(self.groups):
+            copy = order[group.first : group.last + 1]
+            order[group.last + 1 : group.last + 1] = copy * group.copies
+        return np.array(order, dtype=np.int64)
+
+    @cached_property
+    def search(self) -> Ids:
+        """The search layer of each place; without cuts each place is one."""
+        places = np.arange(len(self.order))
+        if not self.cuts:
+            return places
+        return np.searchsorted(np.array(self.cuts), places, side="right") - 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether the module is the whole program and every layer a search layer."""
+        return not self.groups and not self.cuts
+
+    @property
+    def count(self) -> int:
+        """Number of search layers."""
+        return len(self.cuts) or len(self.order)
+
+    @cached_property
+    def times(self) -> Ids:
+        """How often each layer of the module occurs."""
+        return np.bincount(self.order, minlength=self.layers)
+
+    @cached_property
+    def membership(self) -> Table:
+        """[search layers, layers]: how often a search layer holds a layer of the module."""
+        table = np.zeros((self.count, self.layers))
+        np.add.at(table, (self.search, self.order), 1.0)
+        return table
+
+    def sums(self, per_layer: Table) -> Table:
+        """[i, j]: the sum over search layers i … j of figures given per layer of the module."""
+        total = np.concatenate([[0.0], np.cumsum(self.membership @ per_layer)])
+        return np.triu(total[None, 1:] - total[:-1, None])
+
+    def entries(self, flow: Flow) -> Table:
+        """[i, j]: how many copies of the value enter the search layers i … j from outside."""
+        corners = np.zeros((self.count + 1, self.count + 1))
+        for made, used in self.copies(flow):
+            home = int(self.search[made])
+            users = sorted({int(self.search[u]) for u in used})
+            _add_ranges(corners, home, [u for u in users if u > home])
+            _add_ranges_below(corners, home, [u for u in users if u < home])
+        return corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+
+    def copies(self, flow: Flow) -> list[tuple[int, tuple[int, ...]]]:
+        """The value's copies in the whole program, as places: where each is made and where it is used."""
+        found = [(flow.made, flow.used)]
+        for group in reversed(self.groups):
+            found = [copy for made, used in found for copy in _spread(group, made, used)]
+        return found
+
+
+def read_layout(module: ir.Module) -> Layout:
+    """The layout of a level-3 module: what `alpa.layout` says, or else its layers as they are."""
+    layers = count_layers(module)
+    if alpa.LAYOUT not in module.operation.attributes:
+        return Layout(layers)
+    entry = ir.DictAttr(module.operation.attributes[alpa.LAYOUT])
+    groups = tuple(Group(*ir.DenseI64ArrayAttr(g)) for g in ir.ArrayAttr(entry["groups"]))
+    return Layout(layers, groups, tuple(ir.DenseI64ArrayAttr(entry["cuts"])))
+
+
+def write_layout(module: ir.Module, layout: Layout) -> None:
+    """Write `alpa.layout`."""
+    context = module.context
+    groups = [ir.DenseI64ArrayAttr.get([g.first, g.last, g.copies], context=context) for g in layout.groups]
+    entries = {
+        "groups": ir.ArrayAttr.get(groups, context=context),
+        "cuts": ir.DenseI64ArrayAttr.get(list(layout.cuts), context=context),
+    }
+    module.operation.attributes[alpa.LAYOUT] = ir.DictAttr.get(entries, context=context)
+
+
+def count_layers(module: ir.Module) -> int:
+    """Number of layers of a level-3 module: the highest `alpa.layer` of @microbatch plus one."""
+    body = functions(module)["microbatch"].regions[0].blocks[0]
+    return 1 + max((alpa.get_int(op, alpa.LAYER) or 0 for op in body.operations), default=0)
+
+
+def _spread(group: Group, made: int, used: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """One value once a group has been written out.
+
+    What a copy of the group makes, it and its neighbours use. What is made outside is used by the copy next to it,
+    or by all copies alike: so it is if the group and the layers beyond it use it at the same place.
+    """
+    size, shift = group.size, group.size * group.copies
+
+    def place(layer: int) -> int:
+        return layer + shift if layer > group.last else layer
+
+    if group.first <= made <= group.last:
+        near = [u for u in used if group.first - size <= u <= group.last + size]
+        found = []
+        for t in range(group.copies + 1):
+            far = [u for u in used if u not in near and (t == 0 if u < group.first else t == group.copies)]
+            moved = [u + t * size for u in near] + [place(u) for u in far]
+            found.append((made + t * size, tuple(sorted(moved))))
+        return found
+    below = made < group.first
+    inside = [u for u in used if group.first <= u <= group.last]
+    places = {place(u) for u in used if u not in inside}
+    for u in inside:
+        everywhere = (u + size if below else u - size) in used
+        places.update(
+            u + t * size for t in range(group.copies + 1) if everywhere or t == (0 if below else group.copies)
+        )
+    return [(place(made), tuple(sorted(places)))]
+
+
+def _add_ranges(corners: Table, home: int, users: Sequence[int]) -> None:
+    """Ranges above `home` that hold a user: counted at the first user from i on, i in (previous user or home, user]."""
+    before = home
+    for user in users:
+        corners[before + 1, user] += 1
+        corners[user + 1, user] -= 1
+        before = user
+
+
+def _add_ranges_below(corners: Table, home: int, users: Sequence[int]) -> None:
+    """Ranges below `home` that hold a user: j in [user, next user or home), i up to the user."""
+    after = home
+    for user in reversed(users):
+        corners[0, user] += 1
+        corners[0, after] -= 1
+        corners[user + 1, user] -= 1
+        corners[user + 1, after] += 1
+        after = user

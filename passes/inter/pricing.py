@@ -1,0 +1,323 @@
+"""What every range of layers would cost on a mesh, from one labelling of the whole program on that mesh.
+
+A candidate stage is the intra-operator program of some layers on a submesh. Layers are much alike, so what is best
+for one range is best for others: here the *whole* program is solved once per mesh (tied, so that its size is that of
+its distinct layers), and any range of layers is priced under that labelling by adding up: an op's seconds and those
+of the reshards into it belong to its layer; a value made outside the range and used inside arrives by a transfer, in
+the sharding in which it was made. What fits depends on the range and on the microbatches in flight, so the
+whole program is solved again with a price on each byte held (Lagrange; seconds per byte): higher prices give
+labellings that hold less. Each entry takes the cheapest labelling that fits.
+
+    memory of layers i … j with q microbatches in flight = Σ stored + max(q·Σ kept + working, updating)
+
+All of these labellings can be run, so a price is the cost of a plan, but for the borders of the range, which its own
+optimum would treat better. The stages of the partition chosen are priced exactly afterwards (`search.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.costs.communication import transfer_cost
+from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
+from alpa_mlir.passes.intra.graph import Node, StageGraph, build_graph
+from alpa_mlir.passes.intra.optimize import labelling
+from alpa_mlir.passes.intra.program import Program
+from alpa_mlir.passes.intra.stage_parts import StageParts
+from alpa_mlir.passes.intra.strategies import Enumerator, StrategySet
+
+Flags = npt.NDArray[np.bool_]
+OFTEN = ("microbatch", "main")
+"""Functions that run once per microbatch."""
+PRICES = (0.03, 0.12, 0.5, 2.0, 8.0, 1000.0)
+"""Prices on memory, as the part of a stage's seconds that its whole memory would cost."""
+
+
+PARTS = ("forward", "backward", "weight", "receive_forward", "receive_backward", "update")
+"""Where seconds go, as in `StageParts`; the last once per step, the others once per microbatch."""
+UPDATE = PARTS.index("update")
+_ARRIVALS = {p: PARTS.index("receive_forward" if p == "forward" else "receive_backward") for p in PARTS[:3]}
+
+
+@dataclass(frozen=True, eq=False)
+class RangePrices:
+    """Prices of all ranges of search layers [i, j] under one labelling.
+
+    `seconds[part]` (see PARTS) of one microbatch or one update; bytes per device: `stored` always, `kept` for each
+    microbatch in flight, besides them `working` while a microbatch runs, `updating` while the update does.
+    """
+
+    seconds: Table
+    stored: Table
+    kept: Table
+    working: Table
+    updating: Table
+
+    @cached_property
+    def repeated(self) -> Table:
+        """Seconds of one microbatch."""
+        result: Table = self.seconds[:UPDATE].sum(axis=0)
+        return result
+
+    @property
+    def once(self) -> Table:
+        """Seconds once per step."""
+        result: Table = self.seconds[UPDATE]
+        return result
+
+    def step(self, microbatches: int) -> float:
+        """Seconds of a step of all layers on this mesh."""
+        return float(self.repeated[0, -1] * microbatches + self.once[0, -1])
+
+    def memory(self, in_flight: int) -> Table:
+        """Bytes per device with so many microbatches in flight."""
+        result: Table = self.stored + np.maximum(in_flight * self.kept + self.working, self.updating)
+        return result
+
+    def parts(self, i: int, j: int) -> StageParts:
+        """One range taken apart."""
+        seconds = dict(zip(PARTS, self.seconds[:, i, j].tolist(), strict=True))
+        bytes_held = {f"{k}_bytes": float(getattr(self, k)[i, j]) for k in ("stored", "kept", "working")}
+        return StageParts(**seconds, **bytes_held)
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """What prices need of the graph of the whole program beside its costs: the same on every mesh.
+
+    Per node: its `layer`, the `part` (number in PARTS) that its seconds belong to, the part that a transfer of its
+    value belongs to (`arrival`), whether its value is `stored` always, is `kept` per microbatch in flight.
+    Per edge: layer and part of its consumer.
+    """
+
+    layout: Layout
+    layer: Ids
+    part: Ids
+    arrival: Ids
+    stored: Flags
+    kept: Flags
+    edge_layer: Ids
+    edge_part: Ids
+    values: tuple[tuple[int, int], ...]
+    """(node, result) of values used in other layers than their own."""
+    entries: Table
+    """[values, ranges]: how many copies of each enter a range of search layers."""
+
+
+def read_skeleton(graph: StageGraph, program: Program, layout: Layout) -> Skeleton:
+    """From the graph of the whole program with two microbatches in flight."""
+    layer = np.array(_layers_of_nodes(graph, program), dtype=np.int64)
+    part = np.array(_parts_of_nodes(graph, program), dtype=np.int64)
+    kinds = [graph.enumerator.edge_kinds[k] for k in graph.kinds.tolist()]
+    once = np.array([k.function not in OFTEN for k in kinds], dtype=bool)
+    used: dict[tuple[int, int], set[int]] = {}
+    for (u, v), kind in zip(graph.ends.tolist(), kinds, strict=True):
+        if layer[u] != layer[v] and not _from_host(graph.nodes[u]):
+            used.setdefault((u, kind.result), set()).add(int(layer[v]))
+    flows = [Flow(int(layer[u]), tuple(sorted(layers))) for (u, _), layers in used.items()]
+    counted = {flow: layout.entries(flow).ravel() for flow in dict.fromkeys(flows)}
+    kept = np.zeros(len(graph.nodes), dtype=bool)
+    for spans in graph.moments.spans:
+        kept[spans.node[spans.kept > 0]] = True
+    stored = np.zeros(len(graph.nodes), dtype=bool)
+    stored[graph.moments.stored] = True
+    arrival = np.array([_ARRIVALS.get(PARTS[p], UPDATE) for p in part.tolist()], dtype=np.int64)
+    reader = graph.ends[:, 1]
+    # A result stored in a slot is resharded where it is made.
+    payer = np.where(_is_slot(graph)[reader], graph.ends[:, 0], reader)
+    return Skeleton(
+        layout,
+        layer,
+        part,
+        arrival,
+        stored,
+        kept,
+        layer[reader],
+        np.where(once, UPDATE, part[payer]),
+        tuple(used),
+        np.array([counted[flow] for flow in flows]).reshape(len(flows), -1),
+    )
+
+
+def _is_slot(graph: StageGraph) -> Flags:
+    return np.array([n.source.op < 0 and not n.incoming for n in graph.nodes], dtype=bool)
+
+
+def _parts_of_nodes(graph: StageGraph, program: Program) -> list[int]:
+    """The part of each node; weight: backward ops that no op of another layer waits for."""
+    awaited: set[int] = set()
+    for op in reversed(program.ops):
+        if op.function == "microbatch":
+            for source in op.operands:
+                if source.op >= 0 and (op.number in awaited or program.ops[source.op].layer != op.layer):
+                    awaited.add(source.op)
+    found = []
+    for node in graph.nodes:
+        if node.source.op < 0 or node.function not in OFTEN:
+            found.append(UPDATE)
+            continue
+        phase = program.ops[node.source.op].phase or "forward"
+        weight = phase == "backward" and node.source.op not in awaited
+        found.append(PARTS.index("weight" if weight else phase))
+    return found
+
+
+def _from_host(node: Node) -> bool:
+    return node.source.slot.startswith("batch") or node.source.slot == "index"
+
+
+def _layers_of_nodes(graph: StageGraph, program: Program) -> list[int]:
+    """Ops know their layer; a stored value lives where it is made, or else with its first user."""
+    made = {f.slot: program.ops[f.source.op].layer for f in program.feeds if f.source.op >= 0}
+    lowest: dict[int, int] = {}
+    for u, v in graph.ends.tolist():
+        op = graph.nodes[v].source.op
+        if op >= 0:
+            lowest[u] = min(program.ops[op].layer, lowest.get(u, program.ops[op].layer))
+    found = []
+    for number, node in enumerate(graph.nodes):
+        if node.source.op >= 0:
+            found.append(program.ops[node.source.op].layer)
+        else:
+            found.append(made.get(node.source.slot, lowest.get(number, 0)))
+    return [max(0, k) for k in found]
+
+
+class Pricer:
+    """Prices ranges of layers of one module (level 3) on the meshes of one cluster."""
+
+    def __init__(self, program: Program, cluster: Cluster, layout: Layout) -> None:
+        self.program, self.cluster, self.layout = program, cluster, layout
+        self.skeleton: Skeleton | None = None
+
+    def prices(self, mesh: Mesh, in_flight: int, share: float) -> Iterator[RangePrices]:
+        """Prices under one labelling after another, each holding less memory than the one before.
+
+        `in_flight`: how many microbatches are reckoned with; `share`: the part of the program that a stage on
+        this mesh would have.
+        """
+        graph = self._graph(mesh)
+        skeleton = self.skeleton
+        assert skeleton is not None
+        times = skeleton.layout.times[skeleton.layer]
+        weighted = _weighted(graph, times, self.layout.times[skeleton.edge_layer])
+        free = _read_prices(graph, skeleton, self.program, labelling(weighted))
+        yield free
+        copies = skeleton.stored + in_flight * skeleton.kept
+        unit = share * free.step(self.program.microbatches) / self.cluster.memory
+        for price in PRICES:
+            dearer = _priced(weighted, price * unit * copies * times)
+            yield _read_prices(graph, skeleton, self.program, labelling(dearer))
+
+    def _graph(self, mesh: Mesh) -> StageGraph:
+        enumerator = Enumerator(mesh_links(mesh, self.cluster), self.cluster)
+        graph = build_graph(self.program, enumerator, lambda op: True, -1, 2)
+        if self.skeleton is None:
+            self.skeleton = read_skeleton(graph, self.program, self.layout)
+        return graph
+
+
+def _weighted(graph: StageGraph, times: Ids, edge_times: Ids) -> StageGraph:
+    """The graph with nodes and edges that stand for several counted as often."""
+    if (times == 1).all() and (edge_times == 1).all():
+        return graph
+    nodes = tuple(replace(n, weight=n.weight * int(t)) for n, t in zip(graph.nodes, times, strict=True))
+    kinds = [
+        graph.enumerator.edge(replace(kind, weight=kind.weight * t)) if t != 1 else k
+        for k, t in zip(graph.kinds.tolist(), edge_times.tolist(), strict=True)
+        for kind in (graph.enumerator.edge_kinds[k],)
+    ]
+    return replace(graph, nodes=nodes, kinds=np.array(kinds, dtype=np.int64))
+
+
+def _priced(graph: StageGraph, price: npt.NDArray[np.float64]) -> StageGraph:
+    """The graph with each node's bytes charged: `price[v]` seconds per byte."""
+    made: dict[tuple[int, float], StrategySet] = {}
+    nodes = []
+    for node, rate in zip(graph.nodes, (price / [n.weight for n in graph.nodes]).tolist(), strict=True):
+        choices = node.choices
+        if rate:
+            key = (id(choices), rate)
+            if key not in made:
+                made[key] = replace(choices, seconds=choices.seconds + rate * choices.held)
+            choices = made[key]
+        nodes.append(replace(node, choices=choices))
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _read_prices(graph: StageGraph, skeleton: Skeleton, program: Program, labels: Sequence[int]) -> RangePrices:
+    layout, layer = skeleton.layout, skeleton.layer
+    held = np.array([h[x] for h, x in zip(graph.held, labels, strict=True)])
+    per_layer = np.zeros((len(PARTS), layout.layers))
+    spent = np.array([cost[x] for cost, x in zip(graph.costs, labels, strict=True)])
+    np.add.at(per_layer, (skeleton.part, layer), spent)
+    edges = _edge_seconds(graph, np.array(labels))
+    np.add.at(per_layer, (skeleton.edge_part, skeleton.edge_layer), edges)
+    seconds = np.array([layout.sums(row) for row in per_layer])
+    size = (layout.count, layout.count)
+    nodes = np.array([node for node, _ in skeleton.values], dtype=np.int64)
+    arrive = np.array([_transfer(graph, node, result, labels[node]) for node, result in skeleton.values])
+    for part in sorted(set(skeleton.arrival[nodes].tolist())):
+        seconds[part] += ((arrive * (skeleton.arrival[nodes] == part)) @ skeleton.entries).reshape(size)
+    seconds[:UPDATE] /= program.microbatches
+    kept = layout.sums(_by_layer(skeleton, held * skeleton.kept))
+    if len(nodes):
+        kept += ((held * skeleton.kept)[nodes] @ skeleton.entries).reshape(size)
+    stored = layout.sums(_by_layer(skeleton, held * skeleton.stored))
+    return RangePrices(seconds, stored, kept, *_working(graph, skeleton, held))
+
+
+def _by_layer(skeleton: Skeleton, per_node: Table) -> Table:
+    found: Table = np.bincount(skeleton.layer, per_node, skeleton.layout.layers).astype(np.float64)
+    return found
+
+
+def _edge_seconds(graph: StageGraph, chosen: Ids) -> npt.NDArray[np.float64]:
+    """Seconds of each edge under a labelling."""
+    ends = chosen[graph.ends].reshape(-1, 2)
+    order = np.argsort(graph.kinds, kind="stable")
+    numbers, starts = np.unique(graph.kinds[order], return_index=True)
+    found = np.zeros(len(graph.kinds))
+    for number, members in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        found[members] = graph.enumerator.edge_seconds(number)[ends[members, 0], ends[members, 1]]
+    return found
+
+
+def _transfer(graph: StageGraph, node: int, result: int, label: int) -> float:
+    """Seconds per step for a value to arrive from another stage in the sharding that it was made in."""
+    chosen = graph.nodes[node]
+    sharding = chosen.choices.strategies[label].results[result]
+    mesh = graph.enumerator.mesh
+    size = float(chosen.choices.bytes[result][label]) * mesh.extent(sharding.axes)
+    return chosen.weight * transfer_cost(sharding, graph.enumerator.links).at(size)
+
+
+def _working(graph: StageGraph, skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
+    """[i, j]: the most bytes of layers i … j alive at once, of those that are not kept, in @microbatch and in @update.
+
+    Copies of a layer run their microbatch one after the other, but are updated together.
+    """
+    layout = skeleton.layout
+    found = [np.zeros((layout.count, layout.count)) for _ in range(2)]
+    for spans in graph.moments.spans:
+        layer = skeleton.layer[spans.node]
+        change = np.zeros((layout.layers, spans.count + 1))
+        passing = np.where(spans.kept > 0, 0.0, held[spans.node])
+        np.add.at(change, (layer, spans.born), passing)
+        np.add.at(change, (layer, spans.died), -passing)
+        often = graph.nodes[int(spans.node[0])].function in OFTEN
+        members = np.minimum(layout.membership, 1.0) if often else layout.membership
+        total = np.zeros((layout.count + 1, spans.count))
+        np.cumsum(members @ change.cumsum(axis=1)[:, :-1], axis=0, out=total[1:])
+        for i in range(layout.count):
+            peak = (total[i + 1 :] - total[i]).max(axis=1)
+            found[0 if often else 1][i, i:] = np.maximum(found[0 if often else 1][i, i:], peak)
+    return found[0], found[1]

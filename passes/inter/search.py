@@ -1,0 +1,268 @@
+"""The search for stages: prices of all ranges of layers on all submeshes, the dynamic program, exact stages.
+
+An entry (layers i … j, submesh option m, q microbatches in flight) is an optimum of the intra-operator program:
+expensive. So the dynamic program runs on prices (`pricing.py`), which are cheap, and the stages of the partition
+that it finds are then priced exactly. Their entries are corrected and it runs again, until it finds a partition of
+exact stages only. Its cost is exact; it is the optimum up to the error of the prices of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
+from alpa_mlir.passes.inter.layout import read_layout
+from alpa_mlir.passes.inter.meshes import chain_sizes, node_sizes, pack, submesh_shapes
+from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
+from alpa_mlir.passes.intra.stage_parts import StageParts
+
+GAP = 1e-3
+"""Partitions closer than this part of their cost are not told apart."""
+SLACK = 0.02
+"""Prices that need this part of the memory too much are tried: the exact stage may fit."""
+INTEREST = 2.0
+"""Ranges whose step would take this many times the best without memory may stay without a labelling that fits."""
+
+Entry = tuple[int, int, int, int]
+"""(q-1, first layer, last layer, option)."""
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """How many microbatches a stage with s stages from itself to the end holds at once."""
+
+    schedule: str
+    microbatches: int
+
+    def depth(self, stages: int) -> int:
+        """Rows that tables for at most `stages` stages need."""
+        return min(stages, self.microbatches) if self.schedule == "1f1b" else 1
+
+    def at(self, stages_left: int) -> int:
+        """Microbatches in flight."""
+        if self.schedule == "gpipe":
+            return self.microbatches
+        return 1 if self.schedule == "inference" else min(stages_left, self.microbatches)
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """The prices of all ranges on one submesh option under one labelling."""
+
+    option: int
+    prices: RangePrices
+
+
+@dataclass
+class StageSearch:
+    """The search for stages of one module on one cluster. `memory`: bytes per device, 0: the cluster's."""
+
+    module: ir.Module
+    cluster: Cluster
+    in_flight: InFlight
+    memory: float = 0.0
+    solver: str = "highs"
+    whole_sums: bool = False
+    evaluated: dict[Entry, StageCost] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        microbatches = self.in_flight.microbatches
+        self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
+        self.shapes = submesh_shapes(self.cluster)
+        self.layout = read_layout(self.module)
+        self.pricer = Pricer(self.profiler.program, self.cluster, self.layout)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that can be cut between."""
+        return self.layout.count
+
+    def mesh(self, option: int, name: str = "stage") -> Mesh:
+        """The logical mesh of an option."""
+        return Mesh.from_shape(name, self.shapes[option])
+
+    def run(self, stages: Sequence[int]) -> Partition:
+        """The cheapest partition into one of the given numbers of stages; CompileError where none fits."""
+        table = _Table(self, stages)
+        while True:
+            found = table.partition(stages)
+            if found is None:
+                raise self._nothing_fits(stages, table)
+            open_entries = [c for c in found.stages if _entry(c) not in self.evaluated]
+            if not open_entries or not self.layout.whole:
+                if self.place(found) is not None:
+                    return found
+                table.keep(chain_sizes(self.cluster.devices_per_node))
+            for choice in open_entries:
+                self._evaluate(choice)
+                table.correct(choice)
+
+    def place(self, found: Partition) -> list[tuple[int, ...]] | None:
+        """The devices of each stage; None where the submeshes cannot be packed into the nodes."""
+        return pack([self.mesh(c.option).device_count for c in found.stages], self.cluster)
+
+    def cost_of(self, choice: StageChoice) -> StageCost:
+        """The cost of a stage of a partition that `run` returned."""
+        return self.evaluated[_entry(choice)]
+
+    def parts_of(self, choice: StageChoice) -> StageParts:
+        """The same stage taken apart."""
+        layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
+        cost = self.cost_of(choice)
+        alone = self.profiler.cost(layers, mesh, 1, self.memory)
+        flying = 1 if cost == alone else self.in_flight.at(choice.in_flight)
+        return self.profiler.parts(layers, mesh, flying, self.memory)
+
+    def _evaluate(self, choice: StageChoice) -> None:
+        """The exact cost of an entry.
+
+        A solution that needs m bytes with one microbatch in flight needs at most q·m with q: where that fits, it is
+        the optimum for q as well.
+        """
+        layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
+        in_flight = self.in_flight.at(choice.in_flight)
+        cost = self.profiler.cost(layers, mesh, 1, self.memory)
+        if cost.feasible and in_flight * cost.memory_bytes > (self.memory or self.cluster.memory):
+            cost = self.profiler.cost(layers, mesh, in_flight, self.memory)
+        self.evaluated[_entry(choice)] = cost
+
+    def _nothing_fits(self, stages: Sequence[int], table: _Table) -> CompileError:
+        location = self.module.operation.location
+        sizes = node_sizes(self.cluster.devices_per_node)
+        if not np.isfinite(table.crowded):
+            return CompileError(
+                f"the {self.cluster.device_count} devices cannot be shared out to {stages[0]} stages: a stage gets "
+                f"{', '.join(str(n) for n in sizes)} devices or whole nodes",
+                location,
+            )
+        return DoesNotFit(
+            f"no plan fits in {table.limit / 1e6:.6g} MB per device: the smallest stage that was too large needs at "
+            f"least {table.crowded / 1e6:.6g} MB (more devices, more microbatches or more memory would help)",
+            location,
+        )
+
+
+class _Table:
+    """The tables of the dynamic program, one option per number of devices: the best offer for each entry."""
+
+    def __init__(self, search: StageSearch, stages: Sequence[int]) -> None:
+        self.search, self.depth = search, search.in_flight.depth(max(stages))
+        depth = self.depth
+        self.limit = search.memory or float(search.cluster.memory)
+        self.crowded = np.inf
+        self.sizes = sorted({search.mesh(m).device_count for m in range(len(search.shapes))})
+        shape = (depth, search.layers, search.layers, len(self.sizes))
+        self.latency: Table = np.full(shape, np.inf)
+        self.bottleneck: Table = np.full(shape, np.inf)
+        self.choice = np.full(shape, -1, dtype=np.int32)
+        self.offers: list[_Offer] = []
+        self._collect(stages)
+
+    def partition(self, stages: Sequence[int]) -> Partition | None:
+        """The best partition for the tables as they are; its options are submesh options."""
+        tables = StageTables(self.latency, self.bottleneck, tuple((n,) for n in self.sizes))
+        found = partition_layers(tables, (self.search.cluster.device_count,), stages, GAP)
+        if found is None:
+            return None
+        chosen = [self.choice[c.in_flight - 1, c.first, c.last, c.option] for c in found.stages]
+        options = [self.offers[o].option for o in chosen]
+        return replace(found, stages=tuple(replace(c, option=m) for c, m in zip(found.stages, options, strict=True)))
+
+    def correct(self, choice: StageChoice) -> None:
+        """Take the exact cost of an entry into account."""
+        q, i, j, m = _entry(choice)
+        size = self.sizes.index(self.search.mesh(m).device_count)
+        self.latency[q, i, j, size] = self.bottleneck[q, i, j, size] = np.inf
+        waits = self.search.in_flight.microbatches - 1
+        best = np.inf
+        for number, offer in enumerate(self.offers):
+            if self.search.mesh(offer.option).device_count != self.sizes[size]:
+                continue
+            known = self.search.evaluated.get((q, i, j, offer.option))
+            if known is None:
+                latency, once = float(offer.prices.repeated[i, j]), float(offer.prices.once[i, j])
+                fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self._allowed()
+            else:
+                latency, once, fits = known.microbatch_seconds, known.step_seconds, known.feasible
+            if fits and (waits + 1) * latency + once < best:
+                best = (waits + 1) * latency + once
+                self.latency[q, i, j, size] = latency
+                self.bottleneck[q, i, j, size] = waits * latency + once
+                self.choice[q, i, j, size] = number
+
+    def keep(self, sizes: Sequence[int]) -> None:
+        """Within a node only submeshes of these sizes."""
+        within = self.search.cluster.devices_per_node
+        gone = [k for k, n in enumerate(self.sizes) if n < within and n not in sizes]
+        self.latency[..., gone] = self.bottleneck[..., gone] = np.inf
+
+    def _allowed(self) -> float:
+        return self.limit * (1 + SLACK if self.search.layout.whole else 1.0)
+
+    def _collect(self, stages: Sequence[int]) -> None:
+        """Ask for prices on every option, as long as there are ranges of interest that do not fit."""
+        search = self.search
+        asked = []
+        for m in range(len(search.shapes)):
+            devices = search.mesh(m).device_count
+            in_flight = search.in_flight.at(max(1, min(self.depth, search.cluster.device_count // devices)))
+            offers = search.pricer.prices(search.mesh(m), in_flight, devices / search.cluster.device_count)
+            asked.append((m, in_flight, offers))
+            self._add(_Offer(m, next(offers)))
+        unlimited = self._without_memory(stages)
+        for m, in_flight, offers in asked if unlimited is not None else ():
+            tight = self.offers[m].prices
+            cost = tight.repeated * search.in_flight.microbatches + tight.once
+            wanted = np.triu(np.ones_like(cost, dtype=bool)) & (cost <= INTEREST * (unlimited or 0.0))
+            while (tight.memory(in_flight)[wanted] > self.limit).any():
+                following = next(offers, None)
+                if following is None:
+                    break
+                tight = following
+                self._add(_Offer(m, tight))
+            held = tight.memory(1)[np.triu(np.ones_like(cost, dtype=bool))]
+            self.crowded = min([*held[held > self.limit].tolist(), self.crowded])
+
+    def _without_memory(self, stages: Sequence[int]) -> float | None:
+        """What the best partition would cost if memory were no object."""
+        shape = (1, *self.latency.shape[1:])
+        latency, bottleneck = np.full(shape, np.inf), np.full(shape, np.inf)
+        waits = self.search.in_flight.microbatches - 1
+        for offer in self.offers:
+            size = self.sizes.index(self.search.mesh(offer.option).device_count)
+            wait = waits * offer.prices.repeated + offer.prices.once
+            better = offer.prices.repeated + wait < latency[0, :, :, size] + bottleneck[0, :, :, size]
+            latency[0, :, :, size][better] = offer.prices.repeated[better]
+            bottleneck[0, :, :, size][better] = wait[better]
+        tables = StageTables(latency, bottleneck, tuple((n,) for n in self.sizes))
+        found = partition_layers(tables, (self.search.cluster.device_count,), stages, GAP)
+        return found.cost if found is not None else None
+
+    def _add(self, offer: _Offer) -> None:
+        """Put an offer into the entries where it is the best that fits."""
+        search, prices = self.search, offer.prices
+        self.offers.append(offer)
+        size = self.sizes.index(search.mesh(offer.option).device_count)
+        waits = search.in_flight.microbatches - 1
+        bottleneck = waits * prices.repeated + prices.once
+        ordered = np.triu(np.ones_like(bottleneck, dtype=bool))
+        for q in range(self.depth):
+            fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self._allowed())
+            old = self.latency[q, :, :, size] + self.bottleneck[q, :, :, size]
+            better = fits & (prices.repeated + bottleneck < old)
+            self.latency[q, :, :, size][better] = prices.repeated[better]
+            self.bottleneck[q, :, :, size][better] = bottleneck[better]
+            self.choice[q, :, :, size][better] = len(self.offers) - 1
+
+
+def _entry(choice: StageChoice) -> Entry:
+    return (choice.in_flight - 1, choice.first, choice.last, choice.option)

@@ -1,0 +1,65 @@
+"""Prices of ranges of layers against their exact optima."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.lowering import lower
+from alpa_mlir.models import MODELS
+from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.inter.layout import read_layout
+from alpa_mlir.passes.inter.pricing import Pricer
+from alpa_mlir.passes.intra.stage_cost import StageProfiler
+from alpa_mlir.passes.layers import Layers
+from alpa_mlir.passes.microbatch import Microbatch
+from alpa_mlir.passes.normalize import Normalize
+from alpa_mlir.passes.pipeline import run_pipeline
+
+MICROBATCHES = 4
+
+
+@pytest.fixture(scope="module")
+def gpt() -> ir.Module:
+    """Level 3 of a GPT in four layers."""
+    model = MODELS["gpt"]
+    config = dataclasses.replace(model.config(), layers=4, hidden=256, sequence=64, batch=32)
+    module = parse_module(print_module(lower(model.build(config))), make_context())
+    run_pipeline(module, [Normalize(), Microbatch(count=MICROBATCHES), Layers(count=4)], [])
+    return module
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 2)])
+def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> None:
+    cluster = load_cluster("cpu")
+    profiler = StageProfiler(gpt, cluster)
+    pricer = Pricer(profiler.program, cluster, read_layout(gpt))
+    mesh = Mesh.from_shape("stage", shape)
+    free = next(pricer.prices(mesh, 2, 0.5))
+    for i, j in ((0, 0), (1, 1), (3, 3), (1, 2), (0, 3)):
+        exact = profiler.cost((i, j), mesh, 2, 1e15)
+        step = MICROBATCHES * exact.microbatch_seconds + exact.step_seconds
+        price = MICROBATCHES * free.repeated[i, j] + free.once[i, j]
+        # The program reshards a value once for all layers, a stage what arrives for each user.
+        assert step * 0.99 <= price <= step * 1.05
+        assert free.memory(2)[i, j] == pytest.approx(exact.memory_bytes, rel=0.1)
+        parts = free.parts(i, j)
+        assert parts.forward + parts.backward + parts.weight == pytest.approx(
+            free.repeated[i, j] - parts.receive_forward - parts.receive_backward
+        )
+        assert parts.forward > 0 and parts.weight > 0 and (parts.receive_forward > 0) == (i > 0)
+    assert free.step(MICROBATCHES) == pytest.approx(MICROBATCHES * free.repeated[0, 3] + free.once[0, 3])
+
+
+def test_higher_prices_on_memory_hold_less(gpt: ir.Module) -> None:
+    cluster = load_cluster("cpu")
+    pricer = Pricer(StageProfiler(gpt, cluster).program, cluster, read_layout(gpt))
+    offers = list(pricer.prices(Mesh.from_shape("stage", (4,)), 4, 1.0))
+    held = [offer.memory(4)[0, 3] for offer in offers]
+    assert held[-1] < 0.9 * held[0] and np.all(np.diff(held) <= 0.01 * held[0])
+    assert offers[-1].step(MICROBATCHES) > offers[0].step(MICROBATCHES)
