@@ -52,14 +52,22 @@ class OpFactors:
     results: tuple[Mapping, ...]
     reason: str = ""
     """Why the op is one indivisible unit, where it is (no factor can be split)."""
+    whys: tuple[tuple[int, str], ...] = ()
+    """(factor, why it is fixed) where that is known of the factor itself."""
 
     def is_reduction(self, factor: int) -> bool:
         """Whether splitting the factor leaves partial results."""
         return self.kinds[factor] not in (PASS, FIXED)
 
-    def with_fixed(self, factors: set[int]) -> OpFactors:
+    def with_fixed(self, factors: set[int], why: str) -> OpFactors:
         """The same op with some factors made indivisible."""
-        return replace(self, kinds=tuple(FIXED if f in factors else k for f, k in enumerate(self.kinds)))
+        kinds = tuple(FIXED if f in factors else k for f, k in enumerate(self.kinds))
+        known = [(f, text) for f, text in self.whys if f not in factors]
+        return replace(self, kinds=kinds, whys=tuple(sorted([*known, *((f, why) for f in factors)])))
+
+    def why_fixed(self, factor: int) -> str:
+        """Why a fixed factor cannot be split."""
+        return dict(self.whys).get(factor, self.reason) or "the op needs it whole"
 
 
 def factors_in(mappings: Iterable[Mapping]) -> set[int]:
@@ -186,7 +194,9 @@ def reducer_of(region: ir.Region) -> str | None:
 def _from_rule(attribute: ir.Attribute) -> OpFactors:
     rule = sdy.OpShardingRuleAttr(attribute)
     kinds = [PASS] * len(rule.factor_sizes)
-    for f in (*rule.need_replication_factors, *rule.permutation_factors):
+    whys = [(f, "the op needs it whole") for f in rule.need_replication_factors]
+    whys += [(f, "elements move from one part to another") for f in rule.permutation_factors]
+    for f, _ in whys:
         kinds[f] = FIXED
     for f in rule.reduction_factors:
         kinds[f] = "add" if kinds[f] == PASS else FIXED
@@ -195,6 +205,7 @@ def _from_rule(attribute: ir.Attribute) -> OpFactors:
         tuple(kinds),
         _mappings(rule.operand_mappings),
         _mappings(rule.result_mappings),
+        whys=tuple(sorted(dict(whys).items())),
     )
 
 
@@ -255,20 +266,24 @@ def _never(reason: str) -> Callable[[ir.Operation], OpFactors]:
 
 def _reduce(op: ir.Operation, factors: OpFactors) -> OpFactors:
     kind = reducer_of(op.regions[0])
-    kinds = tuple((kind or FIXED) if factors.is_reduction(f) else k for f, k in enumerate(factors.kinds))
-    return replace(factors, kinds=kinds)
+    summed = {f for f in range(len(factors.kinds)) if factors.is_reduction(f)}
+    if kind is None:
+        return factors.with_fixed(summed, "the reducer is not one op that could combine the parts' results")
+    return replace(factors, kinds=tuple(kind if f in summed else k for f, k in enumerate(factors.kinds)))
 
 
 def _gather(op: ir.Operation, factors: OpFactors) -> OpFactors:
     """A split of the indexed dimension would need masked look-ups: indexed dimensions stay whole."""
-    return factors.with_fixed({f for f in range(len(factors.sizes)) if factors.is_reduction(f)})
+    indexed = {f for f in range(len(factors.sizes)) if factors.is_reduction(f)}
+    return factors.with_fixed(indexed, "an index may point into any part")
 
 
 def _scatter(op: ir.Operation, factors: OpFactors) -> OpFactors:
     """Indexed dimensions of the target stay whole; updates add up where the body is a monoid."""
     inputs = (len(op.operands) - 1) // 2
     targets = factors_in(factors.operands[:inputs])
-    return _reduce(op, factors.with_fixed(targets - factors_in(factors.operands[inputs:])))
+    indexed = targets - factors_in(factors.operands[inputs:])
+    return _reduce(op, factors.with_fixed(indexed, "an index may point into any part"))
 
 
 def _convolution(op: ir.Operation, factors: OpFactors) -> OpFactors:
@@ -285,19 +300,21 @@ def _convolution(op: ir.Operation, factors: OpFactors) -> OpFactors:
         strict=True,
     ):
         spatial |= {f for d in dims for f in mapping[d]}
-    return factors.with_fixed(spatial)
+    return factors.with_fixed(spatial, "windows reach into the neighbouring parts (no halo exchange)")
 
 
 def _reshape(op: ir.Operation, factors: OpFactors) -> OpFactors:
     """Factors on one side only (4x6 to 6x4 is 2·2 x 2·3 to 2·3 x 2·2) are regrouped, not passed on."""
-    return factors.with_fixed(factors_in(factors.operands) ^ factors_in(factors.results))
+    regrouped = factors_in(factors.operands) ^ factors_in(factors.results)
+    return factors.with_fixed(regrouped, "the reshape regroups it")
 
 
 def _dynamic_update_slice(op: ir.Operation, factors: OpFactors) -> OpFactors:
     """Where the update is smaller than the target its place depends on the whole dimension."""
     target, update = shape_of(op.operands[0]) or (), shape_of(op.operands[1]) or ()
     moved = {d for d, (n, m) in enumerate(zip(target, update, strict=True)) if n != m}
-    return factors.with_fixed({f for d in moved for m in factors.operands[:2] for f in m[d]})
+    placed = {f for d in moved for m in factors.operands[:2] for f in m[d]}
+    return factors.with_fixed(placed, "the update may lie in any part")
 
 
 def added_once(op: ir.Operation) -> tuple[int, ...]:

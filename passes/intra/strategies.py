@@ -16,13 +16,14 @@ from math import prod
 
 import numpy as np
 
-from alpa_mlir.dialect.factors import FIXED, PASS, Mapping, factors_in, splittable
+from alpa_mlir.dialect.factors import Mapping, splittable
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
+from alpa_mlir.passes.intra.excluded import usable_factors
 from alpa_mlir.passes.intra.program import OpKind, OpRecord, TensorType
 from alpa_mlir.passes.intra.rules import ResultLike, Rules, obeying
 from alpa_mlir.passes.local.steps import Step, ending_steps
@@ -238,21 +239,6 @@ def _real_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name, size in mesh.axes if size > 1)
 
 
-def usable_factors(op: OpRecord) -> list[int]:
-    """Factors that an axis may be put on: splittable ones whose partial results can be ended."""
-    factors = op.factors
-    kept = factors_in(factors.results)
-    ended = factors_in(factors.operands) - kept
-
-    def usable(factor: int) -> bool:
-        kind = factors.kinds[factor]
-        if factors.sizes[factor] == 1 or kind in (FIXED, "mul"):
-            return False
-        return factor in (kept if kind == PASS else ended)
-
-    return [f for f in range(len(factors.sizes)) if usable(f)]
-
-
 ALL_REDUCED, PARTIAL = -1, -2
 """Places of an axis over which a result is summed, other than a dimension of the result."""
 UNUSED, CARRIED = -1, -2
@@ -267,7 +253,7 @@ def _op_strategies(
     axes = _real_axes(mesh)
     elsewhere = (UNUSED, CARRIED) if carried else (UNUSED,)
     found: list[Strategy] = []
-    for places in product((*elsewhere, *usable_factors(op)), repeat=len(axes)):
+    for places in product((*elsewhere, *usable_factors(factors)), repeat=len(axes)):
         held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
         if not all(splittable(factors, f, mesh.extent(a)) for f, a in enumerate(held) if a):
             continue

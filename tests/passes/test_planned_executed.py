@@ -45,9 +45,9 @@ CASES = [
     Case("mlp", "2x2", "x=zero3; y=tensor", (*PAIRS, "collective_permute"), microbatches=2),
     Case("gpt", "2x2", "x=zero2; y=tensor", (*SUMS, *PAIRS), sizes={"layers": 1}),
     Case("bert", "1x4", "y=tensor", (*SUMS, *PAIRS), sizes={"layers": 1}),
-    Case("moe", "4", "", (*SUMS, "all_to_all"), sizes={"layers": 2}),
+    Case("moe", "4", "", (*SUMS, "all_to_all"), sizes={"layers": 1, "moe_every": 1, "experts": 8}),
     Case("llama", "2x2", "x=tensor; y=tensor", (*SUMS, *PAIRS), sizes={"layers": 1}),
-    Case("wide_resnet", "2x2", "x=data; y=tensor", (*SUMS, *PAIRS)),
+    Case("wide_resnet", "2x2", "x=data; y=tensor", (*SUMS, *PAIRS), sizes={"image": 8, "optimizer": "sgd"}),
 ]
 
 
