@@ -45,11 +45,15 @@ def main() -> None:
     from alpa_mlir.runtime.devices import Submeshes
     from alpa_mlir.runtime.guard import Watchdog
     from alpa_mlir.runtime.inputs import Drawn
+    from alpa_mlir.runtime.transfers import Transfers
     from alpa_mlir.runtime.worker import Worker
 
     watchdog = Watchdog(0, 0)
     part = program.decode(module, plan, 0, arranged.rank_of)
-    worker = Worker(part, Submeshes(plan, 0, arranged.rank_of, devices, None, watchdog), watchdog)
+    submeshes = Submeshes(plan, 0, arranged.rank_of, devices)
+    worker = Worker(
+        part, submeshes, Transfers.on_host(submeshes, arranged.rank_of, None, part.routes, watchdog), watchdog
+    )
     drawn = Drawn(plan.main.arguments, 0)
     for number in sorted(worker.wanted):
         value = drawn.value(number, 0)

@@ -38,6 +38,8 @@ REMAT = "alpa.remat"
 REPEATS = "alpa.repeats"
 LAYOUT = "alpa.layout"
 CONSIDERED = "alpa.considered"
+ROUTE = "alpa.route"
+BYTES = "alpa.bytes"
 
 ROLES = ("state", "batch", "constant")
 PHASES = ("prologue", "forward", "backward", "weight", "update")
@@ -115,6 +117,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.ArrayAttr)),
     Declaration("V22", LAYOUT, "{groups, cuts}", ("module",), "how often, while a plan is searched, layers stand for more of the program, and where it is cut",
                 lambda a: isinstance(a, ir.DictAttr)),
+    Declaration("V23", ROUTE, "i64", ("op",), "the number of the route that a transfer takes (an alpa.route op of the module)", is_i64),
+    Declaration("V24", BYTES, "i64", ("op",), "what a transfer sends from mesh to mesh, in bytes", is_i64),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

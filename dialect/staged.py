@@ -135,12 +135,16 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Transfer:
-    """`mpmd.transfer`: copy a value to another submesh, resharding it on the way."""
+    """`mpmd.transfer`: copy a value to another submesh, resharding it on the way.
+
+    `route` is the number of its route (see `alpa_mlir.dialect.route`); `write_main` comes before there are any.
+    """
 
     id: int
     phase: str
     operands: tuple[Ref]
     results: tuple[MeshTensor]
+    route: int | None = None
 
 
 @dataclass(frozen=True)
@@ -341,7 +345,7 @@ def _phase(op: ir.Operation) -> str:
 
 
 def _read_transfer(op: ir.Operation, number: int, operands: tuple[Ref, ...], results: tuple[MeshTensor, ...]) -> Step:
-    return Transfer(number, _phase(op), (operands[0],), (results[0],))
+    return Transfer(number, _phase(op), (operands[0],), (results[0],), alpa.get_int(op, alpa.ROUTE))
 
 
 def _read_accumulate(op: ir.Operation, number: int, operands: tuple[Ref, ...], results: tuple[MeshTensor, ...]) -> Step:

@@ -1,6 +1,6 @@
 """`alpa-parallelize-pipeline`: from a program to a plan: which passes run, in which order, with which options.
 
-    normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ price ─ localize ─ schedule
+    normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ price ─ localize ─ route ─ schedule
 
 The number of microbatches (a power of two that divides the batch), the schedule and rematerialisation, where they are
 not given, are chosen together (`alpa_mlir.passes.joint`).  `alpa_mlir.planner.plan` and the command `alpa-mlir-plan`
@@ -233,6 +233,7 @@ class _Road:
             _text("alpa-split", weight_apart=row.schedule in SPLIT_BACKWARD),
             "alpa-price",
             *(["alpa-localize"] if local else []),
+            "alpa-route",
             _text("alpa-schedule", kind=row.schedule),
         ]
 

@@ -32,8 +32,8 @@ import tensorstore as ts
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.dialect.staged import PlanMain
+from alpa_mlir.dialect.tiles import Box
 from alpa_mlir.runtime.executable import dtype_of
-from alpa_mlir.runtime.reshard import Box
 from alpa_mlir.runtime.transport.base import Array
 
 STATE, RUN = "state", "run"

@@ -19,6 +19,7 @@ from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.layout import device_count
 from alpa_mlir.runtime.program import decode, read
+from alpa_mlir.runtime.transfers import Transfers
 from alpa_mlir.runtime.transport.base import Array, Held
 from alpa_mlir.runtime.worker import Worker
 
@@ -37,9 +38,11 @@ class InProcess:
         if len(present) < needed:
             raise CompileError(f"the plan is for {needed} devices, this process has {len(present)}")
         rank_of = [0] * needed
-        submeshes = Submeshes(decoded, 0, rank_of, present[:needed], None, Watchdog(0, 0))
+        submeshes, watchdog = Submeshes(decoded, 0, rank_of, present[:needed]), Watchdog(0, 0)
         self._main = decoded.main
-        self._worker = Worker(decode(module, decoded, 0, rank_of), submeshes, Watchdog(0, 0))
+        part = decode(module, decoded, 0, rank_of)
+        transfers = Transfers.on_host(submeshes, rank_of, None, part.routes, watchdog)
+        self._worker = Worker(part, submeshes, transfers, watchdog)
         self._held: dict[int, jax.Array] = {}
 
     def place(self, arguments: Sequence[Held]) -> None:

@@ -15,7 +15,20 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv, Run, Send, read_plan, read_stages
+from alpa_mlir.dialect.plan import (
+    ONCE,
+    Combine,
+    Free,
+    Instruction,
+    Plan,
+    Recv,
+    Run,
+    Send,
+    Stage,
+    read_plan,
+    read_stages,
+)
+from alpa_mlir.dialect.route import Route, check_route, read_routes
 from alpa_mlir.dialect.staged import (
     ARGUMENT,
     Accumulate,
@@ -29,13 +42,17 @@ from alpa_mlir.dialect.staged import (
     Transfer,
     read_main,
 )
+from alpa_mlir.dialect.tiles import Placement
 from alpa_mlir.runtime.executable import StageFunction, Tensor, extract
 from alpa_mlir.runtime.order import total_order
 
 
 @dataclass(frozen=True)
 class Call:
-    """Run a stage function on a submesh, for a microbatch or (-1) once per step."""
+    """Run a stage function on a submesh, for a microbatch or (-1) once per step.
+
+    `settles`: it takes over the buffer of a value that was given to others, who must have it first.
+    """
 
     function: str
     mesh: str
@@ -43,6 +60,7 @@ class Call:
     operands: tuple[int, ...]
     results: tuple[int, ...]
     what: str
+    settles: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,12 +85,20 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Path:
+    """Where values of one kind come from and go to; `route` numbers the plan's route, None where it has none."""
+
+    source: MeshTensor
+    target: MeshTensor
+    route: int | None
+
+
+@dataclass(frozen=True)
 class Give:
     """The source's half of transfer number `transfer`; `keep`: the value's buffer is donated later in the step."""
 
     value: int
-    source: MeshTensor
-    target: MeshTensor
+    path: Path
     transfer: int
     keep: bool
 
@@ -81,8 +107,7 @@ class Give:
 class Expect:
     """Let the messages of a transfer land; comes some time before its `Take`."""
 
-    source: MeshTensor
-    target: MeshTensor
+    path: Path
     transfer: int
 
 
@@ -91,8 +116,7 @@ class Take:
     """The destination's half of a transfer: wait for its messages and make the value."""
 
     result: int
-    source: MeshTensor
-    target: MeshTensor
+    path: Path
     transfer: int
     what: str
 
@@ -156,6 +180,7 @@ class Program:
     hosted: tuple[int, ...]
     results: tuple[int, ...]
     transfers: int
+    routes: dict[int, Route]
 
 
 def read(module: ir.Module) -> Plan:
@@ -168,7 +193,8 @@ def read(module: ir.Module) -> Plan:
 def decode(module: ir.Module, plan: Plan, rank: int, rank_of: Sequence[int]) -> Program:
     """The part of `rank`; `rank_of[d]` is the rank of device d.  CompileError where the plan is malformed."""
     meshes = tuple(name for name, stage in plan.stages.items() if rank in {rank_of[d] for d in stage.devices})
-    decoder = _Decoder(module, plan.main, frozenset(meshes), _donated(module, plan.main))
+    routes = read_routes(module)
+    decoder = _Decoder(module, plan.main, plan.stages, routes, frozenset(meshes), _donated(module, plan.main))
     _check_state(plan.main)
     for mesh, instruction in total_order(plan):
         decoder.emit(mesh, instruction)
@@ -184,6 +210,7 @@ def decode(module: ir.Module, plan: Plan, rank: int, rank_of: Sequence[int]) -> 
         decoder.hosted(),
         results,
         len(decoder.transfers),
+        routes,
     )
 
 
@@ -214,8 +241,11 @@ class _Decoder:
 
     module: ir.Module
     main: PlanMain
+    stages: dict[str, Stage]
+    routes: dict[int, Route]
     meshes: frozenset[str]
     donated: frozenset[Ref]
+    checked: set[Path] = field(default_factory=set)
     slots: dict[tuple[Ref, int, bool], int] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
     functions: dict[str, StageFunction] = field(default_factory=dict)
@@ -259,7 +289,9 @@ class _Decoder:
                 self.functions[step.function] = extract(self.module, step.function)
             _check_call(self.functions[step.function], step, self.main)
             what = f"@{step.function}" + (f" of microbatch {microbatch}" if microbatch >= 0 else "")
-            self.actions.append(Call(step.function, step.mesh, microbatch, operands, results, what))
+            donated = {step.operands[i] for i in self.functions[step.function].donated}
+            given = any(isinstance(s, Transfer) and s.operands[0] in donated for s in self.main.steps)
+            self.actions.append(Call(step.function, step.mesh, microbatch, operands, results, what, given))
         elif isinstance(step, Slice):
             if not step.operands[0].is_argument:
                 raise CompileError(f"op {step.id}: only arguments of the program are cut into microbatches")
@@ -276,16 +308,26 @@ class _Decoder:
         if not isinstance(step, Transfer):
             raise CompileError(f"op {half.id} is sent or received, but it is no transfer")
         operand = step.operands[0]
-        source, target = self.main.type_of(operand), step.results[0]
+        path = Path(self.main.type_of(operand), step.results[0], step.route)
+        self._check_route(path)
         transfer = self.transfers[(half.id, half.microbatch)]
         if isinstance(half, Send):
             value = self.slot(operand, half.microbatch)
-            self.actions.append(Give(value, source, target, transfer, operand in self.donated))
+            self.actions.append(Give(value, path, transfer, operand in self.donated))
             return
         calls = [i for i in range(len(self.actions)) if isinstance(self.actions[i], Call)]
-        self.actions.insert(calls[-1] if calls else 0, Expect(source, target, transfer))
-        what = f"transfer {half.id} from {source.mesh} to {target.mesh}, microbatch {half.microbatch}"
-        self.actions.append(Take(self.slot(Ref(step.id), half.microbatch), source, target, transfer, what))
+        self.actions.insert(calls[-1] if calls else 0, Expect(path, transfer))
+        what = f"transfer {half.id} from {path.source.mesh} to {path.target.mesh}, microbatch {half.microbatch}"
+        self.actions.append(Take(self.slot(Ref(step.id), half.microbatch), path, transfer, what))
+
+    def _check_route(self, path: Path) -> None:
+        if path.route is None or path in self.checked:
+            return
+        if path.route not in self.routes:
+            raise CompileError(f"a transfer takes route {path.route}, which the plan does not have")
+        places = [Placement(self.stages[k.mesh].mesh, k.sharding) for k in (path.source, path.target)]
+        check_route(self.routes[path.route], path.source.shape, *places)
+        self.checked.add(path)
 
     def _combine(self, mesh: str, combine: Combine) -> None:
         step, microbatch = self.main.step(combine.id), combine.microbatch

@@ -24,7 +24,7 @@ from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime import clocks, layout, memory, program
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
 from alpa_mlir.runtime.trace import in_time_of, predicted_seconds, profile, trace_events, write
-from alpa_mlir.runtime.transport.base import Array, wait_until
+from alpa_mlir.runtime.transport.base import Array, Message, wait_until
 
 if TYPE_CHECKING:
     from alpa_mlir.runtime.checkpoint import Position
@@ -52,6 +52,7 @@ class Rank:
         devices = layout.connect(self._layout, world)
         # These import jax, which must not be started before `connect` has said how many devices there are.
         from alpa_mlir.runtime.devices import Submeshes
+        from alpa_mlir.runtime.transfers import Transfers
         from alpa_mlir.runtime.transport.mpi import MpiTransport
         from alpa_mlir.runtime.worker import Worker
 
@@ -65,17 +66,18 @@ class Rank:
         self._open_outputs()
         self._saved = self._open_checkpoints()
         self._check_memory()
-        submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices, self._peers, self._watchdog)
+        submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices)
         watchdog.beat("compiling")
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
+        transfers = Transfers.on_host(submeshes, self._layout.rank_of, self._peers, part.routes, watchdog)
         self._recorder: Recorder | None = None
         if job.trace is not None or job.profile:
             from alpa_mlir.runtime.recorder import Recorder
 
-            self._recorder = Recorder(part, self._rank, submeshes.progress)
+            self._recorder = Recorder(part, self._rank, transfers.progress)
             self._recorder.start()
         self._seconds: list[float] = []
-        self._worker = Worker(part, submeshes, self._watchdog, self._recorder)
+        self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder)
 
     def run(self) -> int:
         """All steps and what follows them; the exit status (the same on all ranks only through `run_under_mpi`)."""
@@ -294,7 +296,7 @@ class Rank:
             return None
         if self._rank == 0:
             for rank in others:
-                self._peers.post_send(value, (), rank, number)
+                self._peers.post_send(value, (), Message(0, rank, number))
             wait_until(self._peers.idle, self._peers.progress, self._watchdog, what)
             return value if 0 in ranks else None
         if self._rank not in others:
@@ -303,7 +305,8 @@ class Rank:
 
         kind = self._plan.main.arguments[number].type
         landing = np.empty(kind.shape, dtype_of(kind.element))
-        wait_until(self._peers.post_receive(landing, 0, number), self._peers.progress, self._watchdog, what)
+        landed = self._peers.post_receive(landing, Message(0, self._rank, number))
+        wait_until(landed, self._peers.progress, self._watchdog, what)
         return landing
 
     def _step(self, step: int) -> None:

@@ -172,5 +172,5 @@ class Recorder:
         if isinstance(action, actions.Join):
             return _Shape(action.type.mesh, "accumulate", "stack", -1, action.parts, (action.result,), ())
         if isinstance(action, actions.Take):
-            return _Shape(action.target.mesh, "receive", "receive", -1, (), (action.result,), ())
+            return _Shape(action.path.target.mesh, "receive", "receive", -1, (), (action.result,), ())
         return None

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alpa_mlir.dialect.staged import MeshTensor
+from alpa_mlir.dialect.tiles import Box
 from alpa_mlir.runtime import program as actions
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.executable import Compiler, dtype_of
@@ -22,7 +23,7 @@ from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.memory import Footprint
 from alpa_mlir.runtime.program import Program
 from alpa_mlir.runtime.recorder import Recorder
-from alpa_mlir.runtime.reshard import Box
+from alpa_mlir.runtime.transfers import Transfers
 from alpa_mlir.runtime.transport.base import Array
 
 COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {"add": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
@@ -36,9 +37,14 @@ class Worker:
     """
 
     def __init__(
-        self, program: Program, submeshes: Submeshes, watchdog: Watchdog, recorder: Recorder | None = None
+        self,
+        program: Program,
+        submeshes: Submeshes,
+        transfers: Transfers,
+        watchdog: Watchdog,
+        recorder: Recorder | None = None,
     ) -> None:
-        self._program, self._submeshes, self._watchdog = program, submeshes, watchdog
+        self._program, self._submeshes, self._transfers, self._watchdog = program, submeshes, transfers, watchdog
         self._slots: list[Any] = [None] * program.slots
         self._host: dict[int, Array] = {}
         self._results: list[Any] = []
@@ -85,7 +91,7 @@ class Worker:
         with jax.enable_x64(True):
             for call in self._calls:
                 call()
-            self._submeshes.finish("sending the last messages of the step")
+            self._transfers.finish("sending the last messages of the step")
             slots, program = self._slots, self._program
             self._results = [slots[s] if s >= 0 else None for s in program.results]
             new = [replace() for _, replace in self._state]
@@ -106,8 +112,8 @@ class Worker:
         main = self._program.plan.main
         kind = main.type_of(main.results[number])
         transfer = self._program.transfers + number
-        found = self._submeshes.gather(self._results[number], kind, transfer, f"gathering result {number}")
-        self._submeshes.finish(f"sending result {number}")
+        found = self._transfers.gather(self._results[number], kind, transfer, f"gathering result {number}")
+        self._transfers.finish(f"sending result {number}")
         return found
 
     @property
@@ -157,13 +163,15 @@ class Worker:
         run = self._compiler.compile(function, self._submeshes.mesh(action.mesh))
         self._programs[action.function] = (action.mesh, run)
         slots, operands, results = self._slots, action.operands, action.results
-        watchdog, progress, what = self._watchdog, self._submeshes.progress, action.what
+        watchdog, transfers, what, settles = self._watchdog, self._transfers, action.what, action.settles
 
         def call() -> None:
+            if settles:
+                transfers.settle(what)
             watchdog.beat(what)
             for slot, value in zip(results, run(*[slots[i] for i in operands]), strict=True):
                 slots[slot] = value
-            progress()
+            transfers.progress()
 
         return call
 
@@ -188,15 +196,17 @@ class Worker:
         return number
 
     def _give(self, action: actions.Give) -> Callable[[], None]:
-        give, a = self._submeshes.give, action
-        return lambda: give(self._slots[a.value], a.source, a.target, a.transfer, a.keep)
+        give, slots, a = self._transfers.give, self._slots, action
+        return lambda: give(slots[a.value], a.path, a.transfer, a.keep)
 
     def _expect(self, action: actions.Expect) -> Callable[[], None]:
-        return partial(self._submeshes.expect, action.source, action.target, action.transfer)
+        return partial(self._transfers.expect, action.path, action.transfer)
 
     def _take(self, action: actions.Take) -> Callable[[], None]:
+        slots, transfers, a = self._slots, self._transfers, action
+
         def take() -> None:
-            self._slots[action.result] = self._submeshes.take(action.target, action.transfer, action.what)
+            slots[a.result] = transfers.take(a.path, a.transfer, a.what)
 
         return take
 

@@ -42,6 +42,7 @@ LEVELS = (
     "alpa-split",
     "alpa-price",
     "alpa-localize",
+    "alpa-route",
 )
 
 

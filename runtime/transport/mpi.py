@@ -2,8 +2,9 @@
 
 A send is issued when its array is computed (`is_ready`), not when the program reaches it, and it holds a host
 view of the array until the message has left: as long as the view lives XLA does not reuse the buffer (without
-it, a donation during the send was seen to corrupt the message).  Boxes that are not contiguous are packed.
-Messages above 1 GiB go in chunks, because Open MPI refuses counts above 2³¹-1.
+it, a donation during the send was seen to corrupt the message).  A box that lies in a few long runs of memory on
+both sides goes run by run, each from and to where it belongs; others are packed.  Messages above 1 GiB go in chunks,
+because Open MPI refuses counts above 2³¹-1.
 
 Where a submesh spans ranks, a program of its may hold the calling thread until its peers arrive, and a peer may
 be waiting for a message of ours: there a thread makes the progress.  One lock keeps the two threads from talking
@@ -14,15 +15,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from alpa_mlir.runtime.guard import guarded
-from alpa_mlir.runtime.transport.base import Array, Held, Transport, Window
-from alpa_mlir.runtime.transport.local import is_ready
+from alpa_mlir.runtime.transport.base import Array, Held, Message, Test, Transport, Window
+from alpa_mlir.runtime.transport.memory import is_ready
 
 CHUNK = 1 << 30
 _PAUSE = 2e-4
@@ -37,26 +38,29 @@ class MpiTransport(Transport):
         self._comm = communicator.Dup()
         self._byte = MPI.BYTE
         self._tag_limit = int(self._comm.Get_attr(MPI.TAG_UB))
-        self._waiting: list[tuple[Held, Window, int, int]] = []
+        self._waiting: list[tuple[Held, Window, Message, Sequence[Test]]] = []
         self._leaving: list[tuple[Array, list[Any]]] = []
+        self._arriving: list[Test] = []
         self._lock = threading.RLock()
+        self.sent = 0
         if threaded:
             # An error in that thread ends the job: the main thread may be in a collective that never ends.
             work = partial(guarded, self._comm.rank, self._keep_moving)
             threading.Thread(target=work, daemon=True, name="messages").start()
 
-    def post_send(self, held: Held, window: Window, receiver: int, tag: int) -> None:
+    def post_send(self, held: Held, window: Window, message: Message, after: Sequence[Test] = ()) -> None:
         """See `Transport`."""
         with self._lock:
-            self._waiting.append((held, window, receiver, tag))
+            self._waiting.append((held, window, message, after))
             self.progress()
 
-    def post_receive(self, target: Array, sender: int, tag: int) -> Callable[[], bool]:
+    def post_receive(self, target: Array, message: Message) -> Test:
         """See `Transport`; posted at once, so that the message can land early."""
         direct = target.flags.c_contiguous
         landing = target if direct else np.empty(target.shape, target.dtype)
+        tag = self._tag(message)
         with self._lock:
-            requests = [self._comm.Irecv([c, self._byte], sender, self._tag(tag)) for c in chunks(landing)]
+            requests = [self._comm.Irecv([c, self._byte], message.sender, tag) for c in chunks(landing)]
         done = False
 
         def test() -> bool:
@@ -68,13 +72,15 @@ class MpiTransport(Transport):
                     done = True
             return done
 
+        self._arriving.append(test)
         return test
 
     def progress(self) -> None:
         """See `Transport`."""
-        if not self._waiting and not self._leaving:
+        if not self._waiting and not self._leaving and not self._arriving:
             return
         with self._lock:
+            self._arriving = [test for test in self._arriving if not test()]
             self._waiting = [send for send in self._waiting if not self._issue(*send)]
             self._leaving = [(view, rs) for view, rs in self._leaving if not all(r.Test() for r in rs)]
 
@@ -83,21 +89,28 @@ class MpiTransport(Transport):
         with self._lock:
             return not self._waiting and not self._leaving
 
+    def secured(self) -> bool:
+        """See `Transport`: what has been issued holds a view."""
+        with self._lock:
+            return all(isinstance(held, np.ndarray) for held, _, _, _ in self._waiting)
+
     def _keep_moving(self) -> None:
         while True:
             self.progress()
             time.sleep(_PAUSE)
 
-    def _issue(self, held: Held, window: Window, receiver: int, tag: int) -> bool:
-        if not is_ready(held):
+    def _issue(self, held: Held, window: Window, message: Message, after: Sequence[Test]) -> bool:
+        if not is_ready(held) or not all(done() for done in after):
             return False
         view = np.ascontiguousarray(np.asarray(held)[window])
-        requests = [self._comm.Isend([c, self._byte], receiver, self._tag(tag)) for c in chunks(view)]
+        tag = self._tag(message)
+        requests = [self._comm.Isend([c, self._byte], message.receiver, tag) for c in chunks(view)]
         self._leaving.append((view, requests))
+        self.sent += view.nbytes
         return True
 
-    def _tag(self, tag: int) -> int:
-        return tag % (self._tag_limit + 1)
+    def _tag(self, message: Message) -> int:
+        return message.tag % (self._tag_limit + 1)
 
 
 def chunks(array: Array) -> list[Array]:

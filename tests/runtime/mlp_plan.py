@@ -17,6 +17,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
 from alpa_mlir.dialect.plan import Combine, Free, Instruction, Recv, Run, Schedule, Send, seal, write_schedules
 from alpa_mlir.dialect.staged import Ref
+from alpa_mlir.passes.route import RouteTransfers
 
 BATCH, IN, HIDDEN, OUT = 8, 16, 32, 4
 
@@ -189,8 +190,9 @@ def split_module(microbatches: int = 2, stages: Sequence[Sequence[int]] = ((0, 1
 
 
 def plan_text(microbatches: int = 2, stages: Sequence[Sequence[int]] = ((0, 1), (2, 3))) -> str:
-    """The step as a sealed plan with a 1F1B schedule."""
+    """The step as a sealed plan with routes, tiny parts and all, and a 1F1B schedule."""
     module = split_module(microbatches, stages)
+    RouteTransfers(smallest_part=16).apply(module, [])
     module.operation.attributes["alpa.level"] = ir.StringAttr.get("plan", module.context)
     write_schedules(module, _schedules(microbatches))
     seal(module)

@@ -1,0 +1,331 @@
+"""Transfers between submeshes, seen from one rank: giving what others want, landing what comes, making tensors of it.
+
+A transfer has three moments here.  *give*: its value is dispatched on the source mesh, the boxes for others are queued.
+*expect*: the destination says where boxes are to land, and queues what it passes on inside its mesh.  *take*: all has
+landed, and becomes a tensor.  Which boxes these are follows from the plan's routes (see `reshard`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from alpa_mlir.dialect.route import Route
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.dialect.staged import MeshTensor
+from alpa_mlir.dialect.tiles import Box, extents, intersect, within
+from alpa_mlir.runtime.devices import HOST, Submeshes
+from alpa_mlir.runtime.executable import dtype_of
+from alpa_mlir.runtime.guard import Watchdog
+from alpa_mlir.runtime.program import Path
+from alpa_mlir.runtime.reshard import Piece, Site, direct_route, plan_pieces
+from alpa_mlir.runtime.transport.base import Array, Buffer, Held, Message, Test, Transport, Window, wait_until
+from alpa_mlir.runtime.transport.local import LocalTransport
+from alpa_mlir.runtime.transport.memory import HostMemory, Memory, assemble
+
+Spot = tuple[int, Box]
+"""A tile at an endpoint."""
+
+
+class Side:
+    """One kind of memory: whose it is, and what carries boxes between such memories.
+
+    `endpoint_of[d]` is the endpoint of device `d`, the last one that of the host; `own` are those of this process.
+    """
+
+    def __init__(self, memory: Memory, peers: Transport | None, endpoint_of: Sequence[int], own: Sequence[int]) -> None:
+        self.memory, self.peers = memory, peers
+        self.endpoint_of, self.own = tuple(endpoint_of), frozenset(own)
+        self.local = LocalTransport(memory)
+
+    def transport(self, piece: Piece) -> Transport:
+        """What carries a piece of which this process has at least one end."""
+        if piece.sender in self.own and piece.receiver in self.own:
+            return self.local
+        if self.peers is None:
+            raise ValueError(f"one process has no endpoints {piece.sender} and {piece.receiver}")
+        return self.peers
+
+    def together(self, edge: tuple[str, str]) -> AbstractContextManager[None]:
+        """See `Transport.together`."""
+        return self.peers.together(edge) if self.peers is not None else nullcontext()
+
+    def secured(self) -> bool:
+        """See `Transport.secured`."""
+        return self.local.secured() and (self.peers is None or self.peers.secured())
+
+
+def host_side(rank: int, rank_of: Sequence[int], peers: Transport | None) -> Side:
+    """Host memory: every rank is an endpoint, the host of results is rank 0."""
+    return Side(HostMemory(), peers, (*rank_of, 0), (rank,))
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A piece to be sent: from which jax device, or from which landed tile; which part of it; how."""
+
+    piece: Piece
+    device: int
+    window: Window
+    transport: Transport
+
+
+@dataclass(frozen=True)
+class _Received:
+    """A piece to land in its tile's buffer."""
+
+    piece: Piece
+    window: Window | None
+    transport: Transport
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What this rank does in one kind of transfer.
+
+    `spots` are its tiles of the destination with their shapes; `whole` those that move from one device of this process
+    to another as they are.  `moves` come from the source mesh, `spreads` from inside the destination mesh.
+    """
+
+    sent: tuple[_Sent, ...]
+    spots: tuple[tuple[Spot, tuple[int, ...]], ...]
+    whole: Mapping[Spot, Piece]
+    moves: tuple[_Received, ...]
+    spreads: tuple[_Received, ...]
+    relayed: tuple[_Sent, ...]
+    placed: tuple[tuple[Spot, Any], ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Transfers:
+    """All transfers of a plan on one rank."""
+
+    def __init__(
+        self, submeshes: Submeshes, side: Side, host: Side, routes: Mapping[int, Route], watchdog: Watchdog
+    ) -> None:
+        """`side` carries values between devices, `host` (often the same) brings results to rank 0."""
+        self._submeshes, self._side, self._host, self._routes, self._watchdog = submeshes, side, host, routes, watchdog
+        self._shares: dict[Path, _Share] = {}
+        self._landing: dict[int, _Landing] = {}
+        steps = [len(r.moves) + sum(len(s.targets) for s in r.spreads) for r in routes.values()]
+        largest = max(mesh.device_count for mesh, _ in submeshes.places.values())
+        self._tags_per_transfer = max([*steps, largest**2])
+
+    @staticmethod
+    def on_host(
+        submeshes: Submeshes,
+        rank_of: Sequence[int],
+        peers: Transport | None,
+        routes: Mapping[int, Route],
+        watchdog: Watchdog,
+    ) -> Transfers:
+        """Transfers through host memory, where devices compute in it."""
+        side = host_side(submeshes.rank, rank_of, peers)
+        return Transfers(submeshes, side, side, routes, watchdog)
+
+    def give(self, value: jax.Array, path: Path, transfer: int, keep: bool) -> None:
+        """Queue this rank's pieces.  `keep`: the value is donated later, but not before `settle`."""
+        share = self._share(path)
+        if not share.sent:
+            return
+        side = self._side_of(path)
+        held: dict[int, Held] = {shard.device.id: shard.data for shard in value.addressable_shards}
+        if keep or side is not self._side:
+            views = {device: side.memory.hold(shard) for device, shard in held.items()}
+            held |= {device: view for device, view in views.items() if view is not None}
+        with side.together((path.source.mesh, path.target.mesh)):
+            for s in share.sent:
+                message = self._message(s.piece, transfer)
+                s.transport.post_send(held[s.device], s.window, message)
+
+    def settle(self, what: str) -> None:
+        """Return when nothing that was given can be hurt by a donation."""
+        if not self._side.secured():
+            wait_until(self._side.secured, self.progress, self._watchdog, what)
+
+    def expect(self, path: Path, transfer: int) -> None:
+        """Let the pieces for this rank land, each tile in a buffer of its own."""
+        share, side = self._share(path), self._side_of(path)
+        landing = self._landing[transfer] = _Landing()
+        for spot, shape in share.spots:
+            landing.begin(spot, side.memory.take(shape, share.dtype, spot[0]))
+        edge = (path.source.mesh, path.target.mesh)
+        with side.together(edge):
+            for r in share.moves:
+                self._receive(r, landing, transfer)
+        if share.spreads or share.relayed:
+            with side.together(edge):
+                for r in share.spreads:
+                    self._receive(r, landing, transfer)
+                for s in share.relayed:
+                    spot = (s.piece.sender, s.piece.held)
+                    message = self._message(s.piece, transfer)
+                    s.transport.post_send(landing.buffers[spot], s.window, message, landing.before(spot, s.piece.box))
+
+    def _receive(self, received: _Received, landing: _Landing, transfer: int) -> None:
+        piece = received.piece
+        spot = (piece.receiver, piece.tile)
+        buffer = landing.buffers[spot]
+        target = buffer if received.window is None else buffer[received.window]
+        landing.add(spot, piece.box, received.transport.post_receive(target, self._message(piece, transfer)))
+
+    def take(self, path: Path, transfer: int, what: str) -> jax.Array:
+        """Wait for an expected transfer and make its value."""
+        share, side = self._share(path), self._side_of(path)
+        landing = self._land(transfer, what)
+        parts: list[Held] = []
+        for spot, _ in share.placed:
+            whole = share.whole.get(spot)
+            parts.append(landing.buffers[spot] if whole is None else self._moved(side, whole, transfer, landing))
+        devices = [device for _, device in share.placed]
+        tests = [landing.tests(spot) for spot, _ in share.placed]
+        made = side.memory.shards(parts, share.dtype, devices, tests)
+        return assemble(share.shape, share.dtype, self._submeshes.sharding(path.target), made, devices)
+
+    def _moved(self, side: Side, piece: Piece, transfer: int, landing: _Landing) -> Held:
+        """The array of a tile that moves whole, which several devices may want."""
+        spot = (piece.receiver, piece.tile)
+        if spot not in landing.buffers:
+            landing.buffers[spot] = side.local.take(self._message(piece, transfer))
+        return landing.buffers[spot]
+
+    def _land(self, transfer: int, what: str) -> _Landing:
+        landing = self._landing.pop(transfer)
+        if not landing.arrived():
+            wait_until(landing.arrived, self.progress, self._watchdog, what)
+        return landing
+
+    def gather(self, value: jax.Array | None, kind: MeshTensor, transfer: int, what: str) -> Array | None:
+        """The whole tensor on rank 0, None elsewhere; every rank that holds a part of it or is rank 0 calls."""
+        path = Path(kind, MeshTensor(HOST, kind.shape, kind.element, Sharding.replicated(len(kind.shape))), None)
+        if value is not None:
+            self.give(value, path, transfer, keep=False)
+        if self._submeshes.rank != 0:
+            return None
+        self.expect(path, transfer)
+        landing = self._land(transfer, what)
+        share = self._share(path)
+        spot, _ = share.spots[0] if share.spots else next(iter(share.whole.items()))
+        whole = share.whole.get(spot)
+        return np.array(landing.buffers[spot] if whole is None else self._moved(self._host, whole, transfer, landing))
+
+    def progress(self) -> None:
+        """Move what can move."""
+        for transport in self._transports:
+            transport.progress()
+
+    def finish(self, what: str) -> None:
+        """Wait until everything this rank gave has left."""
+        for transport in self._transports:
+            if not transport.idle():
+                wait_until(transport.idle, self.progress, self._watchdog, what)
+
+    @property
+    def _transports(self) -> list[Transport]:
+        peers = [self._side.peers, self._host.peers] if self._host is not self._side else [self._side.peers]
+        return [p for p in peers if p is not None]
+
+    def _side_of(self, path: Path) -> Side:
+        return self._host if path.target.mesh == HOST else self._side
+
+    def _message(self, piece: Piece, transfer: int) -> Message:
+        return Message(piece.sender, piece.receiver, transfer * self._tags_per_transfer + piece.number)
+
+    def _share(self, path: Path) -> _Share:
+        share = self._shares.get(path)
+        if share is None:
+            share = self._shares[path] = self._make_share(path)
+        return share
+
+    def _make_share(self, path: Path) -> _Share:
+        side, submeshes = self._side_of(path), self._submeshes
+        shape = path.source.shape
+        source, target = (Site(submeshes.placement(k), submeshes.places[k.mesh][1]) for k in (path.source, path.target))
+        if path.route is None:
+            route = direct_route(shape, source.placement, target.placement)
+        else:
+            route = self._routes[path.route]
+        pieces = plan_pieces(route, shape, source, target, side.endpoint_of)
+        mine = [p for p in pieces if p.receiver in side.own]
+        whole = _whole_tiles(mine, pieces, side)
+        landed = [p for p in mine if (p.receiver, p.tile) not in whole]
+        own = submeshes.own_tiles(path.target)
+        placed = [((side.endpoint_of[device], box), submeshes.device(device)) for device, box in own.items()]
+        spots = [spot for spot in dict.fromkeys(spot for spot, _ in placed) if spot not in whole]
+        sent = [
+            _Sent(p, submeshes.device(p.source).id, within(p.box, p.held), side.transport(p))
+            for p in pieces
+            if p.source is not None and p.sender in side.own
+        ]
+        relayed = [p for p in pieces if p.source is None and p.sender in side.own]
+        return _Share(
+            tuple(sent),
+            tuple((spot, extents(spot[1])) for spot in spots),
+            whole,
+            tuple(_received(p, side) for p in landed if p.source is not None),
+            tuple(_received(p, side) for p in landed if p.source is None),
+            tuple(_Sent(p, -1, within(p.box, p.held), side.transport(p)) for p in relayed),
+            tuple(placed),
+            shape,
+            dtype_of(path.target.element),
+        )
+
+
+def _received(piece: Piece, side: Side) -> _Received:
+    window = None if piece.box == piece.tile else within(piece.box, piece.tile)
+    return _Received(piece, window, side.transport(piece))
+
+
+def _whole_tiles(mine: Sequence[Piece], pieces: Sequence[Piece], side: Side) -> dict[Spot, Piece]:
+    """The tiles that come as they are from one device of this process, and go nowhere else."""
+    by_spot: dict[Spot, list[Piece]] = {}
+    for piece in mine:
+        by_spot.setdefault((piece.receiver, piece.tile), []).append(piece)
+    relays = {(p.sender, p.held) for p in pieces if p.source is None}
+    return {
+        spot: found[0]
+        for spot, found in by_spot.items()
+        if len(found) == 1
+        and found[0].source is not None
+        and found[0].sender in side.own
+        and found[0].held == spot[1]
+        and spot not in relays
+    }
+
+
+class _Landing:
+    """A transfer under way: for each tile its buffer, and the boxes that land in it."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[Spot, Buffer] = {}
+        self._boxes: dict[Spot, list[tuple[Box, Test]]] = {}
+        self._open: list[Test] = []
+
+    def begin(self, spot: Spot, buffer: Buffer) -> None:
+        """Boxes of a tile will land in `buffer`."""
+        self.buffers[spot] = buffer
+        self._boxes[spot] = []
+
+    def add(self, spot: Spot, box: Box, landed: Test) -> None:
+        """One of them."""
+        self._boxes[spot].append((box, landed))
+        self._open.append(landed)
+
+    def before(self, spot: Spot, box: Box) -> list[Test]:
+        """What must have landed for a box of a tile to be there."""
+        return [test for other, test in self._boxes[spot] if intersect(other, box) is not None]
+
+    def tests(self, spot: Spot) -> list[Test]:
+        """Those of all boxes of a tile."""
+        return [test for _, test in self._boxes.get(spot, ())]
+
+    def arrived(self) -> bool:
+        """Whether all boxes have landed; those that have are not asked again."""
+        self._open = [test for test in self._open if not test()]
+        return not self._open

@@ -1,0 +1,113 @@
+"""Where boxes land, and how a tensor is made of what has landed.
+
+On CPUs that is host memory: aligned numpy buffers, which XLA takes over without a copy, one for each tile however
+many devices of the process hold it.  On GPUs it is the memory of each device (`alpa_mlir.runtime.transport.gpu`).
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxlib import xla_client
+
+from alpa_mlir.runtime.transport.base import Array, Buffer, Held, Test, Window
+
+ALIGNMENT = 64
+"""XLA takes a host buffer over without a copy when it is aligned to this many bytes."""
+
+
+class Memory(ABC):
+    """The memory of one kind of endpoint."""
+
+    @abstractmethod
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any], endpoint: int) -> Buffer:
+        """A free buffer; its contents are arbitrary.  Slices of it are views, as numpy's."""
+
+    @abstractmethod
+    def copy(self, target: Buffer, held: Held, window: Window) -> Test | None:
+        """Copy a box within this process; None while it is not computed."""
+
+    @abstractmethod
+    def hold(self, held: Held) -> Held | None:
+        """The same values where no donation can reach them until the result is dropped; None: not computed yet."""
+
+    @abstractmethod
+    def shards(
+        self, parts: Sequence[Held], dtype: np.dtype[Any], devices: Sequence[Any], landed: Sequence[Sequence[Test]]
+    ) -> list[Held]:
+        """What `assemble` takes, one part for each device: `parts` are buffers, with their boxes, or arrays."""
+
+
+def assemble(
+    shape: tuple[int, ...], dtype: np.dtype[Any], sharding: NamedSharding, parts: Sequence[Held], devices: Sequence[Any]
+) -> jax.Array:
+    """A tensor from one part for each device of this process: host arrays, or arrays of any device."""
+    if all(isinstance(part, np.ndarray) for part in parts):
+        # What jax.device_put ends in, without its 40 µs of looking at pytrees and types.
+        aval = jax.core.ShapedArray(shape, dtype)
+        made: jax.Array = xla_client.batched_device_put(aval, sharding, list(parts), list(devices))
+        return made
+    shards = [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+class HostMemory(Memory):
+    """Aligned host buffers that are used again once no array lives on them.
+
+    A device array made from such a buffer shares its memory and keeps a reference to it, so the reference
+    count tells when the buffer is free (touching fresh pages would cost more than the message).
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, list[Array]] = {}
+
+    @property
+    def blocks(self) -> int:
+        """How many buffers there are, free or not."""
+        return sum(len(blocks) for blocks in self._blocks.values())
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any], endpoint: int) -> Array:
+        """See `Memory`; host memory serves all endpoints of the process."""
+        size = dtype.itemsize
+        for extent in shape:
+            size *= extent
+        blocks = self._blocks.setdefault(size, [])
+        # Views refer to the block itself.  Unused, it has two references: the list's and getrefcount's argument.
+        found = next((i for i in range(len(blocks)) if sys.getrefcount(blocks[i]) == 2), None)
+        if found is None:
+            found = len(blocks)
+            blocks.append(np.empty(size + ALIGNMENT, np.uint8))
+        start = -blocks[found].ctypes.data % ALIGNMENT
+        return blocks[found][start : start + size].view(dtype).reshape(shape)
+
+    def copy(self, target: Array, held: Held, window: Window) -> Test | None:
+        """See `Memory`."""
+        if not is_ready(held):
+            return None
+        target[...] = np.asarray(held)[window]
+        return _done
+
+    def hold(self, held: Held) -> Held | None:
+        """See `Memory`: as long as the view lives, XLA does not reuse the buffer."""
+        return np.asarray(held) if is_ready(held) else None
+
+    def shards(
+        self, parts: Sequence[Held], dtype: np.dtype[Any], devices: Sequence[Any], landed: Sequence[Sequence[Test]]
+    ) -> list[Held]:
+        """See `Memory`."""
+        return list(parts)
+
+
+def _done() -> bool:
+    return True
+
+
+def is_ready(held: Held) -> bool:
+    """Whether the contents can be read without waiting."""
+    return isinstance(held, np.ndarray) or held.is_ready()
