@@ -11,10 +11,14 @@ The list follows from the route and the owners alone, so all ranks derive the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 
 from alpa_mlir.dialect.route import Move, Route, Spread
 from alpa_mlir.dialect.tiles import Box, Placement, contains, intersect, overlaps, replicas, tiles, volume
+
+MOST_STRIPS = 64
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,78 @@ def direct_route(shape: tuple[int, ...], source: Placement, target: Placement) -
 
 
 def plan_pieces(
-    route: Route, shape: tuple[int, ...], source: Site, target: Site, endpoint_of: Sequence[int]
+    route: Route,
+    shape: tuple[int, ...],
+    source: Site,
+    target: Site,
+    endpoint_of: Sequence[int],
+    shortest: int = 0,
 ) -> tuple[Piece, ...]:
-    """The pieces of one transfer in one global order; `endpoint_of[d]` is the endpoint of device `d`."""
+    """The pieces of one transfer in one global order; `endpoint_of[d]` is the endpoint of device `d`.
+
+    Boxes are cut into strips of at least `shortest` elements; 0: they are not cut.
+    """
     planner = _Pieces(shape, source, target, endpoint_of)
     for move in route.moves:
         planner.move(move)
     for spread in route.spreads:
         planner.spread(spread)
-    return tuple(planner.pieces)
+    return _numbered(_merged(planner.pieces), shortest)
+
+
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same with boxes from the source joined that replicas of one endpoint would have shared.
+
+    What is passed on stays apart and in its order: of joined boxes each could wait for another.
+    """
+    groups: dict[tuple[object, ...], list[Piece]] = {}
+    for piece in pieces:
+        if piece.source is not None:
+            groups.setdefault((piece.sender, piece.receiver, piece.held, piece.tile), []).append(piece)
+    found = [replace(group[0], box=box) for group in groups.values() for box in _joined([p.box for p in group])]
+    return [*found, *(p for p in pieces if p.source is None)]
+
+
+def _joined(boxes: Sequence[Box]) -> list[Box]:
+    """Disjoint boxes with neighbours along one dimension joined, dimension by dimension."""
+    found = list(boxes)
+    for dim in range(len(boxes[0]) if boxes else 0):
+        found.sort(key=lambda box: (box[:dim], box[dim + 1 :], box[dim]))
+        joined: list[Box] = []
+        for box in found:
+            last = joined[-1] if joined else None
+            fits = last is not None and last[:dim] == box[:dim] and last[dim + 1 :] == box[dim + 1 :]
+            if last is not None and fits and last[dim][1] == box[dim][0]:
+                joined[-1] = (*box[:dim], (last[dim][0], box[dim][1]), *box[dim + 1 :])
+            else:
+                joined.append(box)
+        found = joined
+    return found
+
+
+def _numbered(pieces: Sequence[Piece], shortest: int) -> tuple[Piece, ...]:
+    """The pieces in strips, numbered for each pair of sender and receiver."""
+    count: dict[tuple[int, int], int] = {}
+    found = []
+    for piece in pieces:
+        cut = shortest and piece.sender != piece.receiver
+        for box in strips(piece.box, piece.held, piece.tile, shortest) if cut else [piece.box]:
+            number = count.get((piece.sender, piece.receiver), 0)
+            count[piece.sender, piece.receiver] = number + 1
+            found.append(replace(piece, box=box, number=number))
+    return tuple(found)
+
+
+def strips(box: Box, held: Box, tile: Box, shortest: int) -> list[Box]:
+    """The box in at most `MOST_STRIPS` parts contiguous in both tiles, of at least `shortest` elements; else whole."""
+    dim = len(box)
+    while dim > 0 and (dim == len(box) or box[dim] == held[dim] == tile[dim]):
+        dim -= 1
+    count = prod(b - a for a, b in box[:dim])
+    if count > MOST_STRIPS or count == 0 or volume(box) < shortest * count:
+        return [box]
+    places = product(*(range(a, b) for a, b in box[:dim]))
+    return [(*((i, i + 1) for i in place), *box[dim:]) for place in places]
 
 
 class _Pieces:
@@ -76,7 +143,6 @@ class _Pieces:
         for position, device in enumerate(source.devices):
             self._positions.setdefault(endpoint_of[device], []).append(position)
         self._arrived: dict[tuple[int, Box], list[Box]] = {}
-        self._count: dict[tuple[int, int], int] = {}
         self.pieces: list[Piece] = []
 
     def move(self, move: Move) -> None:
@@ -100,6 +166,4 @@ class _Pieces:
         own = [p for p in self._positions.get(receiver, ()) if contains(self._held[p], box)]
         if own:
             device, held, sender = self._source.devices[own[0]], self._held[own[0]], receiver
-        number = self._count.get((sender, receiver), 0)
-        self._count[sender, receiver] = number + 1
-        self.pieces.append(Piece(box, tile, receiver, held, device, sender, number))
+        self.pieces.append(Piece(box, tile, receiver, held, device, sender, 0))

@@ -28,6 +28,10 @@ from alpa_mlir.runtime.transport.base import Array, Buffer, Held, Message, Test,
 from alpa_mlir.runtime.transport.local import LocalTransport
 from alpa_mlir.runtime.transport.memory import HostMemory, Memory, assemble
 
+TAGS_PER_TRANSFER = 1 << 14
+"""More than the pieces that go from one endpoint to another in one transfer."""
+SHORTEST_STRIP = 1 << 18
+"""Bytes; shorter strips cost more as messages than to be packed."""
 Spot = tuple[int, Box]
 """A tile at an endpoint."""
 
@@ -113,9 +117,6 @@ class Transfers:
         self._submeshes, self._side, self._host, self._routes, self._watchdog = submeshes, side, host, routes, watchdog
         self._shares: dict[Path, _Share] = {}
         self._landing: dict[int, _Landing] = {}
-        steps = [len(r.moves) + sum(len(s.targets) for s in r.spreads) for r in routes.values()]
-        largest = max(mesh.device_count for mesh, _ in submeshes.places.values())
-        self._tags_per_transfer = max([*steps, largest**2])
 
     @staticmethod
     def on_host(
@@ -235,7 +236,7 @@ class Transfers:
         return self._host if path.target.mesh == HOST else self._side
 
     def _message(self, piece: Piece, transfer: int) -> Message:
-        return Message(piece.sender, piece.receiver, transfer * self._tags_per_transfer + piece.number)
+        return Message(piece.sender, piece.receiver, transfer * TAGS_PER_TRANSFER + piece.number)
 
     def _share(self, path: Path) -> _Share:
         share = self._shares.get(path)
@@ -245,13 +246,14 @@ class Transfers:
 
     def _make_share(self, path: Path) -> _Share:
         side, submeshes = self._side_of(path), self._submeshes
-        shape = path.source.shape
+        shape, dtype = path.source.shape, dtype_of(path.target.element)
         source, target = (Site(submeshes.placement(k), submeshes.places[k.mesh][1]) for k in (path.source, path.target))
         if path.route is None:
             route = direct_route(shape, source.placement, target.placement)
         else:
             route = self._routes[path.route]
-        pieces = plan_pieces(route, shape, source, target, side.endpoint_of)
+        shortest = max(1, SHORTEST_STRIP // dtype.itemsize)
+        pieces = plan_pieces(route, shape, source, target, side.endpoint_of, shortest)
         mine = [p for p in pieces if p.receiver in side.own]
         whole = _whole_tiles(mine, pieces, side)
         landed = [p for p in mine if (p.receiver, p.tile) not in whole]
@@ -273,7 +275,7 @@ class Transfers:
             tuple(_Sent(p, -1, within(p.box, p.held), side.transport(p)) for p in relayed),
             tuple(placed),
             shape,
-            dtype_of(path.target.element),
+            dtype,
         )
 
 

@@ -2,9 +2,9 @@
 
 A send is issued when its array is computed (`is_ready`), not when the program reaches it, and it holds a host
 view of the array until the message has left: as long as the view lives XLA does not reuse the buffer (without
-it, a donation during the send was seen to corrupt the message).  A box that lies in a few long runs of memory on
-both sides goes run by run, each from and to where it belongs; others are packed.  Messages above 1 GiB go in chunks,
-because Open MPI refuses counts above 2³¹-1.
+it, a donation during the send was seen to corrupt the message).  Boxes that are not contiguous are packed, into
+buffers that are used again (MPI's own strided types were slower by far on busy cores).  Messages above 1 GiB go in
+chunks, because Open MPI refuses counts above 2³¹-1.
 
 Where a submesh spans ranks, a program of its may hold the calling thread until its peers arrive, and a peer may
 be waiting for a message of ours: there a thread makes the progress.  One lock keeps the two threads from talking
@@ -23,7 +23,7 @@ import numpy as np
 
 from alpa_mlir.runtime.guard import guarded
 from alpa_mlir.runtime.transport.base import Array, Held, Message, Test, Transport, Window
-from alpa_mlir.runtime.transport.memory import is_ready
+from alpa_mlir.runtime.transport.memory import HostMemory, is_ready
 
 CHUNK = 1 << 30
 _PAUSE = 2e-4
@@ -41,6 +41,7 @@ class MpiTransport(Transport):
         self._waiting: list[tuple[Held, Window, Message, Sequence[Test]]] = []
         self._leaving: list[tuple[Array, list[Any]]] = []
         self._arriving: list[Test] = []
+        self._scratch = HostMemory()
         self._lock = threading.RLock()
         self.sent = 0
         if threaded:
@@ -57,7 +58,7 @@ class MpiTransport(Transport):
     def post_receive(self, target: Array, message: Message) -> Test:
         """See `Transport`; posted at once, so that the message can land early."""
         direct = target.flags.c_contiguous
-        landing = target if direct else np.empty(target.shape, target.dtype)
+        landing = target if direct else self._scratch.take(target.shape, target.dtype, 0)
         tag = self._tag(message)
         with self._lock:
             requests = [self._comm.Irecv([c, self._byte], message.sender, tag) for c in chunks(landing)]
@@ -102,7 +103,11 @@ class MpiTransport(Transport):
     def _issue(self, held: Held, window: Window, message: Message, after: Sequence[Test]) -> bool:
         if not is_ready(held) or not all(done() for done in after):
             return False
-        view = np.ascontiguousarray(np.asarray(held)[window])
+        view = np.asarray(held)[window]
+        if not view.flags.c_contiguous:
+            packed = self._scratch.take(view.shape, view.dtype, 0)
+            packed[...] = view
+            view = packed
         tag = self._tag(message)
         requests = [self._comm.Isend([c, self._byte], message.receiver, tag) for c in chunks(view)]
         self._leaving.append((view, requests))

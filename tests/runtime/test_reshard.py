@@ -13,7 +13,7 @@ from alpa_mlir.dialect.route import Move, Route, Spread, check_route
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.tiles import Box, Placement, contains, extents, runs, tiles, volume, whole, within
 from alpa_mlir.passes.route import plan_route
-from alpa_mlir.runtime.reshard import Piece, Site, direct_route, plan_pieces
+from alpa_mlir.runtime.reshard import Piece, Site, direct_route, plan_pieces, strips
 
 MESHES = ((1,), (2,), (4,), (2, 2), (1, 3), (4, 2), (2, 3), (3, 4), (2, 1, 2), (3, 2, 2))
 
@@ -65,7 +65,8 @@ def test_random_pairs_of_meshes_and_shardings(seed: int) -> None:
     copies = target.placement.mesh.device_count // target.placement.mesh.extent(target.placement.sharding.axes)
     assert route.inside == values.size * (copies - 1)
 
-    pieces = plan_pieces(route, shape, source, target, endpoint_of)
+    shortest = int(rng.choice([0, 1, 24]))
+    pieces = plan_pieces(route, shape, source, target, endpoint_of, shortest)
     landed = carry_out(pieces, source, values)
     for device, tile in zip(target.devices, tiles(shape, target.placement), strict=True):
         np.testing.assert_array_equal(landed[endpoint_of[device], tile], values[within(tile, whole(shape))])
@@ -108,6 +109,19 @@ def test_replicas_share_the_sending_and_the_receiving() -> None:
     ]
 
 
+def test_long_strips_go_by_themselves() -> None:
+    """Rows that are apart in the destination: one piece each; also the columns of a 3-d box, unless they are short."""
+    box, held = ((0, 4), (0, 8)), ((0, 4), (0, 8))
+    assert strips(box, held, ((0, 8), (0, 8)), 8) == [box]
+    assert strips(box, held, ((0, 8), (0, 16)), 8) == [((i, i + 1), (0, 8)) for i in range(4)]
+    assert strips(box, held, ((0, 8), (0, 16)), 9) == [box]
+    assert strips((), (), (), 1) == [()]
+    deep, tile = ((0, 2), (2, 4), (0, 8)), ((0, 2), (0, 4), (0, 8))
+    assert strips(deep, deep, tile, 1) == [((i, i + 1), (2, 4), (0, 8)) for i in range(2)]
+    for part in strips(deep, deep, tile, 1):
+        assert runs(part, tile) == runs(part, deep) == 1
+
+
 def test_a_small_tile_goes_to_one_replica_and_along_a_tree() -> None:
     route = plan_route((16,), line(1, ((),)), line(5, ((),)), 4, 1000)
     assert route.moves == (Move(0, 0, ((0, 16),)),)
@@ -138,7 +152,7 @@ def test_nothing_is_sent_within_an_endpoint() -> None:
     target = Site(Placement(mesh, Sharding.replicated(1)), (4, 5, 6, 7))
     route = plan_route((16,), source.placement, target.placement, 4, 1)
     pieces = plan_pieces(route, (16,), source, target, [0, 0, 0, 0, 1, 1, 1, 1])
-    assert [(p.sender, p.receiver, p.number) for p in pieces] == [(0, 1, n) for n in range(4)]
+    assert [(p.sender, p.receiver, p.box) for p in pieces] == [(0, 1, ((0, 16),))]
     alone = plan_pieces(route, (16,), source, target, [0] * 8)
     assert all(p.sender == p.receiver == 0 for p in alone)
     shared = plan_pieces(route, (16,), source, target, [0, 1, 2, 3, 0, 1, 2, 3])
