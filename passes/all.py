@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alpa_mlir.passes import check as check
+from alpa_mlir.passes import explain as explain
 from alpa_mlir.passes import layers as layers
 from alpa_mlir.passes import localize as localize
 from alpa_mlir.passes import microbatch as microbatch

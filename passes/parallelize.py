@@ -35,6 +35,8 @@ EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
 MOST_MICROBATCHES = 4096
 """The largest number of microbatches that is tried where none is given."""
+EXPLAINED = 20
+"""How many decisions of a stage are explained at most."""
 
 Progress = Callable[[str], None]
 """Called with the text of a pass before it runs."""
@@ -50,6 +52,8 @@ class PlanOptions:
     remat:        auto, none, full, or numbers of layers such as "0-3,5" whose forward ops run again.
     batch_args, state_args: argument numbers such as "3,5-7" where the program does not say its roles.
     constrain:    shardings that must be, such as "arg0=[{x},{}]; y=tensor" (docs/constraints.md).
+    explain:      values or ops whose decisions are explained in remarks; what_if: constraints to price, cases
+                  separated by "|" (docs/explain.md). Neither changes the plan.
     """
 
     cluster: Cluster
@@ -66,6 +70,8 @@ class PlanOptions:
     remat: str = AUTO
     chunks: int = 0
     constrain: str = ""
+    explain: str = ""
+    what_if: str = ""
 
 
 def plan(
@@ -229,6 +235,9 @@ class _Road:
                 solver=self.options.solver,
                 schedule=row.schedule,
                 whole_sums=not local,
+                explain=self.options.explain,
+                most=EXPLAINED if self.options.explain else 0,
+                what_if=self.options.what_if,
             ),
             _text("alpa-split", weight_apart=row.schedule in SPLIT_BACKWARD),
             "alpa-price",

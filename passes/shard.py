@@ -21,15 +21,30 @@ from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
 from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, Pipeline, in_flight
 from alpa_mlir.passes.intra.annotate import Annotator
-from alpa_mlir.passes.intra.constraints import Pin, parse_constraints
+from alpa_mlir.passes.intra.constraints import Constraint, Pin, parse_constraints
+from alpa_mlir.passes.intra.explain_words import Speaker
 from alpa_mlir.passes.intra.milp import check_solver
 from alpa_mlir.passes.intra.program import Program, read_program
-from alpa_mlir.passes.intra.restrictions import restrict
+from alpa_mlir.passes.intra.restrictions import Restrictions, restrict
 from alpa_mlir.passes.intra.stage_cost import StageCost
-from alpa_mlir.passes.intra.stages import StageSpec, solve_stages
+from alpa_mlir.passes.intra.stages import Solved, StageSpec, solve_stages
 from alpa_mlir.passes.intra.written import CONSTRAINT, not_kept, pinned_results, written_pins
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.schedule_lists import pipeline_of
+
+NAMES = "%5, arg3, names of locations or kinds of ops, separated by ; (* and ? match)"
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What was decided for a module, and from what."""
+
+    program: Program
+    meshes: tuple[tuple[Mesh, tuple[int, ...]], ...]
+    specs: tuple[StageSpec, ...]
+    cluster: Cluster
+    restrictions: Restrictions
+    solved: Solved
 
 
 @register
@@ -53,8 +68,21 @@ class Shard(Pass):
     schedule: str = option("1f1b", f"decides how many microbatches are in flight, one of {', '.join(KINDS)}")
     whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
     statistics: bool = option(False, "remark the sizes of each reduction and solver call")
+    explain: str = option("", f"remark why: {NAMES}")
+    most: int = option(0, "explain only so many decisions, the dearest; 0: all")
+    what_if: str = option("", "remark what more constraints would cost; several cases are separated by |")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
+        decided = self.decide(module, remarks)
+        program, solved, meshes = decided.program, decided.solved, decided.meshes
+        self.speak(decided, remarks)
+        for mesh, _ in reversed(meshes):
+            declare_mesh(module, mesh)
+        Annotator(module, program, solved.choices).run()
+        _write(module, decided.cluster, meshes, solved.costs, program.microbatches)
+
+    def decide(self, module: ir.Module, remarks: list[Remark]) -> Decided:
+        """The choice for all stages, before it is written down."""
         check_solver(self.solver)
         constraints = parse_constraints(self.constrain)
         _drop_nested(module, remarks)
@@ -70,13 +98,29 @@ class Shard(Pass):
         if self.statistics:
             where = location_text(module.operation.location)
             remarks.extend(
-                Remark(f"stage {s}: {line}", where) for s, lines in enumerate(solved.steps) for line in lines
+                Remark(f"stage {s}: {line}", where) for s, one in enumerate(solved.stages) for line in one.found.steps
             )
         remarks.extend(not_kept(written, program, solved.choices, [m for m, _ in meshes]))
-        for mesh, _ in reversed(meshes):
-            declare_mesh(module, mesh)
-        Annotator(module, program, solved.choices).run()
-        _write(module, cluster, meshes, solved.costs, program.microbatches)
+        return Decided(program, tuple(meshes), specs, cluster, restrictions, solved)
+
+    def speak(self, decided: Decided, remarks: list[Remark]) -> None:
+        """The explanations and what-ifs that are asked for."""
+        program, meshes = decided.program, [m for m, _ in decided.meshes]
+
+        def seconds(solved: Solved) -> float:
+            return step_seconds(solved.costs, program.microbatches)
+
+        speaker = Speaker(program, decided.solved, self.solver, seconds(decided.solved))
+        if self.explain:
+            remarks.extend(speaker.explain(self.explain, self.most))
+        for case in filter(None, (c.strip() for c in self.what_if.split("|"))):
+            more = parse_constraints(case)
+
+            def again(more: Sequence[Constraint] = more) -> Solved:
+                restrictions = restrict(program, meshes, [*decided.restrictions.constraints, *more])
+                return solve_stages(program, decided.specs, decided.cluster, self.solver, restrictions, decided.solved)
+
+            remarks.extend(speaker.what_if(case, again, seconds))
 
     def _cluster(self, module: ir.Module) -> Cluster:
         memory = parse_bytes(self.memory) if self.memory else 0

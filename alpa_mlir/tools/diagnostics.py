@@ -91,7 +91,7 @@ def source_name(path: str) -> str:
 
 def relocated(location: str, filename: str) -> str:
     """A location in the text that the parser calls `-` with the name of the file it came from."""
-    if location == "-":
+    if location in ("-", "-:0:0"):
         return f"{filename}:1:1"
     return filename + location[1:] if location.startswith("-:") else location
 

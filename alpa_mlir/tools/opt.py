@@ -12,7 +12,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from jaxlib.mlir import ir
@@ -22,13 +22,16 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import BYTECODE_MAGIC, make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.model_file import module_from_bytes, read_bytes
+from alpa_mlir.passes.explain import Explain
 from alpa_mlir.passes.pipeline import Step, parse_pipeline, run_pipeline, step_from_flag
 from alpa_mlir.passes.registry import did_you_mean, options_of, registered
+from alpa_mlir.passes.shard import Shard
 from alpa_mlir.passes.upstream import NAMES
 from alpa_mlir.tools.diagnostics import UsageError, guarded, in_file, print_remarks, source_name
 from alpa_mlir.tools.expectations import expected_in, mismatches, produced_by
 from alpa_mlir.tools.output import write_output
 from alpa_mlir.tools.version import add_version
+from alpa_mlir.value_names import name_values
 
 NAME = "alpa-mlir-opt"
 SEPARATOR = "// -----"
@@ -196,7 +199,7 @@ def _run_passes(raw: bytes, options: argparse.Namespace, steps: Sequence[Step]) 
             alpa.verify(module)
         run_pipeline(
             module,
-            steps,
+            [_with_names(step, module, raw) for step in steps],
             outcome.remarks,
             verify_each=verify_each,
             before_each=_dump("Before") if options.mlir_print_ir_before_all else None,
@@ -206,6 +209,15 @@ def _run_passes(raw: bytes, options: argparse.Namespace, steps: Sequence[Step]) 
     except CompileError as e:
         outcome.error = e
     return outcome
+
+
+def _with_names(step: Step, module: ir.Module, raw: bytes) -> Step:
+    """A pass that explains, with the values that it is asked about found in the input."""
+    if isinstance(step, Explain):
+        return replace(step, only=name_values(module, raw, step.only))
+    if isinstance(step, Shard) and step.explain:
+        return replace(step, explain=name_values(module, raw, step.explain))
+    return step
 
 
 def _dump(when: str) -> Callable[[str, ir.Module], None]:

@@ -19,7 +19,7 @@ from typing import NoReturn
 from alpa_mlir.clusters import preset_names
 from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
-from alpa_mlir.model_file import read_model
+from alpa_mlir.model_file import module_from_bytes, read_bytes
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
 from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
@@ -31,6 +31,7 @@ from alpa_mlir.tools.plan_summary import summarize
 from alpa_mlir.tools.plan_table import print_table
 from alpa_mlir.tools.report import report, simulated, trace
 from alpa_mlir.tools.version import add_version
+from alpa_mlir.value_names import name_values
 
 NAME = "alpa-mlir-plan"
 LEVELS = (
@@ -53,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     filename = source_name(arguments.model)
     by_hand = _by_hand(arguments.plan, options.cluster)
-    module = read_model(arguments.model, context)
+    raw = read_bytes(arguments.model)
+    module = module_from_bytes(raw, context, filename)
+    if options.explain:
+        try:
+            options = replace(options, explain=name_values(module, raw, options.explain))
+        except CompileError as e:
+            raise in_file(e, filename) from None
     if by_hand is not None:
         options = _decided(options, by_hand, arguments.plan)
         write_stages(module, by_hand.stages)
@@ -192,6 +199,21 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="what must be, e.g. 'arg3=[{x},{}]' or 'y=tensor' (docs/constraints.md); may be repeated",
     )
+    add(
+        "--explain",
+        metavar="%%VALUE",
+        action="append",
+        default=[],
+        help="remark why: the strategy of a value (%%5, arg3) or of ops of a kind or name (* and ? match), its costs, "
+        "the runner-up (docs/explain.md); may be repeated",
+    )
+    add(
+        "--what-if",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="remark what a plan with this constraint would cost; may be repeated",
+    )
     add("--solver", default="highs", help="mixed-integer solver, any that CVXPY knows (default: highs)")
 
 
@@ -235,6 +257,8 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         arguments.remat,
         arguments.chunks,
         _constraints(arguments.constrain),
+        "; ".join(arguments.explain),
+        _cases(arguments.what_if),
     )
 
 
@@ -268,6 +292,13 @@ def _constraints(texts: Sequence[str]) -> str:
     for text in texts:
         parse_constraints(text)
     return "; ".join(texts)
+
+
+def _cases(texts: Sequence[str]) -> str:
+    """All what-ifs as one text, once they can be read."""
+    for text in texts:
+        parse_constraints(text.replace("|", ";"))
+    return " | ".join(texts)
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:

@@ -32,13 +32,27 @@ class StageSpec:
     memory: float
 
 
+@dataclass(frozen=True, eq=False)
+class SolvedStage:
+    """The graph of a stage, its optimum, and what a step of it costs."""
+
+    spec: StageSpec
+    graph: StageGraph
+    found: Optimum
+    cost: StageCost
+
+
 @dataclass(frozen=True)
 class Solved:
-    """The choices for all stages, and the predicted cost and solver steps of each."""
+    """The choices for all stages, and each stage as it was solved."""
 
     choices: Choices
-    costs: tuple[StageCost, ...]
-    steps: tuple[tuple[str, ...], ...]
+    stages: tuple[SolvedStage, ...]
+
+    @property
+    def costs(self) -> tuple[StageCost, ...]:
+        """What a step of each stage costs."""
+        return tuple(s.cost for s in self.stages)
 
 
 def solve_stages(
@@ -47,19 +61,27 @@ def solve_stages(
     cluster: Cluster,
     solver: str,
     restrictions: Restrictions,
+    before: Solved | None = None,
 ) -> Solved:
-    """Solve every stage. CompileError where memory, or what users want, cannot be kept."""
+    """Solve every stage. CompileError where memory, or what users want, cannot be kept.
+
+    `before`: the same stages as they were solved under other restrictions. Their strategies and the seconds of
+    reshards are used again, and what the new restrictions do not touch is not solved again.
+    """
     ops: dict[int, Strategy] = {}
-    stages = {op.number: max(op.stage, 0) for op in program.ops}
+    homes = {op.number: max(op.stage, 0) for op in program.ops}
     slots: dict[str, Place] = {}
     arrivals: dict[tuple[int, str, int, int], Sharding] = {}
     ended: dict[str, Sharding] = {}
     copies: dict[Operand, tuple[Sharding, ...]] = {}
-    costs, steps = [], []
-    enumerators = _enumerators(specs, cluster)
+    stages: list[SolvedStage] = []
+    enumerators = [s.graph.enumerator for s in before.stages] if before else _enumerators(specs, cluster)
     for s, spec in enumerate(specs):
         graph = _stage_graph(program, enumerators[s], s, spec, restrictions)
-        found = _solve_stage(program, graph, s, spec, solver, restrictions)
+        if before is not None and graph.signature() == before.stages[s].graph.signature():
+            found = before.stages[s].found
+        else:
+            found = _solve_stage(program, graph, s, spec, solver, restrictions)
         labels = found.labels
         ops |= {number: graph.strategy(node, labels) for number, node in graph.of_op.items()}
         slots |= {name: (s, graph.strategy(node, labels).results[0]) for name, node in graph.of_slot.items()}
@@ -68,11 +90,11 @@ def solve_stages(
             copies[operand] = tuple(graph.strategy(node, labels).results[0] for node in chain)
         for source, node in graph.of_incoming.items():
             arrivals[s, source.slot, source.op, source.index] = graph.strategy(node, labels).results[0]
-        costs.append(StageCost(*split_seconds(graph, labels, program), found.peak, True))
-        steps.append(found.steps)
+        cost = StageCost(*split_seconds(graph, labels, program), found.peak, True)
+        stages.append(SolvedStage(spec, graph, found, cost))
     _rest(program, enumerators, slots, restrictions)
     names = tuple(spec.mesh.name for spec in specs)
-    return Solved(Choices(ops, stages, slots, arrivals, ended, copies, names), tuple(costs), tuple(steps))
+    return Solved(Choices(ops, homes, slots, arrivals, ended, copies, names), tuple(stages))
 
 
 def _enumerators(specs: tuple[StageSpec, ...], cluster: Cluster) -> list[Enumerator]:
