@@ -31,7 +31,7 @@ def identity(plan: str, options: Mapping[str, object]) -> Identity:
         "alpa_mlir": _version("alpa_mlir"),
         "jax": _version("jax"),
         "jaxlib": str(jaxlib.__version__),
-        "the source of alpa_mlir": _source()[:12],
+        "the source of alpa_mlir": source_digest()[:12],
         "the plan": _digest(Path(plan)),
         **{f"the option {name}": str(value) for name, value in options.items()},
     }
@@ -68,7 +68,7 @@ def _digest(path: Path) -> str:
 
 
 @cache
-def _source() -> str:
+def source_digest() -> str:
     """SHA-256 of the source of what runs on a rank."""
     found = hashlib.sha256()
     for wing in (dialect, runtime):

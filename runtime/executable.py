@@ -11,8 +11,8 @@ explicit program of one device, or sharded ops that XLA's Shardy partitioner tur
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -39,6 +39,8 @@ from alpa_mlir.dialect.sharding import (
     set_argument_attributes,
     set_result_attributes,
 )
+from alpa_mlir.runtime import compiled
+from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.gloo import without_reduce_scatter
 
 _NUMPY = {
@@ -220,37 +222,60 @@ def named(mesh: jax.sharding.Mesh, sharding: Sharding) -> NamedSharding:
 
 
 class Compiler:
-    """Compiles stage functions, each distinct one once per mesh."""
+    """Compiles programs, each distinct one once per mesh, or takes them from `store` (see `compiled`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
         self._cache: dict[Any, jax.stages.Compiled] = {}
 
     def compile(self, function: StageFunction, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
         """An executable that takes and gives jax arrays sharded over `mesh`; CompileError where XLA refuses."""
-        key = (function.text, function.arguments, function.results, function.donated, mesh)
-        if key not in self._cache:
-            if mesh.is_multi_process and mesh.devices.flat[0].platform == "cpu":
-                function = replace(function, text=without_reduce_scatter(function.text))
-            self._cache[key] = _compile(function, mesh)
-        return self._cache[key]
+        # The name is left out: equal stages have equal programs.
+        what = (function.text, function.arguments, function.results, function.donated)
+        return self.obtain(what, mesh, lambda: _lowered(function, mesh), f"@{function.name}")
+
+    def obtain(
+        self, what: Hashable, mesh: jax.sharding.Mesh, lower: Callable[[], jax.stages.Lowered], name: str
+    ) -> jax.stages.Compiled:
+        """The executable of what `lower` gives; `what` says all that decides it, and has a telling repr."""
+        if (what, mesh) not in self._cache:
+            self._cache[what, mesh] = self._load_or_compile(what, mesh, lower, name)
+        return self._cache[what, mesh]
+
+    def _load_or_compile(
+        self, what: Hashable, mesh: jax.sharding.Mesh, lower: Callable[[], jax.stages.Lowered], name: str
+    ) -> jax.stages.Compiled:
+        key = compiled.digest(what, mesh) if self._store is not None else None
+        if self._store is None or key is None:
+            return _compile(lower, name)
+        found = compiled.load(self._store, key, mesh)
+        if found is None:
+            found = _compile(lower, name)
+            compiled.save(self._store, key, found)
+        return found
 
 
-def _compile(function: StageFunction, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
-    results = tuple((t.shape, dtype_of(t.element)) for t in function.results)
-    ins = tuple(named(mesh, t.sharding) for t in function.arguments)
-    outs = [named(mesh, t.sharding) for t in function.results]
-
-    def stage(*operands: Any) -> list[Any]:
-        return list(call_module.bind(*operands, text=function.text, results=results))
-
-    stage.__name__ = function.name
-    jitted = jax.jit(stage, in_shardings=ins, out_shardings=outs, donate_argnums=function.donated, keep_unused=True)
-    inputs = [jax.ShapeDtypeStruct(t.shape, dtype_of(t.element)) for t in function.arguments]
+def _compile(lower: Callable[[], jax.stages.Lowered], name: str) -> jax.stages.Compiled:
     try:
         # jax warns where it finds no result of the donated argument's type: the plan's choice, not the user's.
         with jax.enable_x64(True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-            return jitted.lower(*inputs).compile()
+            return lower().compile()
     except (jax.errors.JaxRuntimeError, jax_ir.MLIRError) as e:
         first = str(e).strip().splitlines()[0]
-        raise CompileError(f"XLA cannot compile @{function.name}: {first}") from e
+        raise CompileError(f"XLA cannot compile {name}: {first}") from e
+
+
+def _lowered(function: StageFunction, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    results = tuple((t.shape, dtype_of(t.element)) for t in function.results)
+    ins = tuple(named(mesh, t.sharding) for t in function.arguments)
+    outs = [named(mesh, t.sharding) for t in function.results]
+    on_cpus_of_many = mesh.is_multi_process and mesh.devices.flat[0].platform == "cpu"
+    text = without_reduce_scatter(function.text) if on_cpus_of_many else function.text
+
+    def stage(*operands: Any) -> list[Any]:
+        return list(call_module.bind(*operands, text=text, results=results))
+
+    stage.__name__ = function.name
+    jitted = jax.jit(stage, in_shardings=ins, out_shardings=outs, donate_argnums=function.donated, keep_unused=True)
+    return jitted.lower(*(jax.ShapeDtypeStruct(t.shape, dtype_of(t.element)) for t in function.arguments))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxlib.mlir import ir
 
@@ -34,6 +34,9 @@ from alpa_mlir.runtime.guard import (
 )
 from alpa_mlir.runtime.rank import Rank, together
 
+if TYPE_CHECKING:
+    from alpa_mlir.runtime.compiled import Store
+
 
 @dataclass(frozen=True)
 class Job:
@@ -43,7 +46,7 @@ class Job:
     `checkpoint` is a folder that gets one every `checkpoint_every` steps (0: none but the last), of which
     `checkpoint_keep` stay (0: all); `restore` is where to begin.  `seed` None is that of the checkpoint, or 0.
     `trace` is a file for what ran when, beside the events that `predicted` gives for one step of the plan; `profile`
-    prints a table of both.
+    prints a table of both.  `store` keeps what XLA compiled, for the next run.
     """
 
     plan: str
@@ -63,10 +66,12 @@ class Job:
     trace: str | None = None
     profile: bool = False
     predicted: Callable[[ir.Module], Sequence[Mapping[str, Any]]] | None = None
+    store: Store | None = None
 
     def options(self) -> dict[str, object]:
         """What must be the same on all ranks, by name; the plan itself is compared by content."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "reference", "predicted")}
+        own = ("plan", "reference", "predicted", "store")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
 
 
 def run_local(job: Job) -> int:

@@ -77,7 +77,9 @@ class Rank:
             self._recorder = Recorder(part, self._rank, transfers.progress)
             self._recorder.start()
         self._seconds: list[float] = []
-        self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder)
+        self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder, job.store)
+        if self._rank == 0 and job.store is not None and job.store.trouble is not None:
+            print(f"{job.plan}:1:1: note: {job.store.trouble}", file=sys.stderr, flush=True)
 
     def run(self) -> int:
         """All steps and what follows them; the exit status (the same on all ranks only through `run_under_mpi`)."""
@@ -350,7 +352,7 @@ class Rank:
         if self._reference is None:
             return OK
         arguments = self._plan.main.arguments
-        expected = run_original(self._reference, arguments, self._whole, self._steps)
+        expected = run_original(self._reference, arguments, self._whole, self._steps, self._job.store)
         tolerance = self._job.tolerance
         if tolerance is None:
             tolerance = tolerance_for(self._reference)

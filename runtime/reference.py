@@ -19,6 +19,7 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import set_argument_attributes, set_result_attributes
 from alpa_mlir.dialect.staged import Argument, PlanMain
+from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.executable import Compiler, StageFunction, Tensor, dtype_of, extract, jax_mesh
 from alpa_mlir.runtime.transport.base import Array
 
@@ -59,11 +60,12 @@ def run_original(
     arguments: Sequence[Argument],
     value: Callable[[int, int], Array | None],
     steps: range,
+    store: Store | None = None,
 ) -> list[Array]:
     """The results after these steps on one device; `value(number, step)` is None where an argument stays."""
     device = jax.local_devices()[0]
     mesh = jax_mesh(Mesh("one", (("x", 1),)), [device])
-    run = Compiler().compile(function, mesh)
+    run = Compiler(store).compile(function, mesh)
     current: list[Array] = [np.empty(0)] * len(arguments)
     results: list[Array] = []
     for step in steps:

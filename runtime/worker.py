@@ -6,7 +6,7 @@ dispatched without waiting; the only waits are for messages and, at the end of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from alpa_mlir.dialect.staged import MeshTensor
 from alpa_mlir.dialect.tiles import Box
 from alpa_mlir.runtime import program as actions
+from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.executable import Compiler, dtype_of
 from alpa_mlir.runtime.guard import Watchdog
@@ -43,13 +44,14 @@ class Worker:
         transfers: Transfers,
         watchdog: Watchdog,
         recorder: Recorder | None = None,
+        store: Store | None = None,
     ) -> None:
         self._program, self._submeshes, self._transfers, self._watchdog = program, submeshes, transfers, watchdog
         self._slots: list[Any] = [None] * program.slots
         self._host: dict[int, Array] = {}
         self._results: list[Any] = []
         self._numbers: dict[tuple[MeshTensor, int], jax.Array] = {}
-        self._compiler = Compiler()
+        self._compiler = Compiler(store)
         self._programs: dict[str, tuple[str, jax.stages.Compiled]] = {}
         self._calls = [self._bind(action) for action in program.actions]
         if recorder is not None:
@@ -217,7 +219,7 @@ class Worker:
         return assign
 
     def _add(self, action: actions.Add) -> Callable[[], None]:
-        run = self._compile_add(action.combine, action.types, action.donate)
+        run = self._compile_add(action)
         slots, totals, values = self._slots, action.totals, action.values
         given = tuple(i for i, d in enumerate(action.donate) if d)
         kept = tuple(i for i, d in enumerate(action.donate) if not d)
@@ -231,31 +233,34 @@ class Worker:
 
         return add
 
-    def _compile_add(
-        self, combine: Sequence[str], types: Sequence[MeshTensor], donate: Sequence[bool]
-    ) -> jax.stages.Compiled:
+    def _compile_add(self, action: actions.Add) -> jax.stages.Compiled:
         """One program for several sums; totals that may be overwritten come apart from those that may not."""
+        combine, types, donate = action.combine, action.types, action.donate
         order = [i for i, d in enumerate(donate) if d] + [i for i, d in enumerate(donate) if not d]
 
         def accumulate(given: list[Any], kept: list[Any], fresh: list[Any]) -> list[Any]:
             totals = dict(zip(order, [*given, *kept], strict=True))
             return [COMBINE[how](totals[i], fresh[i]) for i, how in enumerate(combine)]
 
-        avals = [self._aval(t) for t in types]
-        given = [a for a, d in zip(avals, donate, strict=True) if d]
-        kept = [a for a, d in zip(avals, donate, strict=True) if not d]
-        shardings = [self._submeshes.sharding(t) for t in types]
-        jitted = jax.jit(accumulate, out_shardings=shardings, donate_argnums=0, keep_unused=True)
-        with jax.enable_x64(True):
-            return jitted.lower(given, kept, avals).compile()
+        def lower() -> jax.stages.Lowered:
+            avals = [self._aval(t) for t in types]
+            given = [a for a, d in zip(avals, donate, strict=True) if d]
+            kept = [a for a, d in zip(avals, donate, strict=True) if not d]
+            shardings = [self._submeshes.sharding(t) for t in types]
+            jitted = jax.jit(accumulate, out_shardings=shardings, donate_argnums=0, keep_unused=True)
+            return jitted.lower(given, kept, avals)
+
+        what = ("add", combine, types, donate)
+        return self._compiler.obtain(what, self._submeshes.mesh(action.mesh), lower, "an accumulation")
 
     def _join(self, action: actions.Join) -> Callable[[], None]:
-        part = self._aval(action.part)
-        jitted = jax.jit(
-            lambda parts: jnp.concatenate(parts, axis=action.dim), out_shardings=self._submeshes.sharding(action.type)
-        )
-        with jax.enable_x64(True):
-            run = jitted.lower([part] * len(action.parts)).compile()
+        def lower() -> jax.stages.Lowered:
+            sharding = self._submeshes.sharding(action.type)
+            jitted = jax.jit(lambda parts: jnp.concatenate(parts, axis=action.dim), out_shardings=sharding)
+            return jitted.lower([self._aval(action.part)] * len(action.parts))
+
+        what = ("join", action.part, len(action.parts), action.type, action.dim)
+        run = self._compiler.obtain(what, self._submeshes.mesh(action.type.mesh), lower, "a concatenation")
 
         def join() -> None:
             self._slots[action.result] = run([self._slots[i] for i in action.parts])

@@ -5,8 +5,11 @@ each other in a collective, it deadlocks on machines with few cores.  Started in
 (`nohup … &`), Python ignores SIGINT, and so would what the tests start and interrupt.
 """
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 DEVICES = 8
 os.environ.setdefault("PJRT_NPROC", str(max(8, 4 * DEVICES)))
@@ -14,6 +17,11 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={DEV
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# What tests compile is theirs alone; those that run side by side share it.
+if "ALPA_MLIR_CACHE_DIR" not in os.environ:
+    os.environ["ALPA_MLIR_CACHE_DIR"] = tempfile.mkdtemp(prefix="alpa-mlir-tests-")
+    atexit.register(shutil.rmtree, os.environ["ALPA_MLIR_CACHE_DIR"], ignore_errors=True)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.cache import Store, cache_directory
 from alpa_mlir.runtime.job import Job, run_local, run_under_mpi
 from alpa_mlir.runtime.launch import start_mpirun, under_mpirun
 from alpa_mlir.tools.diagnostics import UsageError, guarded
@@ -58,6 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="largest difference relative to a result's largest magnitude; default 1e-4, with 16-bit types 2e-2",
     )  # fmt: skip
     _add_checkpoints(parser)
+    parser.add_argument(
+        "--no-cache", action="store_true",
+        help="compile everything, and keep nothing; otherwise programs are kept in $ALPA_MLIR_CACHE_DIR, else "
+        "$XDG_CACHE_HOME/alpa_mlir, else ~/.cache/alpa_mlir",
+    )  # fmt: skip
     parser.add_argument(
         "--trace", metavar="FILE.json",
         help="write what ran when in the last 20 steps, on all ranks and as predicted, for ui.perfetto.dev",
@@ -167,6 +173,7 @@ def _job(options: argparse.Namespace) -> Job:
         trace=options.trace,
         profile=options.profile_stages,
         predicted=_predicted,
+        store=None if options.no_cache else Store(cache_directory() / "programs"),
     )
 
 
