@@ -27,6 +27,7 @@ from alpa_mlir.passes.pipeline import Step, parse_pipeline, run_pipeline, step_f
 from alpa_mlir.passes.registry import did_you_mean, options_of, registered
 from alpa_mlir.passes.shard import Shard
 from alpa_mlir.passes.upstream import NAMES
+from alpa_mlir.tools.clock import Clock
 from alpa_mlir.tools.diagnostics import UsageError, guarded, in_file, print_remarks, source_name
 from alpa_mlir.tools.expectations import expected_in, mismatches, produced_by
 from alpa_mlir.tools.output import write_output
@@ -82,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--mlir-print-ir-before-all", action="store_true", help="print the module before each pass, to stderr")
     add("--mlir-print-ir-after-all", action="store_true", help="print the module after each pass, to stderr")
+    add("--mlir-timing", action="store_true", help="print the seconds of each phase, to stderr")
     add("--mlir-print-debuginfo", action="store_true", help="print locations")
     add("--emit-bytecode", action="store_true", help="write MLIR bytecode instead of text")
     add("--list-passes", action="store_true", help="print all passes with their options, and exit")
@@ -155,10 +157,11 @@ def _process(options: argparse.Namespace, steps: Sequence[Step]) -> int:
     filename = source_name(options.file)
     textual = not raw.startswith(BYTECODE_MAGIC)
     chunks = split_input(raw) if options.split_input_file and textual else [raw]
+    clock = Clock(options.mlir_timing)
     failures: list[str] = []
     outputs: list[bytes] = []
     for chunk in chunks:
-        outcome = _run_passes(chunk, options, steps)
+        outcome = _run_passes(chunk, options, steps, clock)
         if options.verify_diagnostics:
             expected = expected_in(chunk.decode(errors="replace"))
             failures.extend(mismatches(expected, produced_by(outcome.error, outcome.remarks), filename))
@@ -167,7 +170,9 @@ def _process(options: argparse.Namespace, steps: Sequence[Step]) -> int:
             if outcome.error is not None:
                 failures.append(str(in_file(outcome.error, filename)))
         if outcome.module is not None:
+            clock.begin("write the module")
             outputs.append(_encoded(outcome.module, options))
+            clock.end()
     for failure in failures:
         print(failure, file=sys.stderr)
     if not failures:
@@ -190,9 +195,10 @@ def split_input(raw: bytes) -> list[bytes]:
     return [b"\n".join(piece) for piece in pieces if any(line.strip() for line in piece)]
 
 
-def _run_passes(raw: bytes, options: argparse.Namespace, steps: Sequence[Step]) -> _Outcome:
+def _run_passes(raw: bytes, options: argparse.Namespace, steps: Sequence[Step], clock: Clock) -> _Outcome:
     outcome = _Outcome()
     verify_each = options.verify_each in ("true", "1")
+    clock.begin("read the program")
     try:
         module = module_from_bytes(raw, make_context(), "-")
         if verify_each:
@@ -202,12 +208,13 @@ def _run_passes(raw: bytes, options: argparse.Namespace, steps: Sequence[Step]) 
             [_with_names(step, module, raw) for step in steps],
             outcome.remarks,
             verify_each=verify_each,
-            before_each=_dump("Before") if options.mlir_print_ir_before_all else None,
+            before_each=_before_each(options, clock),
             after_each=_dump("After") if options.mlir_print_ir_after_all else None,
         )
         outcome.module = module
     except CompileError as e:
         outcome.error = e
+    clock.end()
     return outcome
 
 
@@ -218,6 +225,12 @@ def _with_names(step: Step, module: ir.Module, raw: bytes) -> Step:
     if isinstance(step, Shard) and step.explain:
         return replace(step, explain=name_values(module, raw, step.explain))
     return step
+
+
+def _before_each(options: argparse.Namespace, clock: Clock) -> Callable[[str, ir.Module], None] | None:
+    if options.mlir_timing:
+        return lambda step, module: clock.begin(step)
+    return _dump("Before") if options.mlir_print_ir_before_all else None
 
 
 def _dump(when: str) -> Callable[[str, ir.Module], None]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
+from alpa_mlir.tools.clock import Clock
 from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
 from alpa_mlir.tools.output import write_outputs
 from alpa_mlir.tools.plan_summary import summarize
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     filename = source_name(arguments.model)
     by_hand = _by_hand(arguments.plan, options.cluster)
+    clock = Clock(arguments.timing or sys.stderr.isatty())
+    clock.begin("read the program")
     raw = read_bytes(arguments.model)
     module = module_from_bytes(raw, context, filename)
     if options.explain:
@@ -65,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _decided(options, by_hand, arguments.plan)
         write_stages(module, by_hand.stages)
     remarks: list[Remark] = []
-    clock = _Clock(sys.stderr.isatty())
     try:
         planned = plan(module, options, remarks, clock.begin, arguments.emit_after or "")
     except CompileError as e:
@@ -73,9 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise in_file(e, filename) from None
     clock.end()
     print_remarks(remarks, filename)
+    clock.begin("write the plan")
     files = [(arguments.output, print_module(planned).encode())]
     if arguments.emit_after is not None:
         write_outputs(files)
+        clock.end()
         return 0
     timeline = simulated(planned)
     summary = summarize(planned, timeline)
@@ -86,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.trace:
         files.append((arguments.trace, trace(timeline)))
     write_outputs(files)
+    clock.end()
     if all(path != "-" for path, _ in files):
         print_table(summary, sys.stdout)
     return 0
@@ -120,6 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--report", metavar="FILE.html", help="also write a page with the timeline, memory and costs (alpa-mlir-report)"
     )
     add("--trace", metavar="FILE.json", help="also write the predicted step as a Chrome/Perfetto trace")
+    add("--timing", action="store_true", help="print each phase with its seconds to stderr, terminal or not")
     add(
         "--emit-after",
         metavar="PASS",
@@ -316,24 +321,6 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
         return known.with_sizes(arguments.nodes, arguments.devices_per_node, arguments.memory)
     except CompileError as e:
         raise in_file(e, name) from None
-
-
-class _Clock:
-    """The passes with their seconds on stderr, where somebody watches."""
-
-    def __init__(self, watched: bool) -> None:
-        self.watched = watched
-        self.text = ""
-        self.since = 0.0
-
-    def begin(self, text: str) -> None:
-        self.end()
-        self.text, self.since = text, time.perf_counter()
-
-    def end(self) -> None:
-        if self.text and self.watched:
-            print(f"{time.perf_counter() - self.since:8.2f} s  {self.text}", file=sys.stderr)
-        self.text = ""
 
 
 if __name__ == "__main__":

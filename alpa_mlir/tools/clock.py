@@ -1,0 +1,31 @@
+"""The phases of a command with their seconds, printed to stderr while it works."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+
+LINE = re.compile(r" *(?P<wall>\d+\.\d+) s *(?P<cpu>\d+\.\d+) CPU s  (?P<text>.*)")
+"""What `Clock` prints of a phase."""
+
+
+class Clock:
+    """One line per phase: seconds that passed, seconds of CPU (all threads), and what was done."""
+
+    def __init__(self, printing: bool) -> None:
+        self.printing = printing
+        self.text = ""
+        self.wall = self.cpu = 0.0
+
+    def begin(self, text: str) -> None:
+        """A phase begins; the one before ends."""
+        self.end()
+        self.text, self.wall, self.cpu = text, time.perf_counter(), time.process_time()
+
+    def end(self) -> None:
+        """The phase ends."""
+        if self.text and self.printing:
+            wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+            print(f"{wall:8.2f} s {cpu:8.2f} CPU s  {self.text}", file=sys.stderr)
+        self.text = ""
