@@ -31,7 +31,7 @@ from jaxlib.mlir import ir
 from rich.console import Console
 from rich.table import Table
 
-from alpa_mlir.dialect.context import clone_module, functions, make_context, parse_module, print_module
+from alpa_mlir.dialect.context import clone_module, make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
@@ -47,6 +47,8 @@ PAIRS = {
 }
 BATCH = {"gpt": 1024, "moe": 1024, "wide_resnet": 1536}
 RIVALS = ("grid", "expert", "data", "zero2", "zero3", "inter", "intra")
+EXPERT_PARALLEL = "arg(batch*)=[{x},{}]; arg(*experts*)=[{x},{},{}]"
+"""The batch and the experts' weights, with their optimizer state, on axis x (examples/plans/moe_expert.toml)."""
 TIE = 1e-3
 """Ratios down to 1 - TIE are ties: the search ends at a proven gap."""
 
@@ -83,17 +85,17 @@ def program(family: str, size: str, gpus: int, batch: int) -> ir.Module:
     """The training step of a model, abstract."""
     model = MODELS[family]
     config = replace(model.presets[size], batch=batch)
-    return parse_module(print_module(lower(model.build(config))), make_context(), family)
+    return parse_module(print_module(lower(model.build(config)), locations=True), make_context(), family)
 
 
-def rivals(family: str, gpus: int, module: ir.Module, base: PlanOptions) -> Iterator[Rival]:
+def rivals(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
     """The rivals that make sense for a pair; the grid yields one per point."""
     if gpus == 1:
         return
     whole = str(gpus)
     yield from _grid(family, gpus, base)
     if family == "moe":
-        yield Rival("expert", replace(base, mesh=whole, constrain=_expert_parallel(module)))
+        yield Rival("expert", replace(base, mesh=whole, constrain=EXPERT_PARALLEL))
     yield Rival("data", replace(base, mesh=whole, constrain="x=data"))
     yield Rival("zero2", replace(base, mesh=whole, constrain="x=zero2"))
     yield Rival("zero3", replace(base, mesh=whole, constrain="x=zero3"))
@@ -117,18 +119,6 @@ def _grid(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
             stages = tuple(ManualStage(shape, tuple(range(s * size, (s + 1) * size))) for s in range(pipeline))
             options = replace(base, schedule="1f1b", constrain=constrain)
             yield Rival(f"grid {pipeline}x{data}x{tensor}", options, stages)
-
-
-def _expert_parallel(module: ir.Module) -> str:
-    """The batch and the experts' weights (and their optimizer state) on axis x."""
-    block = functions(module)["main"].regions[0].blocks[0]
-    found = []
-    for number, value in enumerate(block.arguments):
-        name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
-        rank = len(ir.RankedTensorType(value.type).shape)
-        if "['experts']" in name and "gate" not in name:
-            found.append(f"arg{number}=[{{x}}{',{}' * (rank - 1)}]")
-    return "; ".join(found)
 
 
 def run(rival: Rival, module: ir.Module, pair: tuple[str, str, int]) -> Outcome:
@@ -159,7 +149,7 @@ def compare(family: str, size: str, gpus: int, wanted: Sequence[str], layers: in
     base = PlanOptions(cluster_of(gpus), layers=layers, allow_per_microbatch_statistics=statistics)
     found = [run(Rival("planner", base), module, pair)]
     points: list[Outcome] = []
-    for rival in rivals(family, gpus, module, base):
+    for rival in rivals(family, gpus, base):
         if rival.name.split()[0] in wanted:
             outcome = run(rival, module, pair)
             (points if rival.name.startswith("grid ") else found).append(outcome)

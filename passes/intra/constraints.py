@@ -3,6 +3,7 @@
     arg3=[{x},{}]           argument 3 of @main: dimension 0 split over x, dimension 1 whole
     out0=[{},{y,?}]         result 0: dimension 1 split over y, perhaps over more axes (minor to y)
     value(mlp/dot)=[{?},{!x}]   a named value: anything, but x not on dimension 1
+    arg(*experts*)=[{x},{},{}]  arguments of @main by their names, as many as have three dimensions
     x=data                  axis x holds the batch: data parallelism
     x=zero1, zero2, zero3   and optimizer state (gradients; parameters) are split over x as well
     y=tensor                axis y never holds the batch: products are split over it in other ways
@@ -70,7 +71,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Pin:
-    """A sharding wanted of a value. `what` is arg, out (with `number`), value (with `name`) or op.
+    """A sharding wanted of a value. `what` is arg (with `number` or `name`), out (`number`), value (`name`) or op.
 
     For op, `number` is that of the op in the program and `index` the number of its result.
     """
@@ -111,7 +112,7 @@ def parse_constraints(text: str) -> tuple[Constraint, ...]:
     return tuple(found)
 
 
-_SUBJECT = re.compile(r"(?P<what>arg|out)(?P<numbers>[\d, -]+)|value\((?P<name>.+)\)")
+_SUBJECT = re.compile(r"(?P<what>arg|out)(?P<numbers>[\d, -]+)|(?P<named>arg|value)\((?P<name>.+)\)")
 _PATTERN = re.compile(r"\[\s*(\{[^{}]*\}(?:\s*,\s*\{[^{}]*\})*)?\s*\]")
 
 
@@ -125,10 +126,10 @@ def _parse(text: str, where: str) -> list[Constraint]:
         return [AxisMode(text, where, subject, wanted)]
     found = _SUBJECT.fullmatch(subject)
     if found is None:
-        raise CompileError(f"'{subject}' is no arg0, out0, value(name) or axis, in '{text}'", where)
+        raise CompileError(f"'{subject}' is no arg0, out0, arg(name), value(name) or axis, in '{text}'", where)
     pattern = parse_pattern(wanted, text, where)
     if found["name"] is not None:
-        return [Pin(text, where, "value", pattern, name=found["name"])]
+        return [Pin(text, where, found["named"], pattern, name=found["name"])]
     return [Pin(text, where, found["what"], pattern, number=n) for n in _numbers(found["numbers"], text, where)]
 
 

@@ -18,13 +18,14 @@ each "where possible". Rajbhandari et al. 2020 (ZeRO); Shoeybi et al. 2019 (Mega
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_names, location_text
-from alpa_mlir.dialect.factors import FIXED
+from alpa_mlir.dialect.factors import FIXED, shape_of
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.intra.batch import Batch, find_batch
 from alpa_mlir.passes.intra.constraints import AxisMode, Constraint, Pattern, Pin
@@ -86,7 +87,10 @@ def _check_axes(pin: Pin, meshes: Sequence[Mesh]) -> None:
 
 
 def _pin(pin: Pin, program: Program, found: Restrictions) -> None:
-    if pin.what in ("arg", "out"):
+    if pin.what == "arg" and pin.name:
+        for number in _named_arguments(pin, program):
+            _pin(replace(pin, name="", number=number), program, found)
+    elif pin.what in ("arg", "out"):
         slots = slots_of(pin, program)
         if not slots:
             kind = "argument" if pin.what == "arg" else "result"
@@ -94,9 +98,22 @@ def _pin(pin: Pin, program: Program, found: Restrictions) -> None:
         for slot in slots:
             _check_rank(pin, len(slot.type.shape))
             _add(found.slots, slot.name, ResultLike(pin, 0, pin.pattern))
-        return
-    for op, index in _named(pin, program):
-        _add(found.ops, op.number, ResultLike(pin, index, pin.pattern))
+    else:
+        for op, index in _named(pin, program):
+            _add(found.ops, op.number, ResultLike(pin, index, pin.pattern))
+
+
+def _named_arguments(pin: Pin, program: Program) -> list[int]:
+    """The arguments of @main that a pin names: those of its rank that are used."""
+    arguments = functions(program.module)["main"].regions[0].blocks[0].arguments
+    named = [i for i, a in enumerate(arguments) if _has_name(a.location, pin.name)]
+    ranked = [i for i in named if len(shape_of(arguments[i]) or ()) == len(pin.pattern.dims)]
+    found = [i for i in ranked if slots_of(replace(pin, number=i), program)]
+    if not found:
+        what = f"of {len(pin.pattern.dims)} dimensions " if named else ""
+        hint = "" if named else ": names are those of the program's locations (alpa-mlir-export --locations)"
+        raise CompileError(f"no argument {what}is called {pin.name}, in '{pin.text}'{hint}", pin.where)
+    return found
 
 
 def slots_of(pin: Pin, program: Program) -> list[Slot]:
@@ -114,7 +131,7 @@ def _named(pin: Pin, program: Program) -> list[tuple[OpRecord, int]]:
     """The op results that a pin speaks of: those of its rank."""
     if pin.what == "op":
         return [(program.ops[pin.number], pin.index)]
-    ops = [op for op in program.ops if not op.is_source and _has_name(op.op, pin.name)]
+    ops = [op for op in program.ops if not op.is_source and _has_name(op.op.location, pin.name)]
     found = [
         (op, k)
         for op in ops
@@ -127,8 +144,8 @@ def _named(pin: Pin, program: Program) -> list[tuple[OpRecord, int]]:
     return found
 
 
-def _has_name(op: ir.Operation, name: str) -> bool:
-    return any(fnmatchcase(text, name) for text in location_names(op.location))
+def _has_name(location: ir.Location, name: str) -> bool:
+    return any(fnmatchcase(text, name) for text in location_names(location))
 
 
 def _check_rank(pin: Pin, rank: int) -> None:

@@ -7,11 +7,13 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import functions, make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, op_shardings, read_sharding
 from alpa_mlir.passes.check import CheckShardings
 from alpa_mlir.passes.intra.batch import find_batch
 from alpa_mlir.passes.intra.constraints import AxisMode, DimPattern, Pattern, Pin, parse_constraints
 from alpa_mlir.passes.intra.program import Source, read_program
+from alpa_mlir.passes.intra.restrictions import restrict
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.shard import Shard
 
@@ -83,7 +85,7 @@ def test_patterns(pattern: str, axes: str, allowed: bool) -> None:
     ("text", "message"),
     [
         ("arg0", r"constrain:1:1: error: a constraint is written subject=what"),
-        ("x=data; arg=[{x}]", r"constrain:1:9: error: 'arg' is no arg0, out0, value\(name\) or axis"),
+        ("x=data; arg=[{x}]", r"constrain:1:9: error: 'arg' is no arg0, out0, arg\(name\), value\(name\) or axis"),
         ("x=pipeline", "an axis may be data, zero1, zero2, zero3, tensor"),
         ("arg0=[{x}", "one pair of braces a dimension"),
         ("arg0=[{x},{x}]", "an axis splits one dimension only"),
@@ -113,6 +115,23 @@ def test_pins_are_kept() -> None:
     assert found["arg0"] == dims("y", "x") and found["forward/dot"] == dims("", "yx")
     assert "x" not in found["arg1"].dims[0]
     assert planned("out0=[{},{x}]")["arg0"] == dims("", "x")
+
+
+def test_arguments_are_pinned_by_name() -> None:
+    module = parse_module(
+        STEP.replace("%w: tensor<8x8xf32>", '%w: tensor<8x8xf32> loc("layer/weight")'), make_context()
+    )
+    Normalize(state_args="0-1", batch_args="2").apply(module, [])
+    program = read_program(module)
+    mesh = [Mesh.from_shape("m", (2,))]
+    found = restrict(program, mesh, parse_constraints("arg(layer/*)=[{x},{}]"))
+    assert list(found.slots) == ["arg:0"]
+    for name, message in (
+        ("other*", "no argument is called other"),
+        ("layer/*", "no argument of 1 dimensions is called"),
+    ):
+        with pytest.raises(CompileError, match=message):
+            restrict(program, mesh, parse_constraints(f"arg({name})=[{{x}}]"))
 
 
 def test_ways_to_use_an_axis() -> None:
