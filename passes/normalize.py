@@ -31,6 +31,7 @@ from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.roles import ALIAS, DONOR, assign_roles
 from alpa_mlir.passes.simplify import simplify
 from alpa_mlir.passes.splat import CONSTANT, dense_value
+from alpa_mlir.passes.unsupported import remove_unsupported
 
 SMALL_CONSTANT = 1024
 """Bytes up to which a constant that is not a splat is copied to each of its uses."""
@@ -60,8 +61,9 @@ class Normalize(Pass):
     of each op that cannot be split along any dimension, and why.
 
     Errors: no entry function, recursion, arguments or results that are not tensors,
-    dynamic shapes, branches between blocks, chlo ops without a StableHLO form,
-    roles that contradict each other, state that no result can replace.
+    dynamic shapes, branches between blocks, chlo ops without a StableHLO form, results of callbacks into Python,
+    infeed and outfeed, collectives, roles that contradict each other, state that no result can replace.
+    Callbacks and calls with effects whose results nobody needs are left out with a warning.
     """
 
     name: ClassVar[str] = "alpa-normalize"
@@ -78,6 +80,7 @@ class Normalize(Pass):
         inline_calls(module)
         _upstream(module, "symbol-dce")
         _remove_gspmd(module, main, remarks)
+        remove_unsupported(main, remarks)
         _require_static(main)
         split_complex_constants(main)
         _trim_attributes(module, main)

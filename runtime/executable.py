@@ -42,6 +42,7 @@ from alpa_mlir.dialect.sharding import (
 from alpa_mlir.runtime import compiled
 from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.gloo import without_reduce_scatter
+from alpa_mlir.runtime.lapack import ready_for
 
 _NUMPY = {
     "f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16,
@@ -230,6 +231,7 @@ class Compiler:
 
     def compile(self, function: StageFunction, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
         """An executable that takes and gives jax arrays sharded over `mesh`; CompileError where XLA refuses."""
+        ready_for(function.text)
         # The name is left out: equal stages have equal programs.
         what = (function.text, function.arguments, function.results, function.donated)
         return self.obtain(what, mesh, lambda: _lowered(function, mesh), f"@{function.name}")

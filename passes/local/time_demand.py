@@ -130,9 +130,10 @@ class BlockDemand:
         state = analysis.state(value)
         if place is not None:
             factors = analysis.factors[op_id(op)]
-            stands = standing(factors.operands[i], factors.sizes, place)
-            if stands is not None:
-                return self.canonical(value, stands)
+            if i < len(factors.operands):  # what regions capture comes after the operands
+                stands = standing(factors.operands[i], factors.sizes, place)
+                if stands is not None:
+                    return self.canonical(value, stands)
             sums = i in added_once(op)
         else:
             sums = any(analysis.state(r).is_partial or r in analysis.statistics for r in op.results)

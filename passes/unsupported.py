@@ -1,0 +1,58 @@
+"""Ops that have no place in a plan: effects, exchanges with the host, collectives of the program's own.
+
+A plan runs in other processes than the one that exported the program, in another order, once a microbatch. An op that
+does more than compute results therefore goes where nothing needs its results, and is an error where something does.
+A step is the whole program, not one device's part of it: collectives are the compiler's to place.
+"""
+
+from __future__ import annotations
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
+
+_EXCHANGES = frozenset({"stablehlo.infeed", "stablehlo.outfeed", "stablehlo.send", "stablehlo.recv"})
+_ONE_DEVICES_PART = frozenset({
+    "sdy.manual_computation", "stablehlo.all_gather", "stablehlo.all_reduce", "stablehlo.all_to_all",
+    "stablehlo.collective_broadcast", "stablehlo.collective_permute",
+    "stablehlo.partition_id", "stablehlo.reduce_scatter", "stablehlo.replica_id",
+})  # fmt: skip
+
+
+def remove_unsupported(main: ir.Operation, remarks: list[Remark]) -> None:
+    """Remove ops with effects, with a warning each.
+
+    Raises CompileError at a callback into Python whose results are used, at an exchange with the host, and at a
+    collective or manual computation (jax's `shard_map`, `pmap`).
+    """
+    for op in list(alpa.walk(main)):
+        if op.name in _EXCHANGES:
+            raise CompileError(f"{op.name} exchanges data with a host program, which a plan does not have", op.location)
+        if op.name in _ONE_DEVICES_PART:
+            raise CompileError(
+                f"{op.name} is part of a program that is spread over devices already: give the whole step, "
+                "without shard_map or collectives",
+                op.location,
+            )
+        if op.name == "stablehlo.custom_call":
+            _remove_call(op, remarks)
+
+
+def _remove_call(op: ir.Operation, remarks: list[Remark]) -> None:
+    target = alpa.get_string(op, "call_target_name") or ""
+    is_used = any(True for result in op.results for _ in result.uses)
+    if is_used and "python" in target and "callback" in target:
+        raise CompileError(
+            f"@{target} calls into the Python that exported the program: its results cannot be had elsewhere",
+            op.location,
+        )
+    if not is_used and _has_effect(op):
+        remarks.append(
+            Remark(f"@{target} is left out: a plan keeps results only", location_text(op.location), "warning")
+        )
+        op.erase()
+
+
+def _has_effect(op: ir.Operation) -> bool:
+    return "has_side_effect" in op.attributes and ir.BoolAttr(op.attributes["has_side_effect"]).value
