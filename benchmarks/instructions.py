@@ -4,8 +4,9 @@
     alpa-mlir-plan mlp.mlir --cluster cpu --devices-per-node 4 --stages 2 --microbatches 4 -o plan.mlir
     python -m benchmarks.instructions plan.mlir [--steps 50]
 
-Stage functions are dispatched without waiting, so `Call` is jax's call path; `Take` may wait for the value that it
-moves.  The last line is the whole step until its results are computed.  Medians over steps, in microseconds.
+Columns: how often an action comes in a step; microseconds each (median over all); microseconds of that inside XLA: its
+programs with jax's call path (for several CPU devices 0.1 to 0.3 ms), and copies to devices; what is left, waiting for
+values apart, is ours.  Medians over steps.  The last line is the whole step until its results are computed.
 """
 
 from __future__ import annotations
@@ -14,33 +15,66 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.runtime import layout, program
 
 
-def timed(call: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
-    """The same call, which also notes how long it took."""
+@dataclass(frozen=True)
+class Row:
+    """One kind of action: how many a step has, microseconds each, of which inside XLA, waiting, and ours."""
 
-    def run() -> None:
+    kind: str
+    count: int
+    each: float
+    inside: float
+    waiting: float
+    ours: float
+
+
+class Clock:
+    """Seconds spent inside something else, of which calls may be watched."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, its time added up."""
+
+        def run(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = call(*arguments)
+            self.seconds += time.perf_counter() - start
+            return result
+
+        return run
+
+
+class Timed:
+    """An action's calls: whole, inside XLA, and waiting."""
+
+    def __init__(self, call: Callable[[], None], inside: Clock, waiting: Clock) -> None:
+        self._call, self._clocks = call, (inside, waiting)
+        self.samples: list[tuple[float, float, float]] = []
+
+    def __call__(self) -> None:
+        before = [c.seconds for c in self._clocks]
         start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
+        self._call()
+        whole = time.perf_counter() - start
+        inside, waiting = (c.seconds - b for c, b in zip(self._clocks, before, strict=True))
+        self.samples.append((whole, inside, waiting))
 
-    return run
 
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="Time the instructions of a plan in one process.")
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("--steps", type=int, default=50)
-    options = parser.parse_args()
-    module = parse_module(options.plan.read_text(), make_context(), str(options.plan))
+def open_worker(path: Path, store: Any = None) -> tuple[Any, program.Program]:
+    """A plan at work in this process, its arguments drawn, and what it does."""
+    module = parse_module(path.read_text(), make_context(), str(path))
     plan = program.read(module)
-    arranged = layout.arrange(plan, 1, f"{options.plan}:1:1")
+    arranged = layout.arrange(plan, 1, f"{path}:1:1")
     devices = layout.connect(arranged, None)
     from alpa_mlir.runtime.devices import Submeshes
     from alpa_mlir.runtime.guard import Watchdog
@@ -51,34 +85,59 @@ def main() -> None:
     watchdog = Watchdog(0, 0)
     part = program.decode(module, plan, 0, arranged.rank_of)
     submeshes = Submeshes(plan, 0, arranged.rank_of, devices)
-    worker = Worker(
-        part, submeshes, Transfers.on_host(submeshes, arranged.rank_of, None, part.routes, watchdog), watchdog
-    )
+    transfers = Transfers.on_host(submeshes, arranged.rank_of, None, part.routes, watchdog)
+    worker = Worker(part, submeshes, transfers, watchdog, None, store)
     drawn = Drawn(plan.main.arguments, 0)
     for number in sorted(worker.wanted):
         value = drawn.value(number, 0)
         assert value is not None
         worker.place(number, value)
+    return worker, part
+
+
+def measure(path: Path, steps: int) -> tuple[list[Row], int, float]:
+    """The rows, how many actions a step has, and its microseconds."""
+    from alpa_mlir.runtime import devices, executable, transfers
+
+    inside, waiting = Clock(), Clock()
+    transfers.wait_until = waiting.watched(transfers.wait_until)
+    transfers.assemble = devices.assemble = inside.watched(transfers.assemble)
+    obtain = executable.Compiler.obtain
+    executable.Compiler.obtain = lambda self, *rest: inside.watched(obtain(self, *rest))  # type: ignore
+    worker, part = open_worker(path)
     for _ in range(3):
         worker.step()
         worker.wait()
-    found: dict[str, list[list[float]]] = defaultdict(list)
-    for i, action in enumerate(part.actions):
-        seconds: list[float] = []
-        found[type(action).__name__].append(seconds)
-        worker._calls[i] = timed(worker._calls[i], seconds)
+    timed = [Timed(call, inside, waiting) for call in worker._calls]
+    worker._calls[:] = timed
     whole: list[float] = []
-    for _ in range(options.steps):
+    for _ in range(steps):
         start = time.perf_counter()
         worker.step()
         worker.wait()
         whole.append(time.perf_counter() - start)
-    print(f"{'action':10}{'per step':>10}{'µs each':>10}{'µs a step':>12}")
-    for kind, lists in sorted(found.items()):
-        each = median(s for one in lists for s in one)
-        step = median(sum(one[k] for one in lists) for k in range(options.steps))
-        print(f"{kind:10}{len(lists):10}{each * 1e6:10.1f}{step * 1e6:12.0f}")
-    print(f"{'step':10}{len(part.actions):10}{'':10}{median(whole) * 1e6:12.0f}")
+    by_kind: dict[str, list[Timed]] = defaultdict(list)
+    for action, one in zip(part.actions, timed, strict=True):
+        by_kind[type(action).__name__].append(one)
+    rows = []
+    for kind, ones in sorted(by_kind.items()):
+        samples = [sample for one in ones for sample in one.samples]
+        each, within, waited = (median(s[k] for s in samples) * 1e6 for k in range(3))
+        rows.append(Row(kind, len(ones), each, within, waited, median(a - b - c for a, b, c in samples) * 1e6))
+    return rows, len(part.actions), median(whole) * 1e6
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Time the instructions of a plan in one process.")
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--steps", type=int, default=50)
+    options = parser.parse_args()
+    rows, count, whole = measure(options.plan, options.steps)
+    print(f"{'action':10}{'per step':>10}{'µs each':>10}{'in XLA':>10}{'waiting':>10}{'ours':>10}")
+    for row in rows:
+        print(f"{row.kind:10}{row.count:10}{row.each:10.1f}{row.inside:10.1f}{row.waiting:10.1f}{row.ours:10.1f}")
+    print(f"{'step':10}{count:10}{whole:10.0f}")
 
 
 if __name__ == "__main__":

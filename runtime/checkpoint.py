@@ -34,19 +34,11 @@ from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.dialect.staged import PlanMain
 from alpa_mlir.dialect.tiles import Box
 from alpa_mlir.runtime.executable import dtype_of
+from alpa_mlir.runtime.position import Position
 from alpa_mlir.runtime.transport.base import Array
 
 STATE, RUN = "state", "run"
 _STAGING = ".writing-"
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: `step` steps are done; batches were drawn from `seed`, or read (`inputs`)."""
-
-    step: int
-    seed: int
-    inputs: bool
 
 
 @dataclass(frozen=True)

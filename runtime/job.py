@@ -100,6 +100,7 @@ def run_under_mpi(job: Job) -> NoReturn:
         else:
             stop.listen()
         watchdog = Watchdog(world.rank, job.timeout)
+        together(world)
         beating = heartbeat.connect(world, job.heartbeat, watchdog, heeds_term=job.checkpoint is None)
         status = _run_rank(job, world, watchdog, stop, beating)
         together(world)
@@ -140,6 +141,7 @@ def _receive(job: Job, world: Any) -> ir.Module | None:
             text = _read(job.plan, world.size)[0]
         except CompileError as e:
             print(e, file=sys.stderr, flush=True)
+    together(world)
     text = world.bcast(text)
     return None if text is None else _parse(text, job.plan)
 

@@ -23,17 +23,20 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime import clocks, layout, memory, program
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
+from alpa_mlir.runtime.position import Position
 from alpa_mlir.runtime.trace import in_time_of, predicted_seconds, profile, trace_events, write
 from alpa_mlir.runtime.transport.base import Array, Message, wait_until
 
 if TYPE_CHECKING:
-    from alpa_mlir.runtime.checkpoint import Position
     from alpa_mlir.runtime.job import Job
     from alpa_mlir.runtime.recorder import Recorder
 
 
 def together(world: Any) -> None:
-    """Wait for all ranks without spinning; whoever fails meanwhile ends the job."""
+    """Wait for all ranks without spinning; whoever fails meanwhile ends the job.
+
+    Comes before collectives of MPI: a rank that is early would wait there with all of a core.
+    """
     request = world.Ibarrier()
     while not request.Test():
         time.sleep(0.005)
@@ -104,7 +107,7 @@ class Rank:
         """Refuse a plan that needs more than there is."""
         first, count = self._rank * self._layout.per_rank, self._layout.per_rank
         mine = memory.demand(self._module, self._plan, range(first, first + count))
-        everyone = [mine] if self._world is None else self._world.allgather(mine)
+        everyone = self._everyone(mine)
         self._on_rank_0(lambda: memory.check(everyone, self._plan, f"{self._job.plan}:1:1"))
 
     @contextmanager
@@ -144,11 +147,11 @@ class Rank:
 
     def _find_checkpoint(self) -> tuple[Path | None, Position]:
         """Where the state comes from, and where the run begins."""
-        from alpa_mlir.runtime.checkpoint import Position, find
-
         path, seed = self._job.restore, self._job.seed
         if path is None:
             return None, Position(0, seed or 0, self._job.inputs is not None)
+        from alpa_mlir.runtime.checkpoint import find
+
         found = self._on_rank_0(lambda: find(path, self._plan.main))
         folder, at = found if self._world is None else self._world.bcast(found)
         if self._rank == 0 and at.inputs != (self._job.inputs is not None):
@@ -255,10 +258,16 @@ class Rank:
                 leave(FAILED)
         return made
 
+    def _everyone(self, mine: Any) -> list[Any]:
+        """What each rank has."""
+        if self._world is None:
+            return [mine]
+        together(self._world)
+        return cast("list[Any]", self._world.allgather(mine))
+
     def _wanting(self) -> dict[int, tuple[int, ...]]:
         """For each argument the ranks that need it."""
-        mine = self._worker.wanted
-        everyone = [mine] if self._world is None else self._world.allgather(mine)
+        everyone = self._everyone(self._worker.wanted)
         count = len(self._plan.main.arguments)
         return {i: tuple(r for r, w in enumerate(everyone) if i in w) for i in range(count)}
 
