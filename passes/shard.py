@@ -79,7 +79,7 @@ class Shard(Pass):
         for mesh, _ in reversed(meshes):
             declare_mesh(module, mesh)
         Annotator(module, program, solved.choices).run()
-        _write(module, decided.cluster, meshes, solved.costs, program.microbatches)
+        _write(module, decided.cluster, meshes, solved.costs, program.microbatches, bool(self.constrain))
 
     def decide(self, module: ir.Module, remarks: list[Remark]) -> Decided:
         """The choice for all stages, before it is written down."""
@@ -220,7 +220,10 @@ def _write(
     meshes: Sequence[tuple[Mesh, tuple[int, ...]]],
     costs: Sequence[StageCost],
     microbatches: int,
+    constrained: bool,
 ) -> None:
+    """Predictions, and beside them what the search reckoned with, unless constraints that it knows nothing of make
+    them differ."""
     context, attributes = module.context, module.operation.attributes
     before = [ir.DictAttr(a) for a in ir.ArrayAttr(attributes[alpa.STAGES])] if alpa.STAGES in attributes else []
     stages = []
@@ -228,6 +231,9 @@ def _write(
         f64 = ir.F64Type.get(context)
         for s, ((mesh, devices), cost) in enumerate(zip(meshes, costs, strict=True)):
             entry = {before[s][i].name: before[s][i].attr for i in range(len(before[s]))} if before else {}
+            for name in ("microbatch_seconds", "step_seconds"):
+                if name in entry and not constrained:
+                    entry[f"searched_{name}"] = entry[name]
             entry["mesh"] = alpa.string(mesh.name, context)
             entry["devices"] = ir.DenseI64ArrayAttr.get(list(devices), context=context)
             entry["microbatch_seconds"] = ir.FloatAttr.get(f64, cost.microbatch_seconds)

@@ -18,7 +18,9 @@ from alpa_mlir.dialect.mesh import meshes_of
 from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.dialect.staged import Fragment, PlanMain, read_main
 from alpa_mlir.passes.inter.simulate import Timeline
+from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.schedule import plan_timeline
+from alpa_mlir.passes.shard import step_seconds
 
 COMPUTE = ("product", "reduction", "fused", "moved", "slice")
 """Costs of functions that are no communication (docs/costs.md, C6 and C10 to C13)."""
@@ -48,6 +50,8 @@ class StageSummary:
     update_seconds: float | None
     communication_seconds: float | None
     costs: dict[str, float] = field(default_factory=dict)
+    searched_microbatch_seconds: float | None = None
+    searched_step_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ class PlanSummary:
     stages: tuple[StageSummary, ...]
     costs: dict[str, float] = field(default_factory=dict)
     considered: tuple[Alternative, ...] = ()
+    searched_seconds: float | None = None
+    """The step by the search's own formula, Σ t_i + max_j ((M−1)·t_j + u_j), with the seconds it reckoned with."""
+    solved_seconds: float | None = None
+    """The same formula with each stage solved exactly, under the constraints, as `alpa-shard` did."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -117,6 +125,8 @@ def summarize(module: ir.Module, timeline: Timeline | None = None) -> PlanSummar
                 _float(entry, "update_seconds"),
                 talking if by_function else None,
                 costs,
+                _float(entry, "searched_microbatch_seconds"),
+                _float(entry, "searched_step_seconds"),
             )
         )
     cluster = ir.DictAttr(attributes[alpa.CLUSTER])
@@ -133,7 +143,15 @@ def summarize(module: ir.Module, timeline: Timeline | None = None) -> PlanSummar
         tuple(stages),
         _plan_costs(stages, timeline),
         _considered(module),
+        _formula([(s.searched_microbatch_seconds, s.searched_step_seconds) for s in stages], main.microbatches),
+        _formula([(s.microbatch_seconds, s.step_seconds) for s in stages], main.microbatches),
     )
+
+
+def _formula(stages: Sequence[tuple[float | None, float | None]], microbatches: int) -> float | None:
+    """The search's objective (docs/stages.md); None where a stage does not say its seconds."""
+    known = [StageCost(t, u, 0.0, True) for t, u in stages if t is not None and u is not None]
+    return step_seconds(known, microbatches) if known and len(known) == len(stages) else None
 
 
 def _kind(module: ir.Module) -> str:

@@ -24,6 +24,12 @@ def print_table(summary: PlanSummary, stream: TextIO) -> None:
     if summary.step_seconds is not None:
         waiting = "" if summary.bubble is None else f", bubble {100 * summary.bubble:.1f} %"
         console.print(f"predicted step: {1e3 * summary.step_seconds:.4g} ms{waiting}")
+    if summary.searched_seconds and summary.solved_seconds:
+        searched, solved = 1e3 * summary.searched_seconds, 1e3 * summary.solved_seconds
+        off = 100 * (solved / searched - 1)
+        console.print(
+            f"stages by formula: {searched:.4g} ms in the search, {solved:.4g} ms solved exactly ({off:+.2f} %)"
+        )
     if summary.costs and summary.step_seconds:
         shares = {name: seconds / summary.step_seconds for name, seconds in summary.costs.items()}
         said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share >= 0.005)

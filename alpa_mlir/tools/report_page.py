@@ -62,7 +62,17 @@ def _head(name: str, summary: PlanSummary) -> str:
         f"<h1>{escape(name)}</h1><p>{len(summary.stages)} stages, {summary.microbatches} microbatches, "
         f"{summary.schedule}, {remat}cluster {escape(summary.cluster)}. Predicted step <b>{1e3 * step:.4g} ms</b>, "
         f"bubble {100 * bubble:.1f} %, {(summary.transfer_bytes or 0) / 1e6:.4g} MB between submeshes. "
-        f"Digest <code>{summary.digest[:12]}</code></p>"
+        f"{_agreement(summary)}Digest <code>{summary.digest[:12]}</code></p>"
+    )
+
+
+def _agreement(summary: PlanSummary) -> str:
+    if not summary.searched_seconds or not summary.solved_seconds:
+        return ""
+    off = 100 * (summary.solved_seconds / summary.searched_seconds - 1)
+    return (
+        f"Stages by formula: {_milliseconds(summary.searched_seconds)} ms in the search, "
+        f"{_milliseconds(summary.solved_seconds)} ms solved exactly ({off:+.2f} %). "
     )
 
 

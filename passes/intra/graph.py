@@ -140,7 +140,8 @@ def build_graph(
 ) -> StageGraph:
     """The graph of the included ops.
 
-    `stage` ≥ 0: slots kept by another stage are incoming values; otherwise every argument is local.
+    Slots kept by another stage are incoming values: where `stage` ≥ 0 and slots say their stage, by that, else those
+    whose home op is not included.
     `in_flight`: microbatches whose forward values are alive at once. `restrictions`: what users want.
     CompileError where what they want cannot be.
     """
@@ -282,10 +283,8 @@ class _Builder:
         home = self.program.slots[slot].stage
         if self.stage >= 0 and home >= 0:
             return home == self.stage
-        feed = self.feed_of.get(slot)
-        if feed is None or slot.startswith("arg:"):
-            return True
-        return bool(feed.source.slot) or feed.source.op in self.inside or self.program.ops[feed.source.op].is_source
+        op = self.program.home_ops.get(slot)
+        return op is None or op in self.inside
 
     def _slot(self, name: str) -> int:
         if name not in self.slots:

@@ -157,6 +157,23 @@ class Program:
         """Whether ops say their stage (level 4)."""
         return any(op.stage >= 0 for op in self.ops)
 
+    @cached_property
+    def home_ops(self) -> dict[str, int]:
+        """Slot -> the op in whose stage it lives: that which makes its next value, else its user of the lowest layer.
+
+        Slots that take over another slot's value, or a constant, are left out: they can live anywhere.
+        """
+        found: dict[str, int] = {}
+        for op in self.ops:
+            for source in op.operands:
+                first = found.get(source.slot, op.number)
+                if source.slot and op.layer <= self.ops[first].layer:
+                    found[source.slot] = first if op.layer == self.ops[first].layer else op.number
+        for feed in self.feeds:
+            anywhere = bool(feed.source.slot) or self.ops[feed.source.op].is_source
+            found.pop(feed.slot, None) if anywhere else found.update({feed.slot: feed.source.op})
+        return found
+
     def weight(self, function: str) -> int:
         """How often a function runs in a step."""
         return self.microbatches if function == "microbatch" else 1

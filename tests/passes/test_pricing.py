@@ -46,7 +46,7 @@ def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> N
         step = MICROBATCHES * exact.microbatch_seconds + exact.step_seconds
         price = MICROBATCHES * free.repeated[i, j] + free.once[i, j]
         # The program reshards a value once for all layers, a stage what arrives for each user.
-        assert step * 0.99 <= price <= step * 1.05
+        assert step * 0.98 <= price <= step * 1.05
         assert free.memory(2)[i, j] == pytest.approx(exact.memory_bytes, rel=0.1)
         parts = free.parts(i, j)
         assert parts.forward + parts.backward + parts.weight == pytest.approx(
