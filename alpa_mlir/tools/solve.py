@@ -13,13 +13,16 @@ from typing import Any, NoReturn
 from alpa_mlir import __version__
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.model_file import read_bytes
+from alpa_mlir.passes.intra.problem import Progress, Solution, Stop, never, quiet
 from alpa_mlir.tools.diagnostics import guarded
 from alpa_mlir.tools.output import write_output
 
 NAME = "alpa-mlir-solve"
 EPILOG = """\
-Prints cost, seconds and the size of the problem after each reduction. The chain is exact: the cost printed is the
-optimum. Exit status: 0 solved, 1 the instance is broken or has no solution within its limit, 2 wrong usage.
+Prints the cost, the proven bound (no solution costs less), the gap between them and the seconds it took; "optimal" only
+where they meet. On a terminal the search shows how far it is. Without --time-limit work is counted, not seconds, and
+the solution is the same in every run and on every machine.
+Exit status: 0 solved, 1 the instance is broken or no solution within its limit was found, 2 wrong usage.
 """
 
 
@@ -33,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     problem = parse_instance(document, options.instance)
     began = time.monotonic()
     try:
-        found = solve(problem, options.solver)
+        found = solve(
+            problem, options.solver, engine=options.engine, progress=_progress(), stop=_stop(began, options.time_limit)
+        )
     except CompileError as e:
         raise type(e)(e.message, f"{options.instance}:1:1", e.notes) from None
     seconds = time.monotonic() - began
@@ -41,28 +46,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CompileError("the solution found does not keep the limit", f"{options.instance}:1:1")
     for line in found.steps:
         print(line, file=sys.stderr)
-    print(f"cost {found.cost:.0f}, optimal, {seconds:.1f} s", file=sys.stderr if options.output == "-" else sys.stdout)
+    line = f"cost {found.cost:.10g}, bound {found.bound:.10g}, {_gap(found)}, {seconds:.1f} s"
+    print(line, file=sys.stderr if options.output == "-" else sys.stdout)
     if options.output is not None:
         name = str(document["problem"].get("name", options.instance))
-        text = json.dumps(solution_document(name, found.labels, found.cost)) + "\n"
+        text = json.dumps(solution_document(name, found)) + "\n"
         write_output(options.output, text.encode())
     return 0
+
+
+def _gap(found: Solution) -> str:
+    return "optimal" if found.optimal else f"gap {100 * found.gap:.3g} %"
+
+
+def _progress() -> Progress:
+    """Where the search is, on one line that is written over; silent unless standard error is a terminal."""
+    if not sys.stderr.isatty():
+        return quiet
+    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _stop(began: float, limit: float | None) -> Stop:
+    return never if limit is None else lambda: time.monotonic() - began > limit
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
         prog=NAME,
-        description="Solve an instance of the intra-operator problem to optimality.",
+        description="Solve an instance of the intra-operator problem, with a bound on what a better solution may cost.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("instance", metavar="INSTANCE", help="JSON, or gzipped JSON; - is standard input")
     parser.add_argument("--solver", default="highs", help="a mixed-integer solver that CVXPY knows (default: highs)")
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "highs", "search"],
+        default="auto",
+        help="highs: branch and bound to the optimum; search: prices, messages and local steps, with a bound; "
+        "auto (default): the second where memory binds and the problem is large",
+    )
+    parser.add_argument(
+        "--time-limit",
+        metavar="SECONDS",
+        type=_seconds,
+        help="end the search early; the solution then depends on the machine and its load",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write the solution as JSON; - is standard output")
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("seconds above zero")
+    return value
 
 
 def _read(path: str) -> Any:

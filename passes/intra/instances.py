@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.passes.intra.problem import Array, Problem
+from alpa_mlir.passes.intra.problem import Array, Problem, Solution
+from alpa_mlir.passes.intra.spans import Spans
 
 FORBIDDEN = 1e17
 """Costs from here on mean that a pair must not be chosen (the format has no infinity)."""
@@ -36,7 +36,7 @@ def parse_instance(document: Any, filename: str = "-") -> Problem:
     if [len(u) for u in usages] != sizes or len(intervals) != len(sizes) or 0 in sizes:
         raise CompileError("every node needs an interval and as many usages as costs, at least one", f"{filename}:1:1")
     merged = _merge_edges(costs, pairs, tables, filename)
-    return Problem(costs, merged, usages, live_sets(intervals), limit)
+    return Problem(costs, merged, usages, limit=limit, spans=Spans.of_intervals(intervals))
 
 
 def _costs(values: Any) -> Array:
@@ -67,28 +67,13 @@ def _merge_edges(
     return dict(sorted(merged.items()))
 
 
-def live_sets(intervals: np.ndarray[Any, np.dtype[np.int64]]) -> sparse.csr_matrix:
-    """One row per maximal set of nodes alive together: at the last start before some node ends."""
-    count = len(intervals)
-    alive = [v for v in range(count) if intervals[v, 0] < intervals[v, 1]]
-    events = sorted([(int(intervals[v, 1]), 0, v) for v in alive] + [(int(intervals[v, 0]), 1, v) for v in alive])
-    live: dict[int, None] = {}
-    rows: list[list[int]] = []
-    grown = False
-    for _, starts, v in events:
-        if starts:
-            live[v] = None
-            grown = True
-            continue
-        if grown:
-            rows.append(sorted(live))
-            grown = False
-        del live[v]
-    indices = np.array([v for row in rows for v in row], dtype=np.int64)
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return sparse.csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(rows), count))
-
-
-def solution_document(name: str, labels: Sequence[int], cost: float) -> Mapping[str, Any]:
-    """A solution as a JSON document: the strategy of each node, and what it costs."""
-    return {"name": name, "cost": cost, "solution": [int(x) for x in labels]}
+def solution_document(name: str, found: Solution) -> Mapping[str, Any]:
+    """A solution as a JSON document: the strategy of each node, what it costs, and what is proven about that."""
+    return {
+        "name": name,
+        "cost": found.cost,
+        "bound": found.bound,
+        "gap": found.gap,
+        "optimal": found.optimal,
+        "solution": [int(x) for x in found.labels],
+    }

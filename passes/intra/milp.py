@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -34,13 +35,13 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """The program `min c·x, marginals·x = targets, memory·x ≤ limit`, x ≥ 0, the first `count` entries binary."""
+    """The program `min c·x, marginals·x = targets, memory·x ≤ room`, x ≥ 0, the first `count` entries binary."""
 
     cost: Array
     marginals: sparse.csr_matrix
     targets: Array
     memory: sparse.csr_matrix
-    limit: float
+    room: Array
     count: int
     starts: tuple[int, ...]
     scale: float
@@ -68,7 +69,7 @@ def encode(problem: Problem) -> Encoding:
     bias = np.concatenate([np.arange(len(c)) for c in problem.costs]) if count else np.zeros(0)
     scaled = cost / scale
     scaled[:count] += BIAS * bias / max(1, count)
-    return Encoding(scaled, marginals, targets, _memory(problem, starts, column), problem.limit, count,
+    return Encoding(scaled, marginals, targets, _memory(problem, starts, column), _room(problem), count,
                     tuple(int(s) for s in starts), scale)  # fmt: skip
 
 
@@ -83,6 +84,13 @@ def _memory(problem: Problem, starts: Array, columns: int) -> sparse.csr_matrix:
     ]
     empty = sparse.csc_matrix((table.shape[0], columns - int(starts[-1])))
     return sparse.hstack([*blocks, empty]).tocsr()
+
+
+def _room(problem: Problem) -> Array:
+    """What is left at each memory row, in units of the limit."""
+    base = problem.base if len(problem.base) else np.zeros(problem.rows.shape[0])
+    room: Array = 1.0 - base / problem.limit
+    return room
 
 
 class _Rows:
@@ -112,8 +120,16 @@ class _Rows:
         return sparse.csr_matrix((values, (rows, where)), shape=(self.rows, columns)), np.concatenate(self.targets)
 
 
-def solve_program(problem: Problem, solver: str = "highs") -> tuple[tuple[int, ...], str]:
-    """Optimal labels and a line about how they were found.
+class Answer(NamedTuple):
+    """Optimal labels, a line about how they were found, and the bound that the solver proved on all labellings."""
+
+    labels: tuple[int, ...]
+    line: str
+    bound: float
+
+
+def solve_program(problem: Problem, solver: str = "highs") -> Answer:
+    """Optimal labels, as the solver sees it.
 
     CompileError where the solver is unknown or gives up, DoesNotFit where no labelling keeps within memory.
     """
@@ -126,10 +142,11 @@ def solve_program(problem: Problem, solver: str = "highs") -> tuple[tuple[int, .
         )
     text = f"{encoding.count} binaries, {len(encoding.cost)} variables, {encoding.marginals.shape[0]} rows"
     if name == "HIGHS":
-        values = _solve(encoding, name, integral=False)
+        values, bound = _solve(encoding, name, integral=False)
         if np.abs(values - np.round(values)).max(initial=0.0) < 1e-6:
-            return _labels(encoding, values), f"linear program: {text}: integral"
-    return _labels(encoding, _solve(encoding, name, integral=True)), f"mixed-integer program: {text}"
+            return Answer(_labels(encoding, values), f"linear program: {text}: integral", bound)
+    values, bound = _solve(encoding, name, integral=True)
+    return Answer(_labels(encoding, values), f"mixed-integer program: {text}", bound)
 
 
 def check_solver(solver: str) -> str:
@@ -146,8 +163,8 @@ def check_solver(solver: str) -> str:
     return name
 
 
-def _solve(encoding: Encoding, name: str, *, integral: bool) -> Array:
-    """Values of the s columns."""
+def _solve(encoding: Encoding, name: str, *, integral: bool) -> tuple[Array, float]:
+    """Values of the s columns, and a bound on the cost."""
     import cvxpy
 
     rest = len(encoding.cost) - encoding.count
@@ -155,7 +172,7 @@ def _solve(encoding: Encoding, name: str, *, integral: bool) -> Array:
     x = cvxpy.hstack([chosen, cvxpy.Variable(rest)]) if rest else chosen
     constraints = [encoding.marginals @ x == encoding.targets, x >= 0]
     if encoding.memory.shape[0]:
-        constraints.append(encoding.memory @ x <= 1.0)
+        constraints.append(encoding.memory @ x <= encoding.room)
     program = cvxpy.Problem(cvxpy.Minimize(encoding.cost @ x), constraints)
     try:
         program.solve(solver=name, **SETTINGS.get(name, {}))
@@ -165,7 +182,10 @@ def _solve(encoding: Encoding, name: str, *, integral: bool) -> Array:
         raise DoesNotFit("no choice of strategies keeps within memory")
     if program.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE) or chosen.value is None:
         raise CompileError(f"the solver {name} ended with status {program.status}")
-    return np.asarray(chosen.value)
+    proven = float(program.value)
+    if integral and name == "HIGHS":
+        proven = min(proven, float(program.solver_stats.extra_stats.mip_dual_bound))
+    return np.asarray(chosen.value), proven * encoding.scale
 
 
 def _labels(encoding: Encoding, values: Array) -> tuple[int, ...]:

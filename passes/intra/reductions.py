@@ -10,7 +10,7 @@ to what it removed (CVXPY's apply/invert). None loses the optimum:
   (dead-end elimination, Goldstein 1994); with memory rows the other must also not take more bytes.
 * `Components` what is left falls apart into independent problems where no row joins them.
 
-A node whose bytes count in a memory row is never eliminated: its choice is needed by the row.
+A node is never eliminated while its bytes in a memory row depend on its label: its choice is needed by the row.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ class WorkingGraph:
         self.around: dict[int, dict[int, Array]] = {v: {} for v in self.costs}
         for (u, v), matrix in problem.edges.items():
             self.add_edge(u, v, np.where(np.isfinite(matrix), matrix, self.forbidden))
-        counted = np.asarray(problem.rows.sum(axis=0)).ravel() if problem.rows.shape[0] else np.zeros(len(self.costs))
+        counted = np.bincount(problem.runs.node, minlength=len(self.costs))
         self.constant = 0.0
         self.bytes: dict[int, Array] = {v: problem.bytes[v] for v in self.costs if counted[v] > 0}
+        self.fixed: dict[int, float] = {}
+        """Bytes of nodes that hold the same with every label left."""
 
     def add_edge(self, u: int, v: int, matrix: Array) -> None:
         """Add a cost between two nodes to whatever stands there (parallel edges merge)."""
@@ -65,6 +67,17 @@ class WorkingGraph:
         for u, matrix in list(self.around[v].items()):
             self.around[v][u] = matrix[keep]
             self.around[u][v] = self.around[v][u].T
+
+    def settle(self, v: int) -> bool:
+        """Whether the bytes of a node do not depend on its label; they are then fixed."""
+        if v not in self.bytes:
+            return True
+        held = self.bytes[v][self.labels[v]]
+        if held.min() < held.max():
+            return False
+        self.fixed[v] = float(held[0])
+        del self.bytes[v]
+        return True
 
     def size(self) -> str:
         """Nodes, edges and edge entries, in words."""
@@ -107,7 +120,7 @@ class Eliminate(Reduction):
         while waiting:
             touched: set[int] = set()
             for v in waiting:
-                if v not in graph.costs or v in graph.bytes:
+                if v not in graph.costs or not graph.settle(v):
                     continue
                 if len(graph.costs[v]) == 1:
                     touched.update(graph.around[v])

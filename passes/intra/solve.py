@@ -14,24 +14,44 @@ from scipy import sparse
 
 from alpa_mlir.passes.intra.bounds import FixByBound
 from alpa_mlir.passes.intra.milp import check_solver, solve_program
-from alpa_mlir.passes.intra.problem import DoesNotFit, Problem, Solution
+from alpa_mlir.passes.intra.problem import TOLERANCE, DoesNotFit, Problem, Progress, Solution, Stop, never, quiet
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph, components
 
 ROUNDS = 8
+LARGE = 20_000
+"""Entries of edge tables up to which branch and bound is tried at once, even where memory binds."""
 
 
-def solve(problem: Problem, solver: str = "highs", *, reduce: bool = True) -> Solution:
-    """An optimal labelling. DoesNotFit where memory cannot be kept, CompileError where the solver fails."""
+def solve(
+    problem: Problem,
+    solver: str = "highs",
+    *,
+    engine: str = "auto",
+    reduce: bool = True,
+    progress: Progress = quiet,
+    stop: Stop = never,
+) -> Solution:
+    """A labelling within memory, and how far at most it is from the best one.
+
+    `engine` highs: optimal, by the chain above; search: by the second engine (`search.py`), which says in `bound` what
+    is proven; auto: the second engine where memory binds and the problem is large. DoesNotFit where memory cannot
+    be kept, CompileError where the solver fails.
+    """
     check_solver(solver)
-    free = replace(problem, rows=sparse.csr_matrix((0, len(problem.costs))), limit=float("inf"))
-    relaxed = _solve_reduced(free, solver, reduce)
-    if problem.fits(relaxed.labels):
-        return relaxed
     least = float(problem.least_usage().max(initial=0.0))
-    if least > problem.limit * (1 + 1e-9):
+    if least > problem.limit * (1 + TOLERANCE):
         raise DoesNotFit(
             f"memory too small: at least {least:.0f} bytes per device are needed, {problem.limit:.0f} given"
         )
+    large = sum(m.size for m in problem.edges.values()) > LARGE
+    if engine == "search" or (engine == "auto" and large and problem.runs.rows and solver == "highs"):
+        from alpa_mlir.passes.intra.search import search
+
+        return search(problem, progress, stop)
+    free = replace(problem, rows=sparse.csr_matrix((0, len(problem.costs))), spans=None, limit=float("inf"))
+    relaxed = _solve_reduced(free, solver, reduce)
+    if problem.fits(relaxed.labels):
+        return relaxed
     bound = _binding_rows(problem)
     constrained = _solve_reduced(bound, solver, reduce)
     return replace(constrained, steps=(*relaxed.steps, f"memory binds: {bound.rows.shape[0]} rows", *constrained.steps))
@@ -39,9 +59,9 @@ def solve(problem: Problem, solver: str = "highs", *, reduce: bool = True) -> So
 
 def _binding_rows(problem: Problem) -> Problem:
     """Only rows that some labelling breaks, and of rows counting the same nodes the largest."""
-    largest = np.array([b.max() for b in problem.bytes])
-    possible = np.flatnonzero(np.asarray(problem.rows @ largest) > problem.limit)
-    return replace(problem, rows=undominated_rows(problem.rows[possible]))
+    possible = problem.largest_usage() > problem.limit
+    spans = problem.runs.kept(possible)
+    return replace(problem, rows=undominated_rows(spans.matrix()), spans=None)
 
 
 def undominated_rows(rows: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -68,17 +88,22 @@ def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
     steps = [f"problem: {graph.size()}"]
     chain = _reduce(graph, problem.rows.shape[0] > 0, steps) if reduce else []
     labels: dict[int, int] = {}
+    proven = graph.constant
     groups = [sorted(graph.costs)] if problem.rows.shape[0] else components(graph)
     for group in groups:
         if group:
-            labels.update(_solve_group(problem, graph, group, solver, steps))
+            found, bound = _solve_group(problem, graph, group, solver, steps)
+            labels.update(found)
+            proven += bound
     for reduction in reversed(chain):
         reduction.invert(labels)
     chosen = tuple(labels[v] for v in range(len(problem.costs)))
     cost = problem.cost(chosen)
     if not np.isfinite(cost):
         raise DoesNotFit("every choice of strategies holds a forbidden one")
-    return Solution(chosen, cost, tuple(steps))
+    if not problem.fits(chosen):
+        raise DoesNotFit("no choice of strategies keeps within memory")
+    return Solution(chosen, cost, tuple(steps), min(proven, cost))
 
 
 def _reduce(graph: WorkingGraph, memory: bool, steps: list[str]) -> list[Reduction]:
@@ -108,7 +133,7 @@ def _reduce(graph: WorkingGraph, memory: bool, steps: list[str]) -> list[Reducti
 
 def _solve_group(
     problem: Problem, graph: WorkingGraph, group: list[int], solver: str, steps: list[str]
-) -> dict[int, int]:
+) -> tuple[dict[int, int], float]:
     place = {v: i for i, v in enumerate(group)}
     inf = float("inf")
     edges = {
@@ -119,10 +144,14 @@ def _solve_group(
     }
     costs = tuple(graph.costs[v] for v in group)
     if problem.rows.shape[0]:
-        held = tuple(problem.bytes[v][graph.labels[v]] for v in group)
-        smaller = Problem(costs, edges, held, problem.rows[:, group], problem.limit)
+        held = tuple(
+            problem.bytes[v][graph.labels[v]] if v in graph.bytes else np.zeros(len(graph.labels[v])) for v in group
+        )
+        fixed = np.zeros(len(problem.costs))
+        fixed[list(graph.fixed)] = list(graph.fixed.values())
+        smaller = Problem(costs, edges, held, problem.rows[:, group], problem.limit, base=problem.rows @ fixed)
     else:
         smaller = Problem(costs, edges)
-    labels, line = solve_program(smaller, solver)
-    steps.append(line)
-    return {v: int(graph.labels[v][labels[place[v]]]) for v in group}
+    answer = solve_program(smaller, solver)
+    steps.append(answer.line)
+    return {v: int(graph.labels[v][answer.labels[place[v]]]) for v in group}, answer.bound

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.passes.intra.instances import FORBIDDEN, live_sets, parse_instance
+from alpa_mlir.passes.intra.instances import FORBIDDEN, parse_instance
 from alpa_mlir.passes.intra.solve import solve
+from alpa_mlir.passes.intra.spans import Spans
 from alpa_mlir.tools.diagnostics import guarded
 from alpa_mlir.tools.solve import NAME, main
 
@@ -70,8 +71,8 @@ def test_the_solver_equals_brute_force(seed):
 
 
 def test_live_sets_are_the_maximal_ones():
-    rows = live_sets(np.array([[30, 70], [40, 70], [50, 120], [110, 140], [110, 150], [60, 60]])).toarray()
-    assert rows.tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
+    spans = Spans.of_intervals(np.array([[30, 70], [40, 70], [50, 120], [110, 140], [110, 150], [60, 60]]))
+    assert spans.matrix().toarray().tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
 
 
 def test_the_command_writes_a_solution(tmp_path, capsys):

@@ -1,0 +1,121 @@
+"""The second engine against brute force: what it proves is true, what it finds fits, and every run finds the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from alpa_mlir.passes.intra.flat import Flat, flatten
+from alpa_mlir.passes.intra.prices import Prices, marginals, usage_of
+from alpa_mlir.passes.intra.problem import DoesNotFit, Problem
+from alpa_mlir.passes.intra.reductions import Eliminate, Prune, WorkingGraph
+from alpa_mlir.passes.intra.search import search
+from alpa_mlir.passes.intra.spans import Spans
+from tests.passes.test_milp import brute_force, random_problem
+
+
+def intervals_problem(seed: int) -> Problem:
+    """Up to seven nodes alive at ranges of time, with forbidden pairs; some have no labelling that fits."""
+    rng = np.random.default_rng(seed)
+    problem = random_problem(seed, memory=False)
+    n = len(problem.costs)
+    start = rng.integers(0, 6, n)
+    spans = Spans.of_intervals(np.column_stack([start, start + rng.integers(0, 5, n)]))
+    held = tuple(rng.integers(1, 9, len(c)).astype(float) for c in problem.costs)
+    edges = {e: np.where(rng.random(m.shape) < 0.1, np.inf, m) for e, m in problem.edges.items()}
+    made = replace(problem, edges=edges, bytes=held, spans=spans)
+    least = made.least_usage().max(initial=0.0)
+    return replace(made, limit=float(least + rng.integers(-1, 6)))
+
+
+def check(problem: Problem, seed: int) -> bool:
+    """Whether the optimum was found; bound, fit and cost must hold in any case."""
+    best = brute_force(problem)
+    try:
+        found = search(problem)
+    except DoesNotFit:
+        assert best == np.inf, seed
+        return True
+    assert problem.fits(found.labels), seed
+    assert problem.cost(found.labels) == pytest.approx(found.cost, abs=1e-9), seed
+    assert found.bound <= best + 1e-9 * (1 + abs(best)), seed
+    assert found.cost >= best - 1e-9, seed
+    assert not found.optimal or found.cost == pytest.approx(best, rel=1e-6), seed
+    return found.cost <= best + 1e-9
+
+
+@pytest.mark.parametrize("memory", ["rows", "intervals"])
+def test_search_against_brute_force(memory: str) -> None:
+    make = intervals_problem if memory == "intervals" else lambda seed: random_problem(seed, memory=True)
+    found = [check(make(seed), seed) for seed in range(120)]
+    assert sum(found) >= 110, [seed for seed, best in enumerate(found) if not best]
+
+
+def test_nothing_fits_is_said() -> None:
+    held = (np.array([3.0, 4.0]), np.array([4.0, 5.0]))
+    problem = Problem((np.zeros(2), np.zeros(2)), {}, held, sparse.csr_matrix(np.ones((1, 2))), 6.0)
+    with pytest.raises(DoesNotFit, match="keeps within memory"):
+        search(problem)
+
+
+def large_problem(seed: int, nodes: int = 120) -> Problem:
+    """A chain with skips whose values live for a while, within memory that binds."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 6, nodes)
+    pairs = [(v, v + d) for v in range(nodes) for d in (1, 3) if v + d < nodes]
+    edges = {(u, v): rng.integers(0, 100, (sizes[u], sizes[v])).astype(float) for u, v in pairs}
+    costs = tuple(rng.integers(0, 100, k).astype(float) for k in sizes)
+    held = tuple(rng.integers(1, 50, k).astype(float) for k in sizes)
+    start = np.arange(nodes)
+    spans = Spans.of_intervals(np.column_stack([start, start + rng.integers(1, 15, nodes)]))
+    problem = Problem(costs, edges, held, spans=spans)
+    return replace(problem, limit=float(problem.least_usage().max() * 1.2))
+
+
+def flat_of(problem: Problem) -> Flat:
+    graph = WorkingGraph(problem)
+    for reduction in (Eliminate(), Prune()):
+        reduction.apply(graph)
+    return flatten(graph, problem.runs, problem.limit)[1]
+
+
+def test_two_runs_find_the_same() -> None:
+    first, second = (search(large_problem(3)) for _ in range(2))
+    assert (first.labels, first.bound, first.steps) == (second.labels, second.bound, second.steps)
+
+
+def test_the_marginals_are_the_derivative_of_the_bound() -> None:
+    flat = flat_of(large_problem(4))
+    prices = Prices(flat)
+    for _ in range(30):
+        prices.round(1e4)
+    parts = marginals(flat, prices.messages, prices.thetas)
+    assert np.allclose(np.add.reduceat(parts, flat.start[:-1]), 1.0)
+    assert parts.min() >= 0.0
+
+
+def test_implied_rows_go_and_the_rest_implies_them() -> None:
+    problem = large_problem(5)
+    flat, rng = flat_of(problem), np.random.default_rng(0)
+    assert 0 < len(flat.room) < problem.runs.rows
+    graph = WorkingGraph(problem)
+    order, whole = flatten(graph, problem.runs, problem.limit)
+    for _ in range(200):
+        labels = [int(rng.integers(len(problem.costs[v]))) for v in order]
+        parts = np.zeros(len(whole.cost))
+        parts[whole.start[:-1] + np.array(labels)] = 1.0
+        assert (usage_of(whole, parts) <= whole.room).all() == problem.fits(labels)
+
+
+def test_runs_and_rows_are_the_same() -> None:
+    rng = np.random.default_rng(1)
+    rows = sparse.csr_matrix(rng.integers(0, 3, (9, 7)).astype(float))
+    spans = Spans.of_rows(rows)
+    held = rng.random(7)
+    assert np.allclose(spans.usage(held), rows @ held)
+    assert (spans.matrix() != rows).nnz == 0
+    keep = rng.random(9) < 0.5
+    assert np.allclose(spans.kept(keep).usage(held), rows[keep] @ held)
