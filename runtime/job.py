@@ -7,6 +7,7 @@ plan's digest.  The run itself is `alpa_mlir.runtime.rank`.
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,10 +29,12 @@ from alpa_mlir.runtime.guard import (
     die_with_parent,
     guarded,
     keep_stdout,
+    label,
     leave,
     show_crashes,
     terminated,
 )
+from alpa_mlir.runtime.platform import Choice, choose
 from alpa_mlir.runtime.rank import Rank, together
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class Job:
     `checkpoint_keep` stay (0: all); `restore` is where to begin.  `seed` None is that of the checkpoint, or 0.
     `trace` is a file for what ran when, beside the events that `predicted` gives for one step of the plan; `profile`
     prints a table of both.  `store` keeps what XLA compiled, for the next run.
+    `platform` and `transport` are as `platform.choose` takes them.
     """
 
     plan: str
@@ -67,6 +71,8 @@ class Job:
     profile: bool = False
     predicted: Callable[[ir.Module], Sequence[Mapping[str, Any]]] | None = None
     store: Store | None = None
+    platform: str = "auto"
+    transport: str = "auto"
 
     def options(self) -> dict[str, object]:
         """What must be the same on all ranks, by name; the plan itself is compared by content."""
@@ -81,7 +87,11 @@ def run_local(job: Job) -> int:
     if job.checkpoint is not None:
         stop.listen()
     _, plan, module = _read(job.plan, 1)
-    return Rank(job, module, plan, None, Watchdog(0, job.timeout), stop).run()
+    try:
+        choice = choose(job.platform, job.transport, 1)
+    except CompileError as e:
+        raise _located(e, job.plan) from None
+    return Rank(job, module, plan, None, choice, Watchdog(0, job.timeout), stop).run()
 
 
 def run_under_mpi(job: Job) -> NoReturn:
@@ -130,7 +140,26 @@ def _run_rank(job: Job, world: Any, watchdog: Watchdog, stop: StopRequest, beati
         module = _receive(job, world)
     if module is None:
         return FAILED
-    return Rank(job, module, program.read(module), world, watchdog, stop).run()
+    choice = _agree_on_platform(job, world)
+    if choice is None:
+        return FAILED
+    return Rank(job, module, program.read(module), world, choice, watchdog, stop).run()
+
+
+def _agree_on_platform(job: Job, world: Any) -> Choice | None:
+    """Where all ranks compute and what carries values, or None where rank 0 has said why there is nothing."""
+    try:
+        mine: Choice | str = choose(job.platform, job.transport, world.size)
+    except CompileError as e:
+        mine = e.message
+    everyone = world.allgather((mine, socket.gethostname()))
+    refused = next((f"{label(r, host)}: {c}" for r, (c, host) in enumerate(everyone) if isinstance(c, str)), None)
+    if refused is None and any(c != mine for c, _ in everyone):
+        found = {c.platform: label(r, host) for r, (c, host) in enumerate(everyone)}
+        refused = f"the platform differs between ranks: {', '.join(f'{p} on {r}' for p, r in found.items())}"
+    if refused is not None and world.rank == 0:
+        print(f"{job.plan}:1:1: error: {refused}", file=sys.stderr, flush=True)
+    return None if refused is not None or isinstance(mine, str) else mine
 
 
 def _receive(job: Job, world: Any) -> ir.Module | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
+from alpa_mlir.runtime.platform import bind, visible_gpus
 
 
 @dataclass(frozen=True)
@@ -67,31 +68,35 @@ def _groups(plan: Plan, rank_count: int, per_rank: int) -> tuple[tuple[int, ...]
     return tuple(tuple(sorted(group[r])) for r in range(rank_count))
 
 
-def prepare_environment(local_devices: int) -> None:
-    """Say how many CPU devices this process has; must come before jax makes its CPU client.
+def prepare_environment(local_devices: int, gpus: Sequence[int] | None = None) -> None:
+    """Say how many CPU devices, or which GPUs, this process has; must come before jax makes its client.
 
-    XLA's thread pool must have several threads per device, else programs with collectives starve each other.
+    XLA's thread pool must have several threads per CPU device, else programs with collectives starve each other.
     """
     threads = max(8, 4 * local_devices)
     if int(os.environ.get("PJRT_NPROC", "0") or 0) < threads:
         os.environ["PJRT_NPROC"] = str(threads)
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", local_devices)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if gpus is None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", local_devices)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    else:
+        jax.config.update("jax_platforms", "cuda,cpu")
+        jax.config.update("jax_cuda_visible_devices", ",".join(map(str, gpus)))
     # Nobody asks it, and when a rank ends it complains before that rank's own message.
     jax.config.update("jax_enable_preemption_service", False)
 
 
-def connect(layout: Layout, communicator: Any) -> tuple[Any, ...]:
+def connect(layout: Layout, communicator: Any, platform: str = "cpu") -> tuple[Any, ...]:
     """Start jax on this rank, joined with its group, and return jax's device for each device of the plan.
 
     `communicator` is MPI's world, or None for one process.  Devices of other groups are None.
     """
     import jax
 
-    prepare_environment(layout.per_rank)
+    prepare_environment(layout.per_rank, _own_gpus(layout, communicator) if platform == "cuda" else None)
     rank = 0 if communicator is None else communicator.rank
     group = layout.groups[rank]
     if communicator is not None:
@@ -104,6 +109,18 @@ def connect(layout: Layout, communicator: Any) -> tuple[Any, ...]:
         for i in range(layout.per_rank):
             found[member * layout.per_rank + i] = own[i]
     return tuple(found)
+
+
+def _own_gpus(layout: Layout, communicator: Any) -> tuple[int, ...]:
+    """This rank's GPUs among those that its process sees."""
+    gpus = visible_gpus()
+    assert isinstance(gpus, int), gpus
+    if communicator is None:
+        return bind(gpus, 0, 1, layout.per_rank)
+    from mpi4py import MPI
+
+    host = communicator.Split_type(MPI.COMM_TYPE_SHARED)
+    return bind(gpus, host.rank, host.size, layout.per_rank)
 
 
 def disconnect() -> None:

@@ -113,12 +113,16 @@ class Expect:
 
 @dataclass(frozen=True)
 class Take:
-    """The destination's half of a transfer: wait for its messages and make the value."""
+    """The destination's half of a transfer: wait for its messages and make the value.
+
+    `owned`: a stage function takes over its buffer.
+    """
 
     result: int
     path: Path
     transfer: int
     what: str
+    owned: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,12 @@ def decode(module: ir.Module, plan: Plan, rank: int, rank_of: Sequence[int]) -> 
         len(decoder.transfers),
         routes,
     )
+
+
+def paths_of(main: PlanMain) -> tuple[Path, ...]:
+    """The kinds of transfers in the whole plan."""
+    steps = [s for s in main.steps if isinstance(s, Transfer)]
+    return tuple(dict.fromkeys(Path(main.type_of(s.operands[0]), s.results[0], s.route) for s in steps))
 
 
 def _donated(module: ir.Module, main: PlanMain) -> frozenset[Ref]:
@@ -318,7 +328,8 @@ class _Decoder:
         calls = [i for i in range(len(self.actions)) if isinstance(self.actions[i], Call)]
         self.actions.insert(calls[-1] if calls else 0, Expect(path, transfer))
         what = f"transfer {half.id} from {path.source.mesh} to {path.target.mesh}, microbatch {half.microbatch}"
-        self.actions.append(Take(self.slot(Ref(step.id), half.microbatch), path, transfer, what))
+        result = self.slot(Ref(step.id), half.microbatch)
+        self.actions.append(Take(result, path, transfer, what, Ref(step.id) in self.donated))
 
     def _check_route(self, path: Path) -> None:
         if path.route is None or path in self.checked:

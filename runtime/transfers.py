@@ -15,18 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.route import Route
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.staged import MeshTensor
-from alpa_mlir.dialect.tiles import Box, extents, intersect, within
+from alpa_mlir.dialect.tiles import Box, Placement, extents, intersect, within
 from alpa_mlir.runtime.devices import HOST, Submeshes
 from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.program import Path
 from alpa_mlir.runtime.reshard import Piece, Site, direct_route, plan_pieces
 from alpa_mlir.runtime.transport.base import Array, Buffer, Held, Message, Test, Transport, Window, wait_until
+from alpa_mlir.runtime.transport.gpu import DeviceMemory, Gpu
 from alpa_mlir.runtime.transport.local import LocalTransport
 from alpa_mlir.runtime.transport.memory import HostMemory, Memory, assemble
+from alpa_mlir.runtime.transport.nccl import Edge, Line
 
 TAGS_PER_TRANSFER = 1 << 14
 """More than the pieces that go from one endpoint to another in one transfer."""
@@ -55,9 +58,9 @@ class Side:
             raise ValueError(f"one process has no endpoints {piece.sender} and {piece.receiver}")
         return self.peers
 
-    def together(self, edge: tuple[str, str]) -> AbstractContextManager[None]:
+    def together(self, edge: tuple[str, str], *, hold: bool = False) -> AbstractContextManager[None]:
         """See `Transport.together`."""
-        return self.peers.together(edge) if self.peers is not None else nullcontext()
+        return self.peers.together(edge, hold=hold) if self.peers is not None else nullcontext()
 
     def secured(self) -> bool:
         """See `Transport.secured`."""
@@ -67,6 +70,11 @@ class Side:
 def host_side(rank: int, rank_of: Sequence[int], peers: Transport | None) -> Side:
     """Host memory: every rank is an endpoint, the host of results is rank 0."""
     return Side(HostMemory(), peers, (*rank_of, 0), (rank,))
+
+
+def device_side(gpu: Gpu, peers: Transport | None, count: int, own: Sequence[int]) -> Side:
+    """The memory of GPUs: each of the plan's `count` devices is an endpoint, `own` are this process's."""
+    return Side(DeviceMemory(gpu), peers, range(count + 1), own)
 
 
 @dataclass(frozen=True)
@@ -93,15 +101,15 @@ class _Share:
     """What this rank does in one kind of transfer.
 
     `spots` are its tiles of the destination with their shapes; `whole` those that move from one device of this process
-    to another as they are.  `moves` come from the source mesh, `spreads` from inside the destination mesh.
+    to another as they are.  `moves` come from the source mesh.  `rounds` pass on inside the destination mesh what has
+    landed in the moves and the rounds before: receives and sends.
     """
 
     sent: tuple[_Sent, ...]
     spots: tuple[tuple[Spot, tuple[int, ...]], ...]
     whole: Mapping[Spot, Piece]
     moves: tuple[_Received, ...]
-    spreads: tuple[_Received, ...]
-    relayed: tuple[_Sent, ...]
+    rounds: tuple[tuple[tuple[_Received, ...], tuple[_Sent, ...]], ...]
     placed: tuple[tuple[Spot, Any], ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -140,7 +148,8 @@ class Transfers:
         if keep or side is not self._side:
             views = {device: side.memory.hold(shard) for device, shard in held.items()}
             held |= {device: view for device, view in views.items() if view is not None}
-        with side.together((path.source.mesh, path.target.mesh)):
+        hold = any(r.transport is side.peers for r in share.moves)
+        with side.together((path.source.mesh, path.target.mesh), hold=hold):
             for s in share.sent:
                 message = self._message(s.piece, transfer)
                 s.transport.post_send(held[s.device], s.window, message)
@@ -160,11 +169,11 @@ class Transfers:
         with side.together(edge):
             for r in share.moves:
                 self._receive(r, landing, transfer)
-        if share.spreads or share.relayed:
+        for received, relayed in share.rounds:
             with side.together(edge):
-                for r in share.spreads:
+                for r in received:
                     self._receive(r, landing, transfer)
-                for s in share.relayed:
+                for s in relayed:
                     spot = (s.piece.sender, s.piece.held)
                     message = self._message(s.piece, transfer)
                     s.transport.post_send(landing.buffers[spot], s.window, message, landing.before(spot, s.piece.box))
@@ -176,8 +185,8 @@ class Transfers:
         target = buffer if received.window is None else buffer[received.window]
         landing.add(spot, piece.box, received.transport.post_receive(target, self._message(piece, transfer)))
 
-    def take(self, path: Path, transfer: int, what: str) -> jax.Array:
-        """Wait for an expected transfer and make its value."""
+    def take(self, path: Path, transfer: int, what: str, owned: bool = False) -> jax.Array:
+        """Wait for an expected transfer and make its value; `owned`: a program will overwrite it."""
         share, side = self._share(path), self._side_of(path)
         landing = self._land(transfer, what)
         parts: list[Held] = []
@@ -186,7 +195,7 @@ class Transfers:
             parts.append(landing.buffers[spot] if whole is None else self._moved(side, whole, transfer, landing))
         devices = [device for _, device in share.placed]
         tests = [landing.tests(spot) for spot, _ in share.placed]
-        made = side.memory.shards(parts, share.dtype, devices, tests)
+        made = side.memory.shards(parts, tests, owned)
         return assemble(share.shape, share.dtype, self._submeshes.sharding(path.target), made, devices)
 
     def _moved(self, side: Side, piece: Piece, transfer: int, landing: _Landing) -> Held:
@@ -247,13 +256,7 @@ class Transfers:
     def _make_share(self, path: Path) -> _Share:
         side, submeshes = self._side_of(path), self._submeshes
         shape, dtype = path.source.shape, dtype_of(path.target.element)
-        source, target = (Site(submeshes.placement(k), submeshes.places[k.mesh][1]) for k in (path.source, path.target))
-        if path.route is None:
-            route = direct_route(shape, source.placement, target.placement)
-        else:
-            route = self._routes[path.route]
-        shortest = max(1, SHORTEST_STRIP // dtype.itemsize)
-        pieces = plan_pieces(route, shape, source, target, side.endpoint_of, shortest)
+        pieces = pieces_of(path, submeshes.places, self._routes, side.endpoint_of)
         mine = [p for p in pieces if p.receiver in side.own]
         whole = _whole_tiles(mine, pieces, side)
         landed = [p for p in mine if (p.receiver, p.tile) not in whole]
@@ -265,18 +268,83 @@ class Transfers:
             for p in pieces
             if p.source is not None and p.sender in side.own
         ]
-        relayed = [p for p in pieces if p.source is None and p.sender in side.own]
         return _Share(
             tuple(sent),
             tuple((spot, extents(spot[1])) for spot in spots),
             whole,
             tuple(_received(p, side) for p in landed if p.source is not None),
-            tuple(_received(p, side) for p in landed if p.source is None),
-            tuple(_Sent(p, -1, within(p.box, p.held), side.transport(p)) for p in relayed),
+            tuple(
+                (
+                    tuple(_received(p, side) for p in passed if p.receiver in side.own),
+                    tuple(
+                        _Sent(p, -1, within(p.box, p.held), side.transport(p)) for p in passed if p.sender in side.own
+                    ),
+                )
+                for passed in _rounds(pieces)
+            ),
             tuple(placed),
             shape,
             dtype,
         )
+
+
+def pieces_of(
+    path: Path,
+    places: Mapping[str, tuple[Mesh, tuple[int, ...]]],
+    routes: Mapping[int, Route],
+    endpoint_of: Sequence[int],
+) -> tuple[Piece, ...]:
+    """All boxes of one kind of transfer; `places` has each mesh with the numbers of its devices."""
+    kinds = (path.source, path.target)
+    source, target = (Site(Placement(places[k.mesh][0], k.sharding), places[k.mesh][1]) for k in kinds)
+    if path.route is None:
+        route = direct_route(path.source.shape, source.placement, target.placement)
+    else:
+        route = routes[path.route]
+    shortest = max(1, SHORTEST_STRIP // dtype_of(path.target.element).itemsize)
+    return plan_pieces(route, path.source.shape, source, target, endpoint_of, shortest)
+
+
+def lines_of(
+    paths: Sequence[Path],
+    places: Mapping[str, tuple[Mesh, tuple[int, ...]]],
+    routes: Mapping[int, Route],
+    rank_of: Sequence[int],
+) -> tuple[Line, ...]:
+    """The edges on which devices of different ranks talk; `paths` are those of the whole plan."""
+    pairs: dict[Edge, set[tuple[int, int]]] = {}
+    for path in paths:
+        here = pairs.setdefault((path.source.mesh, path.target.mesh), set())
+        pieces = pieces_of(path, places, routes, range(len(rank_of)))
+        here |= {(p.sender, p.receiver) for p in pieces if rank_of[p.sender] != rank_of[p.receiver]}
+    found = []
+    for edge, talking in sorted(pairs.items()):
+        if talking:
+            found.append(Line(edge, tuple(sorted({d for pair in talking for d in pair})), tuple(sorted(talking))))
+    return tuple(found)
+
+
+def _rounds(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """What is passed on inside the destination: each round only what has landed before it."""
+    arrived: dict[Spot, list[tuple[Box, int]]] = {}
+    found: list[list[Piece]] = []
+    for piece in pieces:
+        number = 0
+        if piece.source is None:
+            there = arrived[piece.sender, piece.held]
+            number = 1 + max(n for box, n in there if intersect(box, piece.box) is not None)
+            found.extend([] for _ in range(number - len(found)))
+            found[number - 1].append(piece)
+        arrived.setdefault((piece.receiver, piece.tile), []).append((piece.box, number))
+    return found
+
+
+def _receives(pieces: Sequence[Piece], side: Side) -> tuple[_Received, ...]:
+    return tuple(_received(p, side) for p in pieces if p.receiver in side.own)
+
+
+def _relays(pieces: Sequence[Piece], side: Side) -> tuple[_Sent, ...]:
+    return tuple(_Sent(p, -1, within(p.box, p.held), side.transport(p)) for p in pieces if p.sender in side.own)
 
 
 def _received(piece: Piece, side: Side) -> _Received:

@@ -208,7 +208,7 @@ class Worker:
         slots, transfers, a = self._slots, self._transfers, action
 
         def take() -> None:
-            slots[a.result] = transfers.take(a.path, a.transfer, a.what)
+            slots[a.result] = transfers.take(a.path, a.transfer, a.what, a.owned)
 
         return take
 

@@ -12,6 +12,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.cache import Store, cache_directory
 from alpa_mlir.runtime.job import Job, run_local, run_under_mpi
 from alpa_mlir.runtime.launch import start_mpirun, under_mpirun
+from alpa_mlir.runtime.platform import PLATFORMS, TRANSPORTS
 from alpa_mlir.tools.diagnostics import UsageError, guarded
 from alpa_mlir.tools.version import add_version
 
@@ -21,8 +22,6 @@ Three ways to start, with the same results:
   mpirun -n N alpa-mlir-run PLAN …     a rank for each N-th of the plan's devices; N must divide their number
   alpa-mlir-run -n N PLAN …            starts mpirun itself, with the environment it needs
   alpa-mlir-run --local PLAN …         all devices in this process, no MPI
-
-Transports between submeshes: copies within a process, MPI between processes.
 
 Without --inputs argument i is drawn from numpy's default_rng([SEED, i]): floats normal with scale 0.02, integers
 uniform in 0…7; every step gets the same batch. In a file they are arg0, arg1, …; a batch that changes is arg3@0,
@@ -59,6 +58,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="largest difference relative to a result's largest magnitude; default 1e-4, with 16-bit types 2e-2",
     )  # fmt: skip
     _add_checkpoints(parser)
+    parser.add_argument(
+        "--platform", choices=PLATFORMS, default="auto",
+        help="where to compute; auto: on GPUs where jax can use them and the driver shows some, else on CPUs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--transport", choices=TRANSPORTS, default="auto",
+        help="what carries values between ranks: nccl from GPU to GPU, mpi through host memory, local within one "
+        "process; auto: nccl on GPUs, mpi on CPUs, local for one process",
+    )  # fmt: skip
     parser.add_argument(
         "--no-cache", action="store_true",
         help="compile everything, and keep nothing; otherwise programs are kept in $ALPA_MLIR_CACHE_DIR, else "
@@ -173,6 +181,8 @@ def _job(options: argparse.Namespace) -> Job:
         trace=options.trace,
         profile=options.profile_stages,
         predicted=_predicted,
+        platform=options.platform,
+        transport=options.transport,
         store=None if options.no_cache else Store(cache_directory() / "programs"),
     )
 

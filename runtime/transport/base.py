@@ -63,8 +63,11 @@ class Transport(ABC):
     def secured(self) -> bool:
         """Whether what was posted can no longer be overwritten by a donation, be it on its way or not."""
 
-    def together(self, edge: tuple[str, str]) -> AbstractContextManager[None]:
-        """What is posted inside starts as one, on the edge between two submeshes; all ranks in the same order."""
+    def together(self, edge: tuple[str, str], *, hold: bool = False) -> AbstractContextManager[None]:
+        """What is posted inside starts as one, on the edge between two submeshes; all ranks in the same order.
+
+        `hold`: it starts with what is posted next on that edge.
+        """
         return nullcontext()
 
 

@@ -16,45 +16,61 @@ class LocalTransport(Transport):
     """The transport between endpoints of one process; it moves everything when it is received."""
 
     def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._posted: dict[Message, tuple[Held, Window, Sequence[Test]]] = {}
+        self.memory = memory
+        self.posted: dict[Message, tuple[Held, Window, Sequence[Test]]] = {}
+        self._safe: set[Message] = set()
 
     def post_send(self, held: Held, window: Window, message: Message, after: Sequence[Test] = ()) -> None:
         """See `Transport`."""
-        self._posted[message] = (held, window, after)
+        self.posted[message] = (held, window, after)
 
     def take(self, message: Message) -> Held:
         """The array that was posted, without its window: for tiles that move whole."""
-        return self._posted.pop(message)[0]
+        self._safe.discard(message)
+        return self.posted.pop(message)[0]
 
     def post_receive(self, target: Buffer, message: Message) -> Test:
         """See `Transport`; done once the box was posted, its array is computed, and it is copied."""
-        copied: Test | None = None
-
-        def test() -> bool:
-            nonlocal copied
-            if copied is None and message in self._posted:
-                held, window, after = self._posted[message]
-                if all(done() for done in after):
-                    copied = self._memory.copy(target, held, window)
-                    if copied is not None:
-                        del self._posted[message]
-            return copied is not None and copied()
-
-        return test
+        return Copy(self, target, message)
 
     def progress(self) -> None:
         """Nothing moves by itself."""
 
     def idle(self) -> bool:
         """Whether everything posted was received."""
-        return not self._posted
+        return not self.posted
 
     def secured(self) -> bool:
         """See `Transport`."""
-        for message, (held, window, after) in self._posted.items():
-            safe = self._memory.hold(held)
-            if safe is None:
-                return False
-            self._posted[message] = (safe, window, after)
+        self._safe &= self.posted.keys()
+        for message, (held, window, after) in self.posted.items():
+            if message not in self._safe:
+                safe = self.memory.hold(held)
+                if safe is None:
+                    return False
+                self.posted[message] = (safe, window, after)
+                self._safe.add(message)
         return True
+
+
+class Copy:
+    """Whether a box was copied: the test of a receive within the process."""
+
+    def __init__(self, transport: LocalTransport, target: Buffer, message: Message) -> None:
+        self._transport, self._target, self._message = transport, target, message
+        self._copied: Test | None = None
+
+    def __call__(self) -> bool:
+        copied = self.begun()
+        return copied is not None and copied()
+
+    def begun(self) -> Test | None:
+        """The test of the memory's copy, which begins when it can; None while it cannot."""
+        posted = self._transport.posted
+        if self._copied is None and self._message in posted:
+            held, window, after = posted[self._message]
+            if all(done() for done in after):
+                self._copied = self._transport.memory.copy(self._target, held, window, after)
+                if self._copied is not None:
+                    del posted[self._message]
+        return self._copied

@@ -30,18 +30,19 @@ class Memory(ABC):
         """A free buffer; its contents are arbitrary.  Slices of it are views, as numpy's."""
 
     @abstractmethod
-    def copy(self, target: Buffer, held: Held, window: Window) -> Test | None:
-        """Copy a box within this process; None while it is not computed."""
+    def copy(self, target: Buffer, held: Held, window: Window, after: Sequence[Test]) -> Test | None:
+        """Copy a box within this process, when all of `after` are done; None while it is not computed."""
 
     @abstractmethod
     def hold(self, held: Held) -> Held | None:
         """The same values where no donation can reach them until the result is dropped; None: not computed yet."""
 
     @abstractmethod
-    def shards(
-        self, parts: Sequence[Held], dtype: np.dtype[Any], devices: Sequence[Any], landed: Sequence[Sequence[Test]]
-    ) -> list[Held]:
-        """What `assemble` takes, one part for each device: `parts` are buffers, with their boxes, or arrays."""
+    def shards(self, parts: Sequence[Held], landed: Sequence[Sequence[Test]], owned: bool) -> list[Held]:
+        """What `assemble` takes, one part for each device: `parts` are buffers, with their boxes, or arrays.
+
+        `owned`: a program will overwrite them.
+        """
 
 
 def assemble(
@@ -83,7 +84,7 @@ class HostMemory(Memory):
         start = -blocks[found].ctypes.data % ALIGNMENT
         return blocks[found][start : start + size].view(dtype).reshape(shape)
 
-    def copy(self, target: Array, held: Held, window: Window) -> Test | None:
+    def copy(self, target: Array, held: Held, window: Window, after: Sequence[Test]) -> Test | None:
         """See `Memory`."""
         if not is_ready(held):
             return None
@@ -94,9 +95,7 @@ class HostMemory(Memory):
         """See `Memory`: as long as the view lives, XLA does not reuse the buffer."""
         return np.asarray(held) if is_ready(held) else None
 
-    def shards(
-        self, parts: Sequence[Held], dtype: np.dtype[Any], devices: Sequence[Any], landed: Sequence[Sequence[Test]]
-    ) -> list[Held]:
+    def shards(self, parts: Sequence[Held], landed: Sequence[Sequence[Test]], owned: bool) -> list[Held]:
         """See `Memory`."""
         return list(parts)
 
