@@ -77,7 +77,7 @@ DEPTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
 INTRA = (
     Case("gpt24-2x4", f"{GPT24} 64", "dgx-h100", 1, 5, "2x4"),
     Case("gpt24-4x8", f"{GPT24} 256", "dgx-h100", 4, 5, "4x8"),
-    Case("llama8b-8x8", "llama --size 8B --batch 64 --remat", "dgx-h100", 8, 15, "8x8"),
+    Case("llama8b-8x8", "llama --size 8B --batch 64 --sequence 2048", "dgx-h100", 8, 15, "8x8"),
 )
 LARGE = (
     Case("gpt39b-64", "gpt --size 39B", "p3.16xlarge", 8, 60, words="--layers 16"),

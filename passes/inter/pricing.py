@@ -16,8 +16,8 @@ optimum would treat better. The stages of the partition chosen are priced exactl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -28,11 +28,12 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
-from alpa_mlir.passes.intra.graph import Node, StageGraph, build_graph
-from alpa_mlir.passes.intra.optimize import labelling
+from alpa_mlir.passes.inter.tied import TiedGraph, TiedSketch
+from alpa_mlir.passes.intra.graph import sketch_stage
 from alpa_mlir.passes.intra.program import Program
+from alpa_mlir.passes.intra.sketch import Sketch, SketchNode
 from alpa_mlir.passes.intra.stage_parts import StageParts
-from alpa_mlir.passes.intra.strategies import Enumerator, StrategySet
+from alpa_mlir.passes.intra.strategies import Enumerator
 
 Flags = npt.NDArray[np.bool_]
 OFTEN = ("microbatch", "main")
@@ -91,13 +92,14 @@ class RangePrices:
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """What prices need of the graph of the whole program beside its costs: the same on every mesh.
+    """What prices need of the whole program beside its costs: the same on every mesh.
 
     Per node: its `layer`, the `part` (number in PARTS) that its seconds belong to, the part that a transfer of its
     value belongs to (`arrival`), whether its value is `stored` always, is `kept` per microbatch in flight.
     Per edge: layer and part of its consumer.
     """
 
+    sketch: Sketch
     layout: Layout
     layer: Ids
     part: Ids
@@ -112,28 +114,32 @@ class Skeleton:
     """[values, ranges]: how many copies of each enter a range of search layers."""
 
 
-def read_skeleton(graph: StageGraph, program: Program, layout: Layout) -> Skeleton:
-    """From the graph of the whole program with two microbatches in flight."""
-    layer = np.array(_layers_of_nodes(graph, program), dtype=np.int64)
-    part = np.array(_parts_of_nodes(graph, program), dtype=np.int64)
-    kinds = [graph.enumerator.edge_kinds[k] for k in graph.kinds.tolist()]
+def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
+    """From the sketch of the whole program with two microbatches in flight."""
+    nodes = sketch.nodes
+    layer = np.array(_layers_of_nodes(sketch), dtype=np.int64)
+    part = np.array(_parts_of_nodes(sketch), dtype=np.int64)
+    kinds = [sketch.edge_kinds[k] for k in sketch.kinds.tolist()]
     once = np.array([k.function not in OFTEN for k in kinds], dtype=bool)
     used: dict[tuple[int, int], set[int]] = {}
-    for (u, v), kind in zip(graph.ends.tolist(), kinds, strict=True):
-        if layer[u] != layer[v] and not _from_host(graph.nodes[u]):
-            used.setdefault((u, kind.result), set()).add(int(layer[v]))
+    reader = sketch.ends[:, 1]
+    for e in np.flatnonzero(layer[sketch.ends[:, 0]] != layer[reader]).tolist():
+        u, v = sketch.ends[e].tolist()
+        if not _from_host(nodes[u]):
+            used.setdefault((u, kinds[e].result), set()).add(int(layer[v]))
     flows = [Flow(int(layer[u]), tuple(sorted(layers))) for (u, _), layers in used.items()]
     counted = {flow: layout.entries(flow).ravel() for flow in dict.fromkeys(flows)}
-    kept = np.zeros(len(graph.nodes), dtype=bool)
-    for spans in graph.moments.spans:
+    kept = np.zeros(len(nodes), dtype=bool)
+    for spans in sketch.moments.spans:
         kept[spans.node[spans.kept > 0]] = True
-    stored = np.zeros(len(graph.nodes), dtype=bool)
-    stored[graph.moments.stored] = True
+    stored = np.zeros(len(nodes), dtype=bool)
+    stored[sketch.moments.stored] = True
     arrival = np.array([_ARRIVALS.get(PARTS[p], UPDATE) for p in part.tolist()], dtype=np.int64)
-    reader = graph.ends[:, 1]
+    is_slot = np.array([n.source.op < 0 and not n.incoming for n in nodes], dtype=bool)
     # A result stored in a slot is resharded where it is made.
-    payer = np.where(_is_slot(graph)[reader], graph.ends[:, 0], reader)
+    payer = np.where(is_slot[reader], sketch.ends[:, 0], reader)
     return Skeleton(
+        sketch,
         layout,
         layer,
         part,
@@ -147,12 +153,9 @@ def read_skeleton(graph: StageGraph, program: Program, layout: Layout) -> Skelet
     )
 
 
-def _is_slot(graph: StageGraph) -> Flags:
-    return np.array([n.source.op < 0 and not n.incoming for n in graph.nodes], dtype=bool)
-
-
-def _parts_of_nodes(graph: StageGraph, program: Program) -> list[int]:
+def _parts_of_nodes(sketch: Sketch) -> list[int]:
     """The part of each node; weight: backward ops that no op of another layer waits for."""
+    program = sketch.program
     awaited: set[int] = set()
     for op in reversed(program.ops):
         if op.function == "microbatch":
@@ -160,7 +163,7 @@ def _parts_of_nodes(graph: StageGraph, program: Program) -> list[int]:
                 if source.op >= 0 and (op.number in awaited or program.ops[source.op].layer != op.layer):
                     awaited.add(source.op)
     found = []
-    for node in graph.nodes:
+    for node in sketch.nodes:
         if node.source.op < 0 or node.function not in OFTEN:
             found.append(UPDATE)
             continue
@@ -170,20 +173,21 @@ def _parts_of_nodes(graph: StageGraph, program: Program) -> list[int]:
     return found
 
 
-def _from_host(node: Node) -> bool:
+def _from_host(node: SketchNode) -> bool:
     return node.source.slot.startswith("batch") or node.source.slot == "index"
 
 
-def _layers_of_nodes(graph: StageGraph, program: Program) -> list[int]:
+def _layers_of_nodes(sketch: Sketch) -> list[int]:
     """Ops know their layer; a stored value lives where it is made, or else with its first user."""
+    program, nodes = sketch.program, sketch.nodes
     made = {f.slot: program.ops[f.source.op].layer for f in program.feeds if f.source.op >= 0}
     lowest: dict[int, int] = {}
-    for u, v in graph.ends.tolist():
-        op = graph.nodes[v].source.op
+    for u, v in sketch.ends.tolist():
+        op = nodes[v].source.op
         if op >= 0:
             lowest[u] = min(program.ops[op].layer, lowest.get(u, program.ops[op].layer))
     found = []
-    for number, node in enumerate(graph.nodes):
+    for number, node in enumerate(nodes):
         if node.source.op >= 0:
             found.append(program.ops[node.source.op].layer)
         else:
@@ -196,7 +200,19 @@ class Pricer:
 
     def __init__(self, program: Program, cluster: Cluster, layout: Layout) -> None:
         self.program, self.cluster, self.layout = program, cluster, layout
-        self.skeleton: Skeleton | None = None
+
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """What is the same on every mesh."""
+        return read_skeleton(sketch_stage(self.program, lambda op: True, -1, 2), self.layout)
+
+    @cached_property
+    def tied(self) -> TiedSketch:
+        """The program with what looks alike tied."""
+        skeleton = self.skeleton
+        times = self.layout.times
+        alike = skeleton.stored + 2 * skeleton.kept.astype(np.int64)
+        return TiedSketch.of(skeleton.sketch, alike, times[skeleton.layer], times[skeleton.edge_layer])
 
     def prices(self, mesh: Mesh, in_flight: int, share: float) -> Iterator[RangePrices]:
         """Prices under one labelling after another, each holding less memory than the one before.
@@ -204,75 +220,35 @@ class Pricer:
         `in_flight`: how many microbatches are reckoned with; `share`: the part of the program that a stage on
         this mesh would have.
         """
-        graph = self._graph(mesh)
-        skeleton = self.skeleton
-        assert skeleton is not None
-        times = skeleton.layout.times[skeleton.layer]
-        weighted = _weighted(graph, times, self.layout.times[skeleton.edge_layer])
-        free = _read_prices(graph, skeleton, self.program, labelling(weighted))
+        skeleton, tied = self.skeleton, self.tied
+        graph = TiedGraph(tied, Enumerator(mesh_links(mesh, self.cluster), self.cluster))
+        free = _read_prices(graph, skeleton, graph.labelling())
         yield free
-        copies = skeleton.stored + in_flight * skeleton.kept
+        copies = (skeleton.stored + in_flight * skeleton.kept)[tied.first]
         unit = share * free.step(self.program.microbatches) / self.cluster.memory
         for price in PRICES:
-            dearer = _priced(weighted, price * unit * copies * times)
-            yield _read_prices(graph, skeleton, self.program, labelling(dearer))
-
-    def _graph(self, mesh: Mesh) -> StageGraph:
-        enumerator = Enumerator(mesh_links(mesh, self.cluster), self.cluster)
-        graph = build_graph(self.program, enumerator, lambda op: True, -1, 2)
-        if self.skeleton is None:
-            self.skeleton = read_skeleton(graph, self.program, self.layout)
-        return graph
+            yield _read_prices(graph, skeleton, graph.labelling((price * unit * copies).tolist()))
 
 
-def _weighted(graph: StageGraph, times: Ids, edge_times: Ids) -> StageGraph:
-    """The graph with nodes and edges that stand for several counted as often."""
-    if (times == 1).all() and (edge_times == 1).all():
-        return graph
-    nodes = tuple(replace(n, weight=n.weight * int(t)) for n, t in zip(graph.nodes, times, strict=True))
-    kinds = [
-        graph.enumerator.edge(replace(kind, weight=kind.weight * t)) if t != 1 else k
-        for k, t in zip(graph.kinds.tolist(), edge_times.tolist(), strict=True)
-        for kind in (graph.enumerator.edge_kinds[k],)
-    ]
-    return replace(graph, nodes=nodes, kinds=np.array(kinds, dtype=np.int64))
-
-
-def _priced(graph: StageGraph, price: npt.NDArray[np.float64]) -> StageGraph:
-    """The graph with each node's bytes charged: `price[v]` seconds per byte."""
-    made: dict[tuple[int, float], StrategySet] = {}
-    nodes = []
-    for node, rate in zip(graph.nodes, (price / [n.weight for n in graph.nodes]).tolist(), strict=True):
-        choices = node.choices
-        if rate:
-            key = (id(choices), rate)
-            if key not in made:
-                made[key] = replace(choices, seconds=choices.seconds + rate * choices.held)
-            choices = made[key]
-        nodes.append(replace(node, choices=choices))
-    return replace(graph, nodes=tuple(nodes))
-
-
-def _read_prices(graph: StageGraph, skeleton: Skeleton, program: Program, labels: Sequence[int]) -> RangePrices:
+def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePrices:
     layout, layer = skeleton.layout, skeleton.layer
-    held = np.array([h[x] for h, x in zip(graph.held, labels, strict=True)])
+    microbatches = skeleton.sketch.program.microbatches
+    held = graph.per_node(lambda c: graph.choices[c].held, labels)
     per_layer = np.zeros((len(PARTS), layout.layers))
-    spent = np.array([cost[x] for cost, x in zip(graph.costs, labels, strict=True)])
-    np.add.at(per_layer, (skeleton.part, layer), spent)
-    edges = _edge_seconds(graph, np.array(labels))
-    np.add.at(per_layer, (skeleton.edge_part, skeleton.edge_layer), edges)
+    np.add.at(per_layer, (skeleton.part, layer), graph.per_node(lambda c: graph.seconds[c], labels))
+    np.add.at(per_layer, (skeleton.edge_part, skeleton.edge_layer), graph.edge_seconds(labels))
     seconds = np.array([layout.sums(row) for row in per_layer])
     size = (layout.count, layout.count)
     nodes = np.array([node for node, _ in skeleton.values], dtype=np.int64)
-    arrive = np.array([_transfer(graph, node, result, labels[node]) for node, result in skeleton.values])
+    arrive = _transfers(graph, skeleton, labels)
     for part in sorted(set(skeleton.arrival[nodes].tolist())):
         seconds[part] += ((arrive * (skeleton.arrival[nodes] == part)) @ skeleton.entries).reshape(size)
-    seconds[:UPDATE] /= program.microbatches
+    seconds[:UPDATE] /= microbatches
     kept = layout.sums(_by_layer(skeleton, held * skeleton.kept))
     if len(nodes):
         kept += ((held * skeleton.kept)[nodes] @ skeleton.entries).reshape(size)
     stored = layout.sums(_by_layer(skeleton, held * skeleton.stored))
-    return RangePrices(seconds, stored, kept, *_working(graph, skeleton, held))
+    return RangePrices(seconds, stored, kept, *_working(skeleton, held))
 
 
 def _by_layer(skeleton: Skeleton, per_node: Table) -> Table:
@@ -280,40 +256,39 @@ def _by_layer(skeleton: Skeleton, per_node: Table) -> Table:
     return found
 
 
-def _edge_seconds(graph: StageGraph, chosen: Ids) -> npt.NDArray[np.float64]:
-    """Seconds of each edge under a labelling."""
-    ends = chosen[graph.ends].reshape(-1, 2)
-    order = np.argsort(graph.kinds, kind="stable")
-    numbers, starts = np.unique(graph.kinds[order], return_index=True)
-    found = np.zeros(len(graph.kinds))
-    for number, members in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-        found[members] = graph.enumerator.edge_seconds(number)[ends[members, 0], ends[members, 1]]
-    return found
+def _transfers(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> Table:
+    """[values]: seconds per step for each to arrive from another stage in the sharding that it was made in."""
+    known: dict[tuple[int, int], float] = {}
+    found = []
+    for node, result in skeleton.values:
+        key = (int(graph.tied.of_node[node]), result)
+        if key not in known:
+            known[key] = _transfer(graph, *key, int(labels[key[0]]))
+        found.append(known[key])
+    return np.array(found)
 
 
-def _transfer(graph: StageGraph, node: int, result: int, label: int) -> float:
-    """Seconds per step for a value to arrive from another stage in the sharding that it was made in."""
-    chosen = graph.nodes[node]
-    sharding = chosen.choices.strategies[label].results[result]
-    mesh = graph.enumerator.mesh
-    size = float(chosen.choices.bytes[result][label]) * mesh.extent(sharding.axes)
-    return chosen.weight * transfer_cost(sharding, graph.enumerator.links).at(size)
+def _transfer(graph: TiedGraph, number: int, result: int, label: int) -> float:
+    choices = graph.choices[number]
+    sharding = choices.strategies[label].results[result]
+    size = float(choices.bytes[result][label]) * graph.enumerator.mesh.extent(sharding.axes)
+    return graph.weights[number] * transfer_cost(sharding, graph.enumerator.links).at(size)
 
 
-def _working(graph: StageGraph, skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
+def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
     """[i, j]: the most bytes of layers i … j alive at once, of those that are not kept, in @microbatch and in @update.
 
     Copies of a layer run their microbatch one after the other, but are updated together.
     """
     layout = skeleton.layout
     found = [np.zeros((layout.count, layout.count)) for _ in range(2)]
-    for spans in graph.moments.spans:
+    for spans in skeleton.sketch.moments.spans:
         layer = skeleton.layer[spans.node]
         change = np.zeros((layout.layers, spans.count + 1))
         passing = np.where(spans.kept > 0, 0.0, held[spans.node])
         np.add.at(change, (layer, spans.born), passing)
         np.add.at(change, (layer, spans.died), -passing)
-        often = graph.nodes[int(spans.node[0])].function in OFTEN
+        often = skeleton.sketch.nodes[int(spans.node[0])].function in OFTEN
         members = np.minimum(layout.membership, 1.0) if often else layout.membership
         total = np.zeros((layout.count + 1, spans.count))
         np.cumsum(members @ change.cumsum(axis=1)[:, :-1], axis=0, out=total[1:])

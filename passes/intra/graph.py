@@ -10,7 +10,7 @@ A value that several products use may be resharded once for all of them (`copies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import fsum
@@ -22,9 +22,9 @@ from alpa_mlir.passes.intra.copies import Copy, Operand, copies_of
 from alpa_mlir.passes.intra.deferral import find_deferral
 from alpa_mlir.passes.intra.problem import Array, Problem
 from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, TensorType
-from alpa_mlir.passes.intra.restrictions import Restrictions, clash_on_op, clash_on_value
-from alpa_mlir.passes.intra.rules import Clash
-from alpa_mlir.passes.intra.strategies import EdgeKind, Enumerator, Strategy, StrategySet
+from alpa_mlir.passes.intra.restrictions import Restrictions
+from alpa_mlir.passes.intra.sketch import CopyRecipe, OpRecipe, Recipe, Sketch, SketchEdge, SketchNode, ValueRecipe
+from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, StrategySet
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class StageGraph:
     kinds: Ids
     """[edges]: the kind of each edge, a number of the enumerator's `edge_kinds`."""
     moments: Moments
-    of_op: dict[int, int]
-    of_slot: dict[str, int]
-    of_incoming: dict[Source, int]
-    of_ended: dict[str, int]
+    of_op: Mapping[int, int]
+    of_slot: Mapping[str, int]
+    of_incoming: Mapping[Source, int]
+    of_ended: Mapping[str, int]
     """The whole value of a sum that may be kept as addends: what its users in @update see."""
-    of_copy: dict[Operand, tuple[int, ...]]
+    of_copy: Mapping[Operand, tuple[int, ...]]
     """The copies that lie between a value and an operand of a product, the common one first."""
     enumerator: Enumerator = field(repr=False)
 
@@ -138,19 +138,33 @@ def build_graph(
     in_flight: int = 1,
     restrictions: Restrictions | None = None,
 ) -> StageGraph:
-    """The graph of the included ops.
+    """The graph of the included ops on the enumerator's mesh: `graph_on(sketch_stage(…), enumerator)`."""
+    return graph_on(sketch_stage(program, included, stage, in_flight, restrictions), enumerator)
+
+
+def sketch_stage(
+    program: Program,
+    included: Callable[[OpRecord], bool],
+    stage: int = -1,
+    in_flight: int = 1,
+    restrictions: Restrictions | None = None,
+) -> Sketch:
+    """The nodes and edges of the included ops, on any mesh.
 
     Slots kept by another stage are incoming values: where `stage` ≥ 0 and slots say their stage, by that, else those
     whose home op is not included.
     `in_flight`: microbatches whose forward values are alive at once. `restrictions`: what users want.
-    CompileError where what they want cannot be.
     """
-    builder = _Builder(program, enumerator, included, stage, restrictions or Restrictions())
+    builder = _Builder(program, included, stage, restrictions or Restrictions())
     builder.run()
     moments = Moments.of(len(builder.nodes), list(builder.slots.values()), builder.lifetimes(in_flight))
-    return StageGraph(
+    return Sketch(
+        program,
+        tuple(builder.recipes),
         tuple(builder.nodes),
+        np.array([n.recipe for n in builder.nodes], dtype=np.int64),
         np.array(builder.ends, dtype=np.int64).reshape(-1, 2),
+        tuple(builder.edge_kinds),
         np.array(builder.kinds, dtype=np.int64),
         moments,
         builder.ops,
@@ -158,6 +172,23 @@ def build_graph(
         builder.incoming,
         builder.ended,
         {operand: tuple(builder.copies[c] for c in chain) for operand, chain in builder.copied.items()},
+    )
+
+
+def graph_on(sketch: Sketch, enumerator: Enumerator) -> StageGraph:
+    """The graph of a sketch on a mesh. CompileError where what users want cannot be."""
+    choices = sketch.choices(enumerator)
+    kinds = np.array(sketch.edges(enumerator, choices), dtype=np.int64)
+    return StageGraph(
+        tuple([Node(choices[n.recipe], n.weight, n.source, n.function, n.incoming) for n in sketch.nodes]),
+        sketch.ends,
+        kinds[sketch.kinds],
+        sketch.moments,
+        sketch.of_op,
+        sketch.of_slot,
+        sketch.of_incoming,
+        sketch.of_ended,
+        sketch.of_copy,
         enumerator,
     )
 
@@ -166,21 +197,21 @@ class _Builder:
     def __init__(
         self,
         program: Program,
-        enumerator: Enumerator,
         included: Callable[[OpRecord], bool],
         stage: int,
         restrictions: Restrictions,
     ) -> None:
         self.program = program
-        self.enumerator = enumerator
         self.stage = stage
         self.restrictions = restrictions
         taken = [op for op in program.ops if included(op)]
         self.included = [op for op in taken if not op.kind.is_source]
         self.inside = {op.number for op in taken}
         self.last = {op.function: op.number for op in self.included}
-        self.nodes: list[Node] = []
+        self.recipes: dict[Recipe, int] = {}
+        self.nodes: list[SketchNode] = []
         self.ends: list[tuple[int, int]] = []
+        self.edge_kinds: dict[SketchEdge, int] = {}
         self.kinds: list[int] = []
         self.known: dict[tuple[object, ...], int] = {}
         self.ops: dict[int, int] = {}
@@ -217,7 +248,10 @@ class _Builder:
                 found -= {s.slot for s in op.operands}
         return {n for n in found if self.feed_of[n].source.op in self.inside}
 
-    def _add(self, node: Node) -> int:
+    def _recipe(self, recipe: Recipe) -> int:
+        return self.recipes.setdefault(recipe, len(self.recipes))
+
+    def _add(self, node: SketchNode) -> int:
         self.nodes.append(node)
         self.users.append([])
         return len(self.nodes) - 1
@@ -225,23 +259,20 @@ class _Builder:
     def _edge(self, producer: tuple[int, int], consumer: tuple[int, int], size: float, function: str) -> None:
         """Result of a node -> operand of a node, each as (node, number)."""
         (u, result), (v, operand) = producer, consumer
-        source, target = self.nodes[u].choices, self.nodes[v].choices
-        # The sets live in the enumerator: their identity says what they hold.
-        key = (id(source), result, id(target), operand, size, function)
+        key = (self.nodes[u].recipe, result, self.nodes[v].recipe, operand, size, function)
         kind = self.known.get(key)
         if kind is None:
-            weight = self.program.weight(function)
-            kind = self.enumerator.edge(EdgeKind(source, result, target, operand, size, weight, function))
-            self.known[key] = kind
+            edge = SketchEdge(*key[:5], self.program.weight(function), function)
+            kind = self.known[key] = self.edge_kinds.setdefault(edge, len(self.edge_kinds))
         self.ends.append((u, v))
         self.kinds.append(kind)
 
     def _op(self, op: OpRecord) -> None:
-        choices = self._choices(op)
+        recipe = self._of_op(op)
         weight = self.program.weight(op.function)
         types = op.kind.operand_types
         producers = [self._producer(s, t) for s, t in zip(op.operands, types, strict=True)]
-        number = self.ops[op.number] = self._add(Node(choices, weight, Source(op.number, 0), op.function))
+        number = self.ops[op.number] = self._add(SketchNode(recipe, weight, Source(op.number, 0), op.function))
         for k, (producer, kind) in enumerate(zip(producers, types, strict=True)):
             if producer is None:
                 continue
@@ -252,18 +283,12 @@ class _Builder:
             self.users[holder].append(op)
             self._edge(producer, (number, k), kind.bytes, op.function)
 
-    def _choices(self, op: OpRecord) -> StrategySet:
-        try:
-            unended, carried = op.number in self.deferral.unended, self.deferral.carried.get(op.number, ())
-            return self.enumerator.of_op(op, unended, carried, self.restrictions.of_op(op.number))
-        except Clash as e:
-            raise clash_on_op(e, op, self.enumerator.mesh) from None
+    def _of_op(self, op: OpRecord) -> int:
+        unended, carried = op.number in self.deferral.unended, self.deferral.carried.get(op.number, ())
+        return self._recipe(OpRecipe(op.kind, unended, carried, self.restrictions.of_op(op.number), op))
 
-    def _value(self, kind: TensorType, slot: str, incoming: bool = False, partial: bool = False) -> StrategySet:
-        try:
-            return self.enumerator.of_value(kind, incoming, partial, self.restrictions.of_slot(slot))
-        except Clash as e:
-            raise clash_on_value(e, slot, kind, self.enumerator.mesh) from None
+    def _value(self, kind: TensorType, slot: str, incoming: bool = False, partial: bool = False) -> int:
+        return self._recipe(ValueRecipe(kind, incoming, partial, self.restrictions.of_slot(slot), slot))
 
     def _producer(self, source: Source, kind: TensorType) -> tuple[int, int] | None:
         """(node, result number) that holds a value in this stage; None for constants."""
@@ -289,14 +314,16 @@ class _Builder:
     def _slot(self, name: str) -> int:
         if name not in self.slots:
             kind, partial = self.program.slots[name].type, name in self.deferred
-            self.slots[name] = self._add(Node(self._value(kind, name, partial=partial), 1, Source(-1, 0, name), ""))
+            self.slots[name] = self._add(
+                SketchNode(self._value(kind, name, partial=partial), 1, Source(-1, 0, name), "")
+            )
         return self.slots[name]
 
     def _ended(self, name: str) -> int:
         """The node of a deferred sum's whole value: the edge to it ends the sum, once per step."""
         if name not in self.ended:
             kind, slot = self.program.slots[name].type, self._slot(name)
-            self.ended[name] = self._add(Node(self._value(kind, name), 1, Source(-1, 0, name), "update"))
+            self.ended[name] = self._add(SketchNode(self._value(kind, name), 1, Source(-1, 0, name), "update"))
             self._edge((slot, 0), (self.ended[name], 0), kind.bytes, "update")
         return self.ended[name]
 
@@ -308,9 +335,9 @@ class _Builder:
         if copy not in self.copies:
             node, result = origin
             kind = self.program.ops[copy.op].kind.result_types[copy.index]
-            choices = self.enumerator.of_copy(kind, self.nodes[node].choices.results[result])
             maker = self.nodes[node]
-            number = self.copies[copy] = self._add(Node(choices, maker.weight, maker.source, maker.function))
+            recipe = self._recipe(CopyRecipe(kind, maker.recipe, result))
+            number = self.copies[copy] = self._add(SketchNode(recipe, maker.weight, maker.source, maker.function))
             self._edge(origin, (number, 0), kind.bytes, maker.function)
             if node in self.made:
                 self.unheld.add(number)
@@ -321,11 +348,11 @@ class _Builder:
     def _arrival(self, source: Source, kind: TensorType) -> int:
         if source not in self.incoming:
             fed_by_host = source.slot.startswith("batch") or source.slot == "index"
-            choices = self._value(kind, source.slot if fed_by_host else "", incoming=not fed_by_host)
+            recipe = self._value(kind, source.slot if fed_by_host else "", incoming=not fed_by_host)
             repeated = not source.slot and self.program.ops[source.op].function == "microbatch"
             weight = self.program.microbatches if repeated else 1
             self.incoming[source] = self._add(
-                Node(choices, weight, source, "microbatch" if repeated else "", incoming=True)
+                SketchNode(recipe, weight, source, "microbatch" if repeated else "", incoming=True)
             )
         return self.incoming[source]
 
@@ -355,7 +382,7 @@ class _Builder:
                 found += [lifetime] if lifetime is not None else []
         return found
 
-    def _lifetime(self, number: int, node: Node, in_flight: int) -> Lifetime | None:
+    def _lifetime(self, number: int, node: SketchNode, in_flight: int) -> Lifetime | None:
         users = self.users[number]
         if number in self.shared and not users and number not in self.leaving:
             return None

@@ -61,16 +61,10 @@ def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
     return _within_memory(graph, limit, solver, free)
 
 
-def labelling(graph: StageGraph) -> tuple[int, ...]:
-    """A labelling that is cheap without a memory limit: what repeats is tied, and that solved to `NEAR` of a bound,
-    if `MOST_SWEEPS` get there."""
-    shared = SharedGraph.of(graph)
-    shared.eliminate()
-    tying = Tying.of(shared)
-    problem = tying.apply()
-    tied = SharedGraph.of_problem(problem.costs, problem.edges)
-    tied.eliminate()
-    return shared.invert(tying.invert(tied.invert(_near_optimum(tied))))
+def cheap_labelling(graph: SharedGraph) -> tuple[int, ...]:
+    """A labelling that is cheap without a memory limit: solved to `NEAR` of a bound, if `MOST_SWEEPS` get there."""
+    graph.eliminate()
+    return graph.invert(_near_optimum(graph))
 
 
 def _near_optimum(graph: SharedGraph) -> dict[int, int]:

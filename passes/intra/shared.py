@@ -140,6 +140,17 @@ class SharedGraph:
             shared._add(u, v, tables.add(tables.finite(matrix)))
         return shared
 
+    @staticmethod
+    def of_numbered(costs: Sequence[Array], ends: Ids, numbers: Ids, matrices: Sequence[Array]) -> SharedGraph:
+        """Nodes with costs, edges from ends[e, 0] to ends[e, 1] with matrices[numbers[e]]."""
+        largest = np.array([_largest(m) for m in matrices])
+        tables = Tables(1.0 + 2.0 * (sum(_largest(c) for c in costs) + float(largest[numbers].sum())))
+        made = [tables.add(tables.finite(m)) for m in matrices]
+        shared = SharedGraph(tables, [tables.add(tables.finite(c)) for c in costs], [{} for _ in costs])
+        for (u, v), number in zip(ends.tolist(), numbers.tolist(), strict=True):
+            shared._add(u, v, made[number])
+        return shared
+
     def _add(self, u: int, v: int, table: int) -> None:
         """Add an edge; parallel ones merge."""
         there = self.around[u].get(v)

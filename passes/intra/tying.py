@@ -55,10 +55,10 @@ class Tying:
         own = [(graph.costs[v], alike[v] if alike else 0) for v in nodes]
         colours = np.array([known.setdefault(key, len(known)) for key in own], dtype=np.int64)
         for _ in range(depth):
-            colours = _refined(colours, ends, numbers)
+            colours = refined(colours, ends, numbers)
         if period > 1:
-            colours = _refined(colours * period + _ranks(colours) % period, ends, numbers)
-        return Tying(graph, nodes, ends, numbers, *_numbered(colours))
+            colours = refined(colours * period + _ranks(colours) % period, ends, numbers)
+        return Tying(graph, nodes, ends, numbers, *numbered(colours))
 
     @staticmethod
     def none(graph: SharedGraph) -> Tying:
@@ -106,7 +106,7 @@ class Tying:
         return f"{len(self.nodes)} nodes and {len(self.numbers)} edges to {self.classes} classes"
 
 
-def _numbered(colours: Ids) -> tuple[Ids, Ids]:
+def numbered(colours: Ids) -> tuple[Ids, Ids]:
     """(class of each node, first node of each class), classes in order of their first nodes."""
     _, first, inverse = np.unique(colours, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -124,7 +124,7 @@ def _ranks(colours: Ids) -> Ids:
     return ranks
 
 
-def _refined(colours: Ids, ends: Ids, kinds: Ids) -> Ids:
+def refined(colours: Ids, ends: Ids, kinds: Ids) -> Ids:
     """One round: nodes keep one colour if it was one before and their edges agree in kind, side and colours.
 
     The edges of a node are compared by a commutative hash of 64 bits. Colours are split by it, never merged: a
