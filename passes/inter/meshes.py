@@ -9,9 +9,14 @@ does not matter; across nodes the first axis runs over the nodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
+from alpa_mlir.dialect.factors import splittable
 from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.intra.program import Program
 
+USEFUL = 0.5
+"""Part of a program's operations that an axis must be able to split to be of use."""
 ALL_NODES = 16
 """Nodes up to which every number of them is a submesh."""
 
@@ -47,6 +52,23 @@ def submesh_shapes(cluster: Cluster, axes: int = 2) -> tuple[tuple[int, ...], ..
     for k in node_counts(cluster.nodes):
         shapes.extend(_across(k, within, axes))
     return tuple(shapes)
+
+
+def idle_axes(shape: Sequence[int], program: Program) -> list[int]:
+    """The sizes of axes that can split less than `USEFUL` of the program's operations (of products).
+
+    Devices along such an axis do the same work: fewer devices would be as fast.
+    """
+    work: dict[int, float] = {}
+    total = 0.0
+    for kind, times in program.kind_counts.items():
+        if kind.compute == "product":
+            operations = times * float(prod(kind.factors.sizes))
+            total += operations
+            for size in set(shape):
+                if any(splittable(kind.factors, f, size) for f in range(len(kind.factors.sizes))):
+                    work[size] = work.get(size, 0.0) + operations
+    return [size for size in shape if size > 1 and work.get(size, 0.0) < USEFUL * total]
 
 
 def _ordered(n: int, axes: int, least: int = 2) -> list[tuple[int, ...]]:

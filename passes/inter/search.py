@@ -19,7 +19,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.inter.layout import read_layout
-from alpa_mlir.passes.inter.meshes import chain_sizes, node_sizes, pack, submesh_shapes
+from alpa_mlir.passes.inter.meshes import chain_sizes, idle_axes, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
@@ -78,6 +78,9 @@ class StageSearch:
         microbatches = self.in_flight.microbatches
         self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
         self.shapes = submesh_shapes(self.cluster)
+        useful = [m for m, shape in enumerate(self.shapes) if not idle_axes(shape, self.profiler.program)]
+        self.options = useful or list(range(len(self.shapes)))
+        """The submesh options that are searched: those without idle devices, unless no partition is made of them."""
         self.layout = read_layout(self.module)
         self.pricer = Pricer(self.profiler.program, self.cluster, self.layout)
 
@@ -95,6 +98,10 @@ class StageSearch:
         table = _Table(self, stages)
         while True:
             found = table.partition(stages)
+            if found is None and len(self.options) < len(self.shapes):
+                self.options = list(range(len(self.shapes)))
+                table = _Table(self, stages)
+                continue
             if found is None:
                 raise self._nothing_fits(stages, table)
             open_entries = [c for c in found.stages if _entry(c) not in self.evaluated]
@@ -159,7 +166,7 @@ class _Table:
         depth = self.depth
         self.limit = search.memory or float(search.cluster.memory)
         self.crowded = np.inf
-        self.sizes = sorted({search.mesh(m).device_count for m in range(len(search.shapes))})
+        self.sizes = sorted({search.mesh(m).device_count for m in search.options})
         shape = (depth, search.layers, search.layers, len(self.sizes))
         self.latency: Table = np.full(shape, np.inf)
         self.bottleneck: Table = np.full(shape, np.inf)
@@ -212,7 +219,7 @@ class _Table:
         """Ask for prices on every option, as long as there are ranges of interest that do not fit."""
         search = self.search
         asked = []
-        for m in range(len(search.shapes)):
+        for m in search.options:
             devices = search.mesh(m).device_count
             in_flight = search.in_flight.at(max(1, min(self.depth, search.cluster.device_count // devices)))
             offers = search.pricer.prices(search.mesh(m), in_flight, devices / search.cluster.device_count)

@@ -174,6 +174,14 @@ class Program:
             found.pop(feed.slot, None) if anywhere else found.update({feed.slot: feed.source.op})
         return found
 
+    @cached_property
+    def kind_counts(self) -> dict[OpKind, int]:
+        """How often ops of each kind run in a step."""
+        found: dict[OpKind, int] = {}
+        for op in self.ops:
+            found[op.kind] = found.get(op.kind, 0) + self.weight(op.function)
+        return found
+
     def weight(self, function: str) -> int:
         """How often a function runs in a step."""
         return self.microbatches if function == "microbatch" else 1
