@@ -272,7 +272,7 @@ def _transfer(graph: TiedGraph, number: int, result: int, label: int) -> float:
     choices = graph.choices[number]
     sharding = choices.strategies[label].results[result]
     size = float(choices.bytes[result][label]) * graph.enumerator.mesh.extent(sharding.axes)
-    return graph.weights[number] * transfer_cost(sharding, graph.enumerator.links).at(size)
+    return float(graph.weights[number] * transfer_cost(sharding, graph.enumerator.links).at(size))
 
 
 def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:

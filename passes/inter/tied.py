@@ -53,11 +53,11 @@ class TiedSketch:
         for _ in range(DEPTH):
             colours = refined(colours, sketch.ends, sketch.kinds)
         of_node, first = numbered(colours)
-        count = np.bincount(of_node, weights=times)
+        count = np.bincount(of_node, weights=times).astype(np.float64)
         edges = np.column_stack([of_node[sketch.ends].reshape(-1, 2), sketch.kinds])
         found, of_edge = np.unique(edges, axis=0, return_inverse=True)
         of_edge = of_edge.ravel()
-        edge_count = np.bincount(of_edge, weights=edge_times, minlength=len(found))
+        edge_count = np.bincount(of_edge, weights=edge_times, minlength=len(found)).astype(np.float64)
         return TiedSketch(sketch, of_node, first, count, found[:, :2], found[:, 2], edge_count, of_edge)
 
 
