@@ -27,6 +27,8 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.passes.inter.estimates import read_estimates
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
+from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.stages import has_backward
 
 FIRST, HALF, IDLE, WORTH = 8, 0.5, 0.1, 0.01
@@ -118,15 +120,14 @@ class JointChoice:
         """Whether the last number of microbatches could be made of the program at all."""
 
     def ranked(self) -> Iterator[tuple[Considered, Attempt]]:
-        """Possible plans, best first. CompileError where there is none: the error of the last attempt."""
+        """Possible plans, best first. CompileError where there is none: memory that would do, or the last error."""
         rows = self._in_order() if self.wishes.in_order else self._by_seconds()
         found = False
         for row in rows:
             found = True
             yield row, self.attempts[row.setting]
-        error = self.rows[-1].error
-        if not found and error is not None:
-            raise error
+        if not found:
+            raise self.least_error()
 
     def _in_order(self) -> Iterator[Considered]:
         """Possible plans: without rematerialisation before with it, few microbatches before many."""
@@ -226,6 +227,21 @@ class JointChoice:
         at = self.rows.index(row)
         self.rows[at] = Considered(row.setting, row.schedule, row.seconds, row.bytes, row.bubble, error)
 
+    def least_error(self) -> CompileError:
+        """Why nothing is possible: of the settings that memory is too small for, the one that needs least."""
+        failed = [(row.error, row.setting) for row in self.rows if row.error is not None]
+        small = [(e, s) for e, s in failed if isinstance(e, DoesNotFit) and e.least < INFINITE]
+        if not small:
+            return failed[-1][0]
+        error, setting = min(small, key=lambda found: found[0].least)
+        if len(small) == 1:
+            return error
+        count = f"{setting.microbatches} microbatch{'es' * (setting.microbatches > 1)}"
+        remat = f", layers {setting.remat} rematerialised" if setting.remat not in (NONE, FULL) else ""
+        remat = ", all layers rematerialised" if setting.remat == FULL else remat
+        note = f"of {len(small)} settings that do not fit this one needs least: {count}{remat}"
+        return DoesNotFit(error.message, error.location, [*error.notes, note], error.least)
+
     def record(self, module: ir.Module) -> None:
         """Write what was considered into the plan."""
         context = module.context
@@ -233,6 +249,7 @@ class JointChoice:
         module.operation.attributes[alpa.CONSIDERED] = ir.ArrayAttr.get(rows, context)
 
 
-def too_large(peak: float, memory: float) -> CompileError:
+def too_large(peak: float, memory: float) -> DoesNotFit:
     """The error for a plan that does not fit."""
-    return CompileError(f"it needs {peak / 1e6:.6g} MB per device, there are {memory / 1e6:.6g} MB")
+    text = f"no plan fits in {memory / 1e6:.6g} MB per device: this one needs {needed_text(peak)}"
+    return DoesNotFit(text, least=peak)

@@ -130,22 +130,19 @@ class _Road:
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting))
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
-        failed: DoesNotFit | None = None
         for row, attempt in choice.ranked():
             module, remarks = clone_module(attempt.module), list(attempt.remarks)
             try:
                 self.run(module, self.rest(row) if self.stop_after != "alpa-stages" else [], remarks)
             except DoesNotFit as error:
                 choice.reject(row, error)
-                failed = failed or error
                 continue
             notes += [*remarks, *_passed_over(choice.rows)]
             if self.stop_after == "":
                 choice.record(module)
                 seal(module)
             return module
-        assert failed is not None
-        raise failed
+        raise choice.least_error()
 
     def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
         """A module from before the stages, with the first number of microbatches that can be."""

@@ -7,7 +7,7 @@ func.func public @main(%x: tensor<64x512xf32>, %w: tensor<512x512xf32>, %v: tens
   %up = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0] : (tensor<64x512xf32>, tensor<512x512xf32>) -> tensor<64x512xf32>
   // CHECK-NEXT: note: compute
   // CHECK-NEXT: note: holds 32.77 kB per device
-  // CHECK-NEXT: note: runner-up: x on k: {{.*}} us a step (+26 %), with 5 other decisions changed
+  // CHECK-NEXT: note: runner-up: x on k: {{.*}} us a step (+26 %), with {{[0-9]}} other decisions changed
   // CHECK-NEXT: note: runner-up: compute
   // CHECK-NEXT: note: runner-up: all_reduce over x 14.66 us
   // TANH: explain.mlir:16:10: remark: stablehlo.tanh [i,j]->[i,j] i=64 j=512: x on j:

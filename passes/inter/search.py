@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxlib.mlir import ir
 
-from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
@@ -24,6 +24,7 @@ from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
+from alpa_mlir.passes.intra.words import needed_text
 
 GAP = 1e-3
 """Partitions closer than this part of their cost are not told apart."""
@@ -151,10 +152,18 @@ class StageSearch:
                 f"{', '.join(str(n) for n in sizes)} devices or whole nodes",
                 location,
             )
+        smallest = table.smallest(stages)
+        least, notes = table.crowded, list[Remark]()
+        if smallest is not None:
+            least, fullest = smallest
+            layers, in_flight = (fullest.first, fullest.last), self.in_flight.at(fullest.in_flight)
+            notes = self.profiler.alive(layers, self.mesh(fullest.option), in_flight)
         return DoesNotFit(
-            f"no plan fits in {table.limit / 1e6:.6g} MB per device: the smallest stage that was too large needs at "
-            f"least {table.crowded / 1e6:.6g} MB (more devices, more microbatches or more memory would help)",
+            f"no plan fits in {table.limit / 1e6:.6g} MB per device: the smallest needs at least {needed_text(least)} "
+            "(more devices, more microbatches or more memory would help)",
             location,
+            notes,
+            least,
         )
 
 
@@ -183,6 +192,34 @@ class _Table:
         chosen = [self.choice[c.in_flight - 1, c.first, c.last, c.option] for c in found.stages]
         options = [self.offers[o].option for o in chosen]
         return replace(found, stages=tuple(replace(c, option=m) for c, m in zip(found.stages, options, strict=True)))
+
+    def smallest(self, stages: Sequence[int]) -> tuple[float, StageChoice] | None:
+        """Bytes per device of the partition whose fullest stage holds least, and that stage."""
+        held: Table = np.full_like(self.latency, np.inf)
+        option = np.zeros(held.shape, dtype=np.int64)
+        ordered = np.triu(np.ones(held.shape[1:3], dtype=bool))
+        for offer in self.offers:
+            size = self.sizes.index(self.search.mesh(offer.option).device_count)
+            for q in range(self.depth):
+                bytes_held = np.where(ordered, offer.prices.memory(self.search.in_flight.at(q + 1)), np.inf)
+                less = bytes_held < held[q, :, :, size]
+                held[q, :, :, size][less] = bytes_held[less]
+                option[q, :, :, size][less] = offer.option
+        limits = np.unique(held[np.isfinite(held)])
+        low, high, best = 0, len(limits), None
+        while low < high:
+            middle = (low + high) // 2
+            fits = np.where(held <= limits[middle], 0.0, np.inf)
+            tables = StageTables(fits, fits, tuple((n,) for n in self.sizes))
+            found = partition_layers(tables, (self.search.cluster.device_count,), stages, GAP)
+            if found is None:
+                low = middle + 1
+            else:
+                high, best = middle, (found, float(limits[middle]))
+        if best is None:
+            return None
+        fullest = max(best[0].stages, key=lambda c: float(held[_entry(c)]))
+        return best[1], replace(fullest, option=int(option[_entry(fullest)]))
 
     def correct(self, choice: StageChoice) -> None:
         """Take the exact cost of an entry into account."""

@@ -6,12 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from jaxlib.mlir import ir
-
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_names, location_text
-from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.intra.explain import Explainer, Reshard, RunnerUp, Terms, changed
 from alpa_mlir.passes.intra.graph import Node
 from alpa_mlir.passes.intra.program import Program
@@ -67,7 +63,7 @@ class Speaker:
             binding = alpa.Binding.parse(node.source.slot)
             names = [node.source.slot, f"arg{binding.number}", f"%arg{binding.number}"]
             names = names if binding.kind in ("arg", "batch") else names[:1]
-            argument = self._argument(node.source.slot)
+            argument = self.program.argument(node.source.slot)
             names += location_names(argument.location) if argument is not None else ()
         else:
             op = self.program.ops[node.source.op].op
@@ -75,21 +71,10 @@ class Speaker:
         patterns = [p.strip() for p in only.split(";")]
         return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
-    def _argument(self, slot: str) -> ir.BlockArgument | None:
-        """An argument that stands for a slot."""
-        known = functions(self.program.module)
-        for name in self.program.functions:
-            arguments = known[name].regions[0].blocks[0].arguments
-            for i, (value, entry) in enumerate(zip(arguments, argument_attributes(known[name]), strict=True)):
-                bound = ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"arg:{i}"
-                if bound == slot:
-                    return value
-        return None
-
     def _where(self, node: Node) -> str:
         if node.source.op >= 0:
             return location_text(self.program.ops[node.source.op].op.location)
-        argument = self._argument(node.source.slot)
+        argument = self.program.argument(node.source.slot)
         return location_text(argument.location if argument is not None else self.program.module.operation.location)
 
     def _who(self, node: Node) -> str:

@@ -17,9 +17,10 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from jaxlib.mlir import ir
 from scipy import sparse
 
-from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.passes.intra.spans import Spans
 
 Array = npt.NDArray[np.float64]
@@ -34,7 +35,20 @@ OPTIMAL = 1e-6
 
 
 class DoesNotFit(CompileError):
-    """No labelling keeps within memory: other stages may, so a search over stages goes on."""
+    """No labelling keeps within memory: other stages may, so a search over stages goes on.
+
+    `least`: bytes per device that would do; infinite where that is not known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        location: ir.Location | str | None = None,
+        notes: Sequence[str | Remark] = (),
+        least: float = float("inf"),
+    ) -> None:
+        super().__init__(message, location, notes)
+        self.least = least
 
 
 @dataclass(frozen=True, eq=False)

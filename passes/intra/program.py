@@ -182,6 +182,19 @@ class Program:
             found[op.kind] = found.get(op.kind, 0) + self.weight(op.function)
         return found
 
+    def argument(self, slot: str) -> ir.BlockArgument | None:
+        """The argument of @main that a slot stands for, or else the first argument of a function that stands for it."""
+        known = functions(self.module)
+        binding = alpa.Binding.parse(slot)
+        if binding.kind in ("arg", "batch") and "main" in known:
+            return known["main"].regions[0].blocks[0].arguments[binding.number]
+        for name in self.functions:
+            arguments = known[name].regions[0].blocks[0].arguments
+            for i, (value, entry) in enumerate(zip(arguments, argument_attributes(known[name]), strict=True)):
+                if slot == (ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"arg:{i}"):
+                    return value
+        return None
+
     def weight(self, function: str) -> int:
         """How often a function runs in a step."""
         return self.microbatches if function == "microbatch" else 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect.diagnostics import Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
@@ -21,6 +22,7 @@ from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
 from alpa_mlir.passes.intra.stage_parts import StageParts, stage_parts
 from alpa_mlir.passes.intra.strategies import Enumerator
+from alpa_mlir.passes.intra.too_small import alive
 
 Layers = tuple[int, int]
 """First and last layer (inclusive)."""
@@ -71,13 +73,17 @@ class StageProfiler:
 
         `in_flight` microbatches are alive at once; `memory_limit` in bytes per device (0: the cluster's).
         """
-        return self._solved(self._graph(layers, mesh, in_flight, first_device), memory_limit)[0]
+        return self._solved(self.graph(layers, mesh, in_flight, first_device), memory_limit)[0]
 
     def parts(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageParts:
         """The feasible stage of `cost` taken apart."""
-        labels = self._solved(self._graph(layers, mesh, in_flight, 0), memory_limit)[1]
-        one, two = (self._graph(layers, mesh, n, 0) for n in (1, 2))
+        labels = self._solved(self.graph(layers, mesh, in_flight, 0), memory_limit)[1]
+        one, two = (self.graph(layers, mesh, n, 0) for n in (1, 2))
         return stage_parts(one, two, labels, self.program, lambda op: layers[0] <= op.layer <= layers[1])
+
+    def alive(self, layers: Layers, mesh: Mesh, in_flight: int) -> list[Remark]:
+        """Notes about the largest values of a stage that holds as little as it can."""
+        return alive(self.program, self.graph(layers, mesh, in_flight))
 
     def _solved(self, graph: StageGraph, memory_limit: float) -> tuple[StageCost, tuple[int, ...]]:
         limit = memory_limit or float(self.cluster.memory)
@@ -87,9 +93,10 @@ class StageProfiler:
             found = self._costs[key] = self._solve(graph, limit)
         return found
 
-    def _graph(
-        self, layers: Layers | Callable[[OpRecord], bool], mesh: Mesh, in_flight: int, first_device: int
+    def graph(
+        self, layers: Layers | Callable[[OpRecord], bool], mesh: Mesh, in_flight: int, first_device: int = 0
     ) -> StageGraph:
+        """The problem that `cost` solves."""
         links = mesh_links(mesh, self.cluster, first_device)
         shape = links.content
         enumerator = self._enumerators.get(shape)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
+from alpa_mlir.dialect.diagnostics import Remark, location_text
 from alpa_mlir.passes.intra.constraints import Constraint
 from alpa_mlir.passes.intra.graph import StageGraph
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program
+from alpa_mlir.passes.intra.words import needed_text
 
 Least = Callable[[Sequence[Constraint]], float]
 """The least bytes per device that a stage needs under some constraints."""
@@ -21,7 +22,7 @@ Least = Callable[[Sequence[Constraint]], float]
 LARGEST = 5
 """How many values at the peak are named."""
 TRIED = 2
-"""How many constraints are given up together at most, short of all."""
+"""How many constraints are given up together where all choices of so many are tried; else one after the other."""
 
 
 def least_bytes(graph: StageGraph) -> float:
@@ -36,35 +37,66 @@ def too_small(
     limit: float,
     constraints: Sequence[Constraint],
     least: Least,
-) -> CompileError:
+) -> DoesNotFit:
     """The error for a memory limit below any plan's need."""
-    usage = graph.least_usage()
-    copies = graph.moments.copies(int(usage.argmax()))
-    need = [(copies[v] * n.choices.least_held, v) for v, n in enumerate(graph.nodes) if copies[v]]
-    largest = sorted(need, key=lambda n: (-n[0], n[1]))[:LARGEST]
-    notes: list[str | Remark] = [
-        f"alive at the peak: {_words(program, graph, v)}, {size / 1e6:.6g} MB" for size, v in largest
-    ]
+    notes = alive(program, graph)
     mesh = "x".join(map(str, graph.enumerator.mesh.shape))
+    needed = least_bytes(graph)
     return DoesNotFit(
         f"stage {stage} does not fit in {limit / 1e6:.6g} MB per device on mesh {mesh}: it needs at least "
-        f"{least_bytes(graph) / 1e6:.6g} MB",
-        _location(program, graph, [v for _, v in largest]),
+        f"{needed_text(needed)}",
+        next((_location(program, graph, v) for _, v in _largest(graph) if graph.nodes[v].source.op >= 0), "-"),
         [*notes, *_relax(constraints, limit, least)],
+        needed,
     )
 
 
+def alive(program: Program, graph: StageGraph) -> list[Remark]:
+    """Notes about the largest values alive when a stage that holds as little as it can holds most."""
+    found = []
+    for copies, v in _largest(graph):
+        size = copies * graph.nodes[v].choices.least_held
+        times = f" ({copies:.0f} times)" if copies > 1 else ""
+        text = f"alive at the peak: {_words(program, graph, v)}, {size / 1e6:.6g} MB{times}"
+        found.append(Remark(text, _location(program, graph, v), "note"))
+    return found
+
+
+def _largest(graph: StageGraph) -> list[tuple[float, int]]:
+    """(copies, node) of the values that take most then."""
+    copies = graph.moments.copies(int(graph.least_usage().argmax())).tolist()
+    need = [(copies[v] * n.choices.least_held, v) for v, n in enumerate(graph.nodes) if copies[v]]
+    return [(copies[v], v) for _, v in sorted(need, key=lambda n: (-n[0], n[1]))[:LARGEST]]
+
+
 def _relax(constraints: Sequence[Constraint], limit: float, least: Least) -> list[Remark]:
-    """Notes about the smallest set of constraints without which it would fit."""
+    """Notes about the smallest set of constraints without which it would fit; those of one text go together."""
     if not constraints:
         return []
-    sizes = [n for n in range(1, TRIED + 1) if n < len(constraints)]
-    for several in (c for n in [*sizes, len(constraints)] for c in combinations(constraints, n)):
-        need = least([c for c in constraints if c not in several])
-        if need <= limit:
-            text = f"it would fit without {'this' if len(several) == 1 else 'these'} ({need / 1e6:.6g} MB): "
-            return [Remark(text + c.text, c.where, "note") for c in several]
-    return [Remark("it does not fit without any constraint either", constraints[0].where, "note")]
+    every = {c.where: c for c in constraints}
+
+    def without(gone: Sequence[str]) -> float:
+        return least([c for c in constraints if c.where not in gone])
+
+    if without(tuple(every)) > limit:
+        text = f"it does not fit without any constraint either: it needs at least {needed_text(without(tuple(every)))}"
+        return [Remark(text, constraints[0].where, "note")]
+    several = _smallest(tuple(every), lambda gone: without(gone) <= limit)
+    text = f"it would fit without {'this' if len(several) == 1 else 'these'} ({needed_text(without(several))}): "
+    return [Remark(text + every[where].text, where, "note") for where in several]
+
+
+def _smallest(every: Sequence[str], fits: Callable[[Sequence[str]], bool]) -> Sequence[str]:
+    """A smallest set that must go; of more than `TRIED` one of which none can stay."""
+    for count in range(1, TRIED + 1):
+        for gone in combinations(every, count):
+            if fits(gone):
+                return gone
+    gone = tuple(every)
+    for one in every:
+        fewer = tuple(g for g in gone if g != one)
+        gone = fewer if fits(fewer) else gone
+    return gone
 
 
 def _words(program: Program, graph: StageGraph, node: int) -> str:
@@ -77,7 +109,9 @@ def _words(program: Program, graph: StageGraph, node: int) -> str:
     return f"result of {op.op.name}, {kind.dtype}{list(kind.shape)}"
 
 
-def _location(program: Program, graph: StageGraph, nodes: list[int]) -> str:
-    found = [graph.nodes[v].source.op for v in nodes if graph.nodes[v].source.op >= 0]
-    first = program.ops[found[0]] if found else next(iter(program.ops), None)
-    return location_text(first.op.location) if first is not None else "-"
+def _location(program: Program, graph: StageGraph, node: int) -> str:
+    source = graph.nodes[node].source
+    if source.op >= 0:
+        return location_text(program.ops[source.op].op.location)
+    argument = program.argument(source.slot)
+    return location_text(argument.location) if argument is not None else "-"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, floor, log10
 
 from alpa_mlir.dialect.factors import Mapping, OpFactors
 from alpa_mlir.dialect.sharding import Sharding
@@ -70,3 +71,11 @@ def bytes_text(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.4g} {unit}"
     return f"{size:.4g} B"
+
+
+def needed_text(size: float) -> str:
+    """At least so many bytes, in megabytes of six digits: rounded up, so that what is said does."""
+    if size <= 0:
+        return "0 MB"
+    digit = 10.0 ** (floor(log10(size)) - 5)
+    return f"{ceil(size / digit - 1e-9) * digit / 1e6:.6g} MB"

@@ -6,14 +6,16 @@ import pytest
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import functions, make_context, parse_module
-from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, op_shardings, read_sharding
 from alpa_mlir.passes.check import CheckShardings
 from alpa_mlir.passes.intra.batch import find_batch
 from alpa_mlir.passes.intra.constraints import AxisMode, DimPattern, Pattern, Pin, parse_constraints
+from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import Source, read_program
 from alpa_mlir.passes.intra.restrictions import restrict
+from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.shard import Shard
 
@@ -188,3 +190,33 @@ def test_too_little_memory_names_the_constraints_to_give_up() -> None:
     assert [n.partition(": ")[2] for n in notes if n.startswith("it would fit without")] in (
         ["arg0=[{},{}]"], ["arg1=[{},{}]"], ["arg0=[{},{}]", "arg1=[{},{}]"],
     )  # fmt: skip
+
+
+def test_the_least_memory_does_and_less_does_not() -> None:
+    pins = "arg0=[{},{}]; arg1=[{},{}]; arg2=[{x},{}]"
+    with pytest.raises(DoesNotFit) as e:
+        planned(pins, memory="1200")
+    planned(pins, memory=f"{e.value.least:.0f}")
+    with pytest.raises(DoesNotFit):
+        planned(pins, memory=f"{e.value.least - 1:.0f}")
+    assert needed_text(e.value.least) in e.value.message
+    assert [needed_text(n) for n in (1234561.0, 1234560.0, 12.0)] == ["1.23457 MB", "1.23456 MB", "1.2e-05 MB"]
+    assert needed_text(1234560.1) == "1.23457 MB"  # what is said does
+
+
+def test_all_of_many_constraints_that_must_go_are_named() -> None:
+    """The arguments take 256 bytes each where they are pinned whole, half of it split; one may stay."""
+    text = "func.func public @main("
+    text += ", ".join(f"%a{i}: tensor<8x8xf32>" for i in range(5)) + ") -> tensor<8x8xf32> {\n"
+    text += "  %0 = stablehlo.add %a0, %a1 : tensor<8x8xf32>\n"
+    text += "".join(f"  %{i - 1} = stablehlo.add %{i - 2}, %a{i} : tensor<8x8xf32>\n" for i in range(2, 5))
+    module = parse_module(text + "  return %3 : tensor<8x8xf32>\n}", make_context())
+    Normalize(state_args="none", batch_args="none").apply(module, [])
+    pins = "; ".join(f"arg{i}=[{{}},{{}}]" for i in range(4)) + "; arg4=[{?},{?}]"
+    with pytest.raises(DoesNotFit) as whole:
+        Shard(mesh="2", cluster="cpu", constrain=pins, memory="100").apply(module, [])
+    limit = whole.value.least - 3 * 128
+    with pytest.raises(DoesNotFit) as e:
+        Shard(mesh="2", cluster="cpu", constrain=pins, memory=f"{limit:.0f}").apply(module, [])
+    named = [n.message for n in e.value.notes if isinstance(n, Remark) and "it would fit without these" in n.message]
+    assert len(named) == 3 and not any("arg4" in n for n in named)

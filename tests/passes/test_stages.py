@@ -13,7 +13,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
-from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import load_cluster
@@ -79,6 +79,9 @@ class TableProfiler:
             return StageCost(np.inf, np.inf, need, False)
         span = slice(first, last + 1)
         return StageCost(float(self.inner[span, column].sum()), float(self.once[span, column].sum()), need, True)
+
+    def alive(self, layers: tuple[int, int], mesh: Mesh, in_flight: int) -> list[Remark]:
+        return []
 
 
 def cheapest_by_enumeration(search: StageSearch, costs: TableProfiler, stages: list[int]) -> float:
