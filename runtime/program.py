@@ -91,6 +91,14 @@ class Path:
     source: MeshTensor
     target: MeshTensor
     route: int | None
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.source, self.target, self.route)))
+
+    def __hash__(self) -> int:
+        # Asked several times per instruction.
+        return self._hash
 
 
 @dataclass(frozen=True)
@@ -256,6 +264,7 @@ class _Decoder:
     meshes: frozenset[str]
     donated: frozenset[Ref]
     checked: set[Path] = field(default_factory=set)
+    paths: dict[Path, Path] = field(default_factory=dict)
     slots: dict[tuple[Ref, int, bool], int] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
     functions: dict[str, StageFunction] = field(default_factory=dict)
@@ -319,6 +328,7 @@ class _Decoder:
             raise CompileError(f"op {half.id} is sent or received, but it is no transfer")
         operand = step.operands[0]
         path = Path(self.main.type_of(operand), step.results[0], step.route)
+        path = self.paths.setdefault(path, path)
         self._check_route(path)
         transfer = self.transfers[(half.id, half.microbatch)]
         if isinstance(half, Send):
