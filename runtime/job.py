@@ -22,6 +22,7 @@ from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan, check_digest
 from alpa_mlir.runtime import agreement, heartbeat, layout, program
+from alpa_mlir.runtime.binding import bind_cores
 from alpa_mlir.runtime.guard import (
     FAILED,
     StopRequest,
@@ -34,6 +35,7 @@ from alpa_mlir.runtime.guard import (
     show_crashes,
     terminated,
 )
+from alpa_mlir.runtime.launch import started_ranks
 from alpa_mlir.runtime.platform import Choice, choose
 from alpa_mlir.runtime.rank import Rank, together
 
@@ -50,7 +52,7 @@ class Job:
     `checkpoint_keep` stay (0: all); `restore` is where to begin.  `seed` None is that of the checkpoint, or 0.
     `trace` is a file for what ran when, beside the events that `predicted` gives for one step of the plan; `profile`
     prints a table of both.  `store` keeps what XLA compiled, for the next run.
-    `platform` and `transport` are as `platform.choose` takes them.
+    `platform` and `transport` are as `platform.choose` takes them, `bind_cores` as `binding.bind_cores` does.
     """
 
     plan: str
@@ -73,6 +75,7 @@ class Job:
     store: Store | None = None
     platform: str = "auto"
     transport: str = "auto"
+    bind_cores: str = "no"
 
     def options(self) -> dict[str, object]:
         """What must be the same on all ranks, by name; the plan itself is compared by content."""
@@ -110,6 +113,12 @@ def run_under_mpi(job: Job) -> NoReturn:
         else:
             stop.listen()
         watchdog = Watchdog(world.rank, job.timeout)
+        if world.size == 1 and started_ranks() > 1:
+            raise CompileError(
+                f"the launcher started {started_ranks()} ranks, but MPI knows of this one alone: mpirun must be that of"
+                " the MPI library that mpi4py loads, and srun must have its plugin (srun --mpi=pmix)",
+                f"{job.plan}:1:1",
+            )
         together(world)
         beating = heartbeat.connect(world, job.heartbeat, watchdog, heeds_term=job.checkpoint is None)
         status = _run_rank(job, world, watchdog, stop, beating)
@@ -143,7 +152,9 @@ def _run_rank(job: Job, world: Any, watchdog: Watchdog, stop: StopRequest, beati
     choice = _agree_on_platform(job, world)
     if choice is None:
         return FAILED
-    return Rank(job, module, program.read(module), world, choice, watchdog, stop).run()
+    plan = program.read(module)
+    bind_cores(job.bind_cores, world, layout.arrange(plan, world.size, f"{job.plan}:1:1").per_rank)
+    return Rank(job, module, plan, world, choice, watchdog, stop).run()
 
 
 def _agree_on_platform(job: Job, world: Any) -> Choice | None:

@@ -32,13 +32,26 @@ ENVIRONMENT = {
 """What Open MPI 5 needs to start several ranks on one machine; existing values win."""
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+"""What mpirun (Open MPI, MPICH) or `srun --mpi=pmix` or `--mpi=pmi2` tells a rank."""
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _PR_SET_PDEATHSIG = 1
 _PATIENCE = 10.0
 
 
 def under_mpirun() -> bool:
-    """Whether mpirun (Open MPI or MPICH) started this process."""
+    """Whether mpirun (Open MPI or MPICH), or srun with MPI, started this process as a rank."""
     return any(name in os.environ for name in RANK_VARIABLES)
+
+
+def started_ranks() -> int:
+    """How many ranks the launcher says it started; 1 where it does not say."""
+    return next((int(os.environ[name]) for name in SIZE_VARIABLES if name in os.environ), 1)
+
+
+def srun_without_mpi() -> bool:
+    """Whether srun started several tasks and told them nothing of MPI: each would take itself for the only rank."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return "SLURM_STEP_ID" in os.environ and tasks > 1 and not under_mpirun()
 
 
 def find_mpirun() -> str | None:

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 from jaxlib.mlir import ir
 
 from alpa_mlir.cache import Store, cache_directory
+from alpa_mlir.runtime.binding import HOW
 from alpa_mlir.runtime.job import Job, run_local, run_under_mpi
-from alpa_mlir.runtime.launch import start_mpirun, under_mpirun
+from alpa_mlir.runtime.launch import srun_without_mpi, start_mpirun, under_mpirun
 from alpa_mlir.runtime.platform import PLATFORMS, TRANSPORTS
 from alpa_mlir.tools.diagnostics import UsageError, guarded
 from alpa_mlir.tools.version import add_version
@@ -66,6 +67,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--transport", choices=TRANSPORTS, default="auto",
         help="what carries values between ranks: nccl from GPU to GPU, mpi through host memory, local within one "
         "process; auto: nccl on GPUs, mpi on CPUs, local for one process",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bind-cores", choices=HOW, default="auto",
+        help="give each rank of a host its own share of the cores; auto: where that is two or more each, and one for "
+        "each of its devices; ranks that the launcher has bound stay as they are",
     )  # fmt: skip
     parser.add_argument(
         "--no-cache", action="store_true",
@@ -139,12 +145,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--checkpoint-every and --checkpoint-keep are for --checkpoint")
     if options.ranks is not None:
         if under_mpirun():
-            raise UsageError("-n starts mpirun, but this is already a rank of mpirun")
+            raise UsageError("-n starts mpirun, but this is already a rank of mpirun or srun")
         try:
             finishing = options.checkpoint is not None
             return start_mpirun(options.ranks, "alpa_mlir.tools.run", _without_ranks(arguments), finishing=finishing)
         except FileNotFoundError as e:
             raise UsageError(str(e)) from None
+    if srun_without_mpi() and not options.local:
+        raise UsageError(
+            "srun started several tasks without MPI: give it --mpi=pmix (srun --mpi=list says what it has)"
+        )
     job = _job(options)
     if options.local:
         return run_local(job)
@@ -183,6 +193,7 @@ def _job(options: argparse.Namespace) -> Job:
         predicted=_predicted,
         platform=options.platform,
         transport=options.transport,
+        bind_cores=options.bind_cores,
         store=None if options.no_cache else Store(cache_directory() / "programs"),
     )
 

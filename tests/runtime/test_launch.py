@@ -1,0 +1,97 @@
+"""Who is a rank, of how many, and on which cores: mpirun, srun, and what they leave to us."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlp_plan
+import pytest
+import ranks
+
+from alpa_mlir.runtime import launch
+from alpa_mlir.runtime.binding import share
+
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
+CORES = [*range(8)]
+
+
+def place(core: int) -> tuple[int, ...]:
+    """Two packages of two cores with two threads, numbered as Linux often does: 0 and 4 are one core."""
+    return (core % 4 // 2, core % 4, core)
+
+
+@pytest.mark.parametrize(
+    ("ranks_here", "how", "devices", "expected"),
+    [
+        (2, "auto", 1, [(0, 1, 4, 5), (2, 3, 6, 7)]),  # a package each
+        (4, "auto", 1, [(0, 4), (1, 5), (2, 6), (3, 7)]),  # a physical core each
+        (8, "auto", 1, None),
+        (8, "yes", 1, [(0,), (4,), (1,), (5,), (2,), (6,), (3,), (7,)]),
+        (2, "auto", 5, None),
+        (1, "yes", 1, None),
+        (9, "yes", 1, None),
+    ],
+)
+def test_ranks_of_a_host_share_its_cores(ranks_here: int, how: str, devices: int, expected: object) -> None:
+    found = [share([CORES] * ranks_here, r, how, devices, place) for r in range(ranks_here)]
+    assert found == (expected if expected is not None else [None] * ranks_here)
+
+
+def test_what_the_launcher_has_bound_stays_bound() -> None:
+    assert share([[0, 1], [2, 3]], 0, "yes", 1, place) is None
+
+
+BIND = """
+import os
+from mpi4py import MPI
+from alpa_mlir.runtime.binding import bind_cores
+world = MPI.COMM_WORLD
+given = bind_cores("yes", world, 1)
+told = world.gather((given, tuple(sorted(os.sched_getaffinity(0)))))
+if told is not None:
+    print(told)
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_ranks_are_bound_apart(tmp_path: Path) -> None:
+    script = tmp_path / "bind.py"
+    script.write_text(BIND)
+    found = ranks.finish(ranks.start([], mpirun=2, script=script))
+    assert found.code == 0, found.err
+    (first, has), (second, holds) = eval(found.out)
+    assert first == has and second == holds and not set(has) & set(holds)
+
+
+def test_srun_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*launch.RANK_VARIABLES, *launch.SIZE_VARIABLES, *SRUN):
+        monkeypatch.delenv(name, raising=False)
+    assert (launch.under_mpirun(), launch.started_ranks(), launch.srun_without_mpi()) == (False, 1, False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script: no rank of anything yet
+    assert (launch.under_mpirun(), launch.started_ranks(), launch.srun_without_mpi()) == (False, 1, False)
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    assert (launch.under_mpirun(), launch.srun_without_mpi()) == (False, True)
+    monkeypatch.setenv("PMIX_RANK", "1")  # srun --mpi=pmix
+    assert (launch.under_mpirun(), launch.started_ranks(), launch.srun_without_mpi()) == (True, 4, False)
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        ({}, 2, "srun started several tasks without MPI: give it --mpi=pmix"),
+        ({"PMI_RANK": "1"}, 1, "the launcher started 4 ranks, but MPI knows of this one alone"),
+    ],
+)
+def test_a_task_that_is_alone_by_mistake_says_so(
+    extra: dict[str, str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of running the whole plan by itself, four times."""
+    plan = tmp_path / "plan.mlir"
+    plan.write_text(mlp_plan.plan_text())
+    for name, value in {**SRUN, **extra}.items():
+        monkeypatch.setenv(name, value)
+    found = ranks.run([plan])
+    assert found.code == code and message in found.err, found.err
+    assert "Traceback" not in found.err
