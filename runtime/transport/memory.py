@@ -6,6 +6,7 @@ many devices of the process hold it.  On GPUs it is the memory of each device (`
 
 from __future__ import annotations
 
+import gc
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -76,8 +77,11 @@ class HostMemory(Memory):
         for extent in shape:
             size *= extent
         blocks = self._blocks.setdefault(size, [])
-        # Views refer to the block itself.  Unused, it has two references: the list's and getrefcount's argument.
-        found = next((i for i in range(len(blocks)) if sys.getrefcount(blocks[i]) == 2), None)
+        found = _unused(blocks)
+        if found is None and blocks:
+            # XLA's threads leave the references that they drop to jax, which lets go of them when Python collects.
+            gc.collect(0)
+            found = _unused(blocks)
         if found is None:
             found = len(blocks)
             blocks.append(np.empty(size + ALIGNMENT, np.uint8))
@@ -98,6 +102,11 @@ class HostMemory(Memory):
     def shards(self, parts: Sequence[Held], landed: Sequence[Sequence[Test]], owned: bool) -> list[Held]:
         """See `Memory`."""
         return list(parts)
+
+
+def _unused(blocks: list[Array]) -> int | None:
+    # Views refer to the block itself.  Unused, it has two references: the list's and getrefcount's argument.
+    return next((i for i in range(len(blocks)) if sys.getrefcount(blocks[i]) == 2), None)
 
 
 def _done() -> bool:

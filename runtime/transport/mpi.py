@@ -40,7 +40,7 @@ class MpiTransport(Transport):
         self._tag_limit = int(self._comm.Get_attr(MPI.TAG_UB))
         self._waiting: list[tuple[Held, Window, Message, Sequence[Test]]] = []
         self._leaving: list[tuple[Array, list[Any]]] = []
-        self._arriving: list[Test] = []
+        self._arriving: list[_Arrival] = []
         self._scratch = HostMemory()
         self._lock = threading.RLock()
         self.sent = 0
@@ -62,26 +62,18 @@ class MpiTransport(Transport):
         tag = self._tag(message)
         with self._lock:
             requests = [self._comm.Irecv([c, self._byte], message.sender, tag) for c in chunks(landing)]
-        done = False
-
-        def test() -> bool:
-            nonlocal done
-            with self._lock:
-                if not done and all(r.Test() for r in requests):
-                    if not direct:
-                        target[...] = landing
-                    done = True
-            return done
-
-        self._arriving.append(test)
-        return test
+            # What has landed must not be kept from being used again until somebody makes progress.
+            self._arriving = [arrival for arrival in self._arriving if arrival.open]
+            arrival = _Arrival(requests, target, None if direct else landing, self._lock)
+            self._arriving.append(arrival)
+        return arrival
 
     def progress(self) -> None:
         """See `Transport`."""
         if not self._waiting and not self._leaving and not self._arriving:
             return
         with self._lock:
-            self._arriving = [test for test in self._arriving if not test()]
+            self._arriving = [arrival for arrival in self._arriving if not arrival()]
             self._waiting = [send for send in self._waiting if not self._issue(*send)]
             self._leaving = [(view, rs) for view, rs in self._leaving if not all(r.Test() for r in rs)]
 
@@ -116,6 +108,25 @@ class MpiTransport(Transport):
 
     def _tag(self, message: Message) -> int:
         return message.tag % (self._tag_limit + 1)
+
+
+class _Arrival:
+    """Whether a message has landed; then its memory is let go."""
+
+    def __init__(self, requests: list[Any], target: Array, landing: Array | None, lock: Any) -> None:
+        self._requests, self._target, self._landing, self._lock = requests, target, landing, lock
+        self.open = True
+
+    def __call__(self) -> bool:
+        if not self.open:
+            return True
+        with self._lock:
+            if self.open and all(r.Test() for r in self._requests):
+                if self._landing is not None:
+                    self._target[...] = self._landing
+                self.open = False
+                del self._requests, self._target, self._landing
+        return not self.open
 
 
 def chunks(array: Array) -> list[Array]:
