@@ -31,6 +31,7 @@ from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.roles import ALIAS, DONOR, assign_roles
 from alpa_mlir.passes.simplify import simplify
 from alpa_mlir.passes.splat import CONSTANT, dense_value
+from alpa_mlir.passes.unroll import UNROLL, unroll_loops
 from alpa_mlir.passes.unsupported import remove_unsupported
 
 SMALL_CONSTANT = 1024
@@ -70,6 +71,7 @@ class Normalize(Pass):
 
     batch_args: str = option("", "numbers of the arguments that hold the batch, e.g. 3,5-7, or none")
     state_args: str = option("", "numbers of the arguments that results replace every step, e.g. 0-2, or none")
+    unroll: int = option(UNROLL, "most ops that a loop with a known number of rounds may become, or 0 to keep loops")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Rewrite `module` in place."""
@@ -87,6 +89,9 @@ class Normalize(Pass):
         _upstream(module, _CLEAN)
         simplify(main)
         _upstream(module, _CLEAN)
+        if unroll_loops(main, self.unroll, remarks):
+            simplify(main)
+            _upstream(module, _CLEAN)
         split_constants(main)
         mark_nonnegative(main)
         _report_indivisible(main, remarks)

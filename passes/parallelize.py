@@ -28,6 +28,7 @@ from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.passes.registry import Pass, option, register
+from alpa_mlir.passes.unroll import UNROLL
 
 SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
@@ -54,6 +55,7 @@ class PlanOptions:
     constrain:    shardings that must be, such as "arg0=[{x},{}]; y=tensor" (docs/constraints.md).
     explain:      values or ops whose decisions are explained in remarks; what_if: constraints to price, cases
                   separated by "|" (docs/explain.md). Neither changes the plan.
+    unroll:       most ops that a loop with a known number of rounds may become; 0: loops stay one unit.
     """
 
     cluster: Cluster
@@ -72,6 +74,7 @@ class PlanOptions:
     constrain: str = ""
     explain: str = ""
     what_if: str = ""
+    unroll: int = UNROLL
 
 
 def plan(
@@ -89,9 +92,9 @@ def plan(
     notes: list[Remark] = [] if remarks is None else remarks
     road = _Road(options, progress, stop_after)
     normal = clone_module(module)
-    stopped = road.run(
-        normal, [_text("alpa-normalize", batch_args=options.batch_args, state_args=options.state_args)], notes
-    )
+    roles = {"batch_args": options.batch_args, "state_args": options.state_args}
+    unroll = {} if options.unroll == UNROLL else {"unroll": str(options.unroll)}
+    stopped = road.run(normal, [_text("alpa-normalize", **roles, **unroll)], notes)
     normal.operation.attributes[alpa.CLUSTER] = options.cluster.attribute(normal.context)
     return normal if stopped else road.choose(normal, notes)
 
@@ -303,6 +306,7 @@ class Parallelize(Pass):
     remat: str = option(AUTO, "layers whose forward ops run again in the backward pass: auto, none, full or 0-3,5")
     chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
     constrain: str = option("", "shardings that must be, e.g. arg0=[{x},{}]; y=tensor (docs/constraints.md)")
+    unroll: int = option(UNROLL, "most ops that a loop with a known number of rounds may become, or 0 to keep loops")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Replace the program in `module` by its plan."""
@@ -331,5 +335,6 @@ class Parallelize(Pass):
             self.remat,
             self.chunks,
             self.constrain,
+            unroll=self.unroll,
         )
         replace_module(module, plan(module, options, remarks))

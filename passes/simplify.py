@@ -12,6 +12,7 @@ code elimination.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
@@ -136,6 +137,17 @@ def reshape_of_reshape(op: ir.Operation) -> ir.Value | None:
     return _in_place_of(op, made)
 
 
+@_rule("reshape")
+def reshape_of_new_dimensions(op: ir.Operation) -> ir.Value | None:
+    """reshape(broadcast_in_dim(x)) = x where the broadcast only adds dimensions of size 1 that the reshape removes."""
+    inner = _defining(op.operands[0], "broadcast_in_dim")
+    if inner is None or inner.operands[0].type != op.results[0].type:
+        return None
+    source = inner.operands[0]
+    dims = _integers(inner, "broadcast_dimensions")
+    return source if dims == sorted(dims) and prod(_shape(source)) == prod(_shape(inner.results[0])) else None
+
+
 @_rule("transpose")
 def transpose_chain(op: ir.Operation) -> ir.Value | None:
     """transpose(x, identity) = x; transpose(transpose(x)) = transpose(x)."""
@@ -190,8 +202,7 @@ def fold_compare(op: ir.Operation) -> ir.Value | None:
     right = splat_of(op.operands[1]) if left is not None else None
     if left is None or right is None:
         return None
-    direction = stablehlo.ComparisonDirectionAttr(op.attributes["comparison_direction"]).value
-    return _number_constant(op, splat.compare(direction, left, right))
+    return _number_constant(op, splat.compare(splat.direction(op), left, right))
 
 
 def _neutral(op: ir.Operation, number: int, sides: Sequence[int]) -> ir.Value | None:
@@ -303,10 +314,72 @@ def dynamic_slice_at_constants(op: ir.Operation) -> ir.Value | None:
     limits = [start + size for start, size in zip(starts, sizes, strict=True)]
     strides = [1] * len(starts)
     made = stablehlo.SliceOp(source, starts, limits, strides, loc=op.location, ip=ir.InsertionPoint(op))
-    return _in_place_of(op, made)
+    part = slice_of_part(made.operation)
+    return part if part is not None else _in_place_of(op, made)
 
 
 @_rule("dynamic_update_slice")
 def update_everything(op: ir.Operation) -> ir.Value | None:
     """An update as large as the tensor replaces it: its indices are clamped to zero."""
     return op.operands[1] if op.operands[1].type == op.operands[0].type else None
+
+
+@_rule("dynamic_update_slice")
+def updates_of_everything(op: ir.Operation) -> ir.Value | None:
+    """A chain of updates that replaces every part of a tensor along one dimension is their concatenation."""
+    users = [use.owner.operation for use in op.results[0].uses]
+    if len(users) == 1 and users[0].name == op.name and users[0].operands[0] == op.results[0]:
+        return None  # only the end of a chain is looked at, so that long ones take linear time
+    parts: dict[int, ir.Value] = {}
+    along = None
+    whole = _shape(op.results[0])
+    link: ir.Operation | None = op
+    while link is not None:
+        part, starts = _shape(link.operands[1]), _starts(link)
+        cut = [i for i, (a, b) in enumerate(zip(part, whole, strict=True)) if a != b]
+        if starts is None or len(cut) != 1 or along not in (None, cut[0]):
+            break
+        along = cut[0]
+        parts.setdefault(starts[along], link.operands[1])
+        link = _defining(link.operands[0], "dynamic_update_slice")
+    if along is None:
+        return None
+    ends = [start + _shape(part)[along] for start, part in sorted(parts.items(), key=lambda item: item[0])]
+    if sorted(parts) != [0, *ends[:-1]] or ends[-1] != whole[along]:
+        return None
+    values = [parts[start] for start in sorted(parts)]
+    made = stablehlo.ConcatenateOp(values, along, loc=op.location, ip=ir.InsertionPoint(op))
+    return _in_place_of(op, made)
+
+
+def _starts(update: ir.Operation) -> list[int] | None:
+    """Where a dynamic_update_slice at constant indices begins, clamped as the specification says; None for others."""
+    starts = []
+    for index, whole, size in zip(
+        list(update.operands)[2:], _shape(update.operands[0]), _shape(update.operands[1]), strict=True
+    ):
+        number = splat_of(index)
+        if number is None:
+            return None
+        starts.append(min(max(int(number.value), 0), whole - size))
+    return starts
+
+
+@_rule("slice")
+def slice_of_part(op: ir.Operation) -> ir.Value | None:
+    """A slice that is exactly one operand of a concatenation, or exactly what an update wrote."""
+    starts = _integers(op, "start_indices")
+    if any(stride != 1 for stride in _integers(op, "strides")):
+        return None
+    joined = _defining(op.operands[0], "concatenate")
+    if joined is not None:
+        along, position = ir.IntegerAttr(joined.attributes["dimension"]).value, 0
+        for part in joined.operands:
+            if position == starts[along] and part.type == op.results[0].type:
+                return part
+            position += _shape(part)[along]
+        return None
+    update = _defining(op.operands[0], "dynamic_update_slice")
+    if update is not None and update.operands[1].type == op.results[0].type and _starts(update) == starts:
+        return update.operands[1]
+    return None

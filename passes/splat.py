@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
 
 CONSTANT = "stablehlo.constant"
 _COMPUTED_IN: dict[str, Callable[[float], Any]] = {
@@ -168,6 +169,12 @@ def arithmetic(operation: str, left: Splat, right: Splat) -> Number | None:
 def compare(direction: str, left: Splat, right: Splat) -> bool | None:
     """`stablehlo.compare` on two numbers of one type; None where it depends on the kind of comparison."""
     return _ORDER[direction](left.value, right.value) if _ordered(left.value, right.value) else None
+
+
+def direction(op: ir.Operation) -> str:
+    """How a `stablehlo.compare` compares: "LT", "EQ", …"""
+    found: str = stablehlo.ComparisonDirectionAttr(op.attributes["comparison_direction"]).value
+    return found
 
 
 def _ordered(left: Number, right: Number) -> bool:

@@ -196,7 +196,7 @@ def _too_few_layers(module: ir.Module, stages: int, layers: int) -> CompileError
     ops = [op.operation for op in functions(module)["microbatch"].regions[0].blocks[0].operations]
     notes = [
         Remark(
-            f"all of this {op.name} is one layer; write it out to cut inside (jax.lax.scan: unroll=True)",
+            f"all of this {op.name} is one layer: it stays a loop (see unroll)",
             location_text(op.location),
             "note",
         )

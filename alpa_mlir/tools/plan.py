@@ -23,6 +23,7 @@ from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, p
 from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.number_list import number_ranges
+from alpa_mlir.passes.unroll import UNROLL
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
 from alpa_mlir.tools.clock import Clock
 from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
@@ -196,6 +197,14 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-args", metavar="3,5-7", default="", help="numbers of the arguments that hold the batch")
     add("--state-args", metavar="0-2", default="", help="numbers of the arguments that results replace every step")
+    add(
+        "--unroll",
+        metavar="OPS",
+        type=_size,
+        default=UNROLL,
+        help="most ops that a loop with a known number of rounds may become; 0 keeps loops, "
+        f"which are then computed whole by every device (default: {UNROLL})",
+    )
     add("--allow-per-microbatch-statistics", action="store_true", help="batch statistics may be those of a microbatch")
     add(
         "--constrain",
@@ -233,6 +242,10 @@ def _count(text: str) -> int:
     return 0 if text == "auto" else _positive(text)
 
 
+def _size(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
 def _remat(text: str) -> str:
     if text not in ("auto", "none", "full") and number_ranges(text) is None:
         raise argparse.ArgumentTypeError(f"expected auto, none, full or numbers of layers such as 0-3,5, got '{text}'")
@@ -264,6 +277,7 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         _constraints(arguments.constrain),
         "; ".join(arguments.explain),
         _cases(arguments.what_if),
+        arguments.unroll,
     )
 
 

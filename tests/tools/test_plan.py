@@ -237,7 +237,7 @@ def test_wrong_usage_exits_2(model: Path, tmp_path: Path, options: list[str]) ->
     assert not (tmp_path / "plan.mlir").exists()
 
 
-def test_a_loop_over_layers_is_named_where_it_cannot_be_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loop_over_layers_is_named_where_it_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def step(w: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         def loss(w: jax.Array) -> jax.Array:
             h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)
@@ -249,7 +249,9 @@ def test_a_loop_over_layers_is_named_where_it_cannot_be_cut(tmp_path: Path, caps
     source = tmp_path / "loop.mlir"
     lowered = jax.jit(step, donate_argnums=0).lower(jnp.zeros((4, 8, 8)), jnp.zeros((8, 8)))
     source.write_text(lowered.as_text())
-    assert run(source, "-o", tmp_path / "plan.mlir", "--stages", 2, "--microbatches", 1) == 1
+    assert run(source, "-o", tmp_path / "plan.mlir", "--stages", 2, "--microbatches", 1) == 0
+    assert "unrolled: 4 rounds" in capsys.readouterr().err
+    assert run(source, "-o", tmp_path / "plan.mlir", "--stages", 2, "--microbatches", 1, "--unroll", 0) == 1
     said = capsys.readouterr().err
     loop = 1 + next(i for i, line in enumerate(source.read_text().splitlines()) if "stablehlo.while" in line)
     assert "2 stages cannot be made of 1 layer\n" in said
