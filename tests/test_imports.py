@@ -11,7 +11,7 @@ WINGS = {
     "dialect": {"jaxlib", "numpy", "alpa_mlir.dialect"},
     # The presets of `clusters` are data of the package, the only files that passes read.
     "passes": {
-        "jaxlib", "numpy", "scipy", "cvxpy", "networkx", "numba",
+        "jaxlib", "numpy", "scipy", "cvxpy", "highspy", "networkx", "numba",
         "alpa_mlir.dialect", "alpa_mlir.passes", "alpa_mlir.clusters",
     },
     "runtime": {

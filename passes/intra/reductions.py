@@ -54,6 +54,11 @@ class WorkingGraph:
         self.around[u][v] = total
         self.around[v][u] = total.T
 
+    def set_edge(self, u: int, v: int, matrix: Array) -> None:
+        """Replace the cost between two nodes."""
+        self.around[u][v] = matrix
+        self.around[v][u] = matrix.T
+
     def remove(self, v: int) -> None:
         """Take a node and its edges out."""
         for u in self.around.pop(v):

@@ -1,10 +1,10 @@
-"""The second engine: labellings and bounds for problems that are too large or too tight for branch and bound.
+"""The second engine: labellings and bounds for problems that are too large or too tight for branch and bound alone.
 
     reduce   exact reductions (`reductions.py`), then flat arrays (`flat.py`)
     ascend   prices on the memory rows and messages on the edges raise a lower bound (`prices.py`)
-    repair   the labelling that the messages round to becomes one that fits: rows still over their room get dearer,
-             and large forests are labelled anew at those prices (`trees.py`), until nothing is over
-    polish   small trees are labelled anew where that is cheaper and still fits
+    repair   the labelling that the messages round to becomes one that fits, then cheaper (`repair.py`)
+    fix      labels and pairs that no better labelling uses go, by the bound (`fixing.py`); reduce again
+    branch   what is left is solved by branch and bound where it is small (`branch.py`)
 
 Ascent and repair alternate, so that many price vectors are tried. Work is counted in table entries looked at, not in
 seconds, and nothing is drawn from a clock: the same problem gives the same labelling everywhere. `stop`, asked
@@ -16,130 +16,192 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from alpa_mlir.passes.costs.memory import Ids
-from alpa_mlir.passes.intra.flat import Array, Flat, flatten
-from alpa_mlir.passes.intra.prices import Prices, least_usage, priced_costs, usage_of
-from alpa_mlir.passes.intra.problem import DoesNotFit, Problem, Progress, Solution, Stop, never, quiet
+from alpa_mlir.passes.intra.branch import branch
+from alpa_mlir.passes.intra.fixing import Fixed, fix
+from alpa_mlir.passes.intra.flat import flatten
+from alpa_mlir.passes.intra.prices import Prices, least_usage
+from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem, Progress, Solution, Stop, never, quiet
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph
-from alpa_mlir.passes.intra.trees import cost_of, forest_step, polish
+from alpa_mlir.passes.intra.repair import Repair
 
-WORK = 8e9
-"""Table entries that a search looks at, about."""
+WORK = 32e9
+"""Table entries that the first ascent looks at, about."""
 CHUNKS = 20
-"""How often the ascent is interrupted for a repair."""
-MOST_ROUNDS = 3000
-REPAIRS = 400
-"""Forest steps of one repair at most."""
-DEARER = 1.03
-SIZES = (5, 12, 30)
-"""Nodes of the trees of a polish."""
-SCALES = (0.0, 1.0, 0.5, 0.25, 1.5)
-"""Parts of the prices at which trees are solved in turn."""
-UNKNOWN = 0.2
+"""How often an ascent is interrupted for a repair."""
+MOST_ROUNDS = 1200
+AGAIN = 0.25
+"""Rounds of an ascent after fixing, in parts of the first one's."""
+FIXINGS = 3
+LITTLE = 0.1
+"""The part of the pairs that must have gone for another ascent."""
+SMALL = 40_000
+"""Pairs of labels left up to which branch and bound is tried."""
+NODES = 2000
+"""Nodes of a branch and bound at most."""
+AIM = 0.2
 """How far above the bound the ascent aims at most, in parts of it."""
+FINE = 1e-9
+"""Costs that differ by less, in parts, are equal."""
 
 
-def search(problem: Problem, progress: Progress = quiet, stop: Stop = never) -> Solution:
-    """A labelling within memory and a bound on all; DoesNotFit where none exists or none was found."""
-    graph = WorkingGraph(problem)
-    steps = [f"problem: {graph.size()}"]
-    chain = _reduce(graph, steps)
-    order, flat = flatten(graph, problem.runs, problem.limit)
-    if (least_usage(flat) > flat.room).any():
-        raise DoesNotFit("no choice of strategies keeps within memory")
-    found = _Search(flat, graph.constant, progress, stop)
-    steps.append(f"search: {len(flat.cost)} labels, {len(flat.room)} memory rows")
+def search(problem: Problem, progress: Progress = quiet, stop: Stop = never, small: int = SMALL) -> Solution:
+    """A labelling within memory and a bound on all; DoesNotFit where none exists or none was found.
+
+    `small`: pairs of labels left up to which branch and bound is tried.
+    """
+    found = _Search(problem, progress, stop, small)
     found.run()
     if found.labels is None:
-        raise DoesNotFit(f"no labelling within memory was found; whether one exists is not known ({steps[-1]})")
-    labels = {v: int(graph.labels[v][x]) for v, x in zip(order, found.labels, strict=True)}
-    for reduction in reversed(chain):
-        reduction.invert(labels)
-    chosen = tuple(labels[v] for v in range(len(problem.costs)))
-    return Solution(chosen, problem.cost(chosen), (*steps, *found.steps), found.bound)
-
-
-def _reduce(graph: WorkingGraph, steps: list[str]) -> list[Reduction]:
-    chain: list[Reduction] = [Eliminate(), Prune(), Eliminate()]
-    for reduction in chain:
-        count = reduction.apply(graph)
-        steps.append(f"{type(reduction).__name__.lower()}: {count} gone: {graph.size()}")
-    return chain
+        raise DoesNotFit(
+            "no choice of strategies keeps within memory"
+            if found.bound == np.inf
+            else "no choice of strategies within memory was found; whether there is one is not known"
+        )
+    return Solution(found.labels, found.cost, tuple(found.steps), min(found.bound, found.cost))
 
 
 @dataclass
 class _Search:
-    """The state of a search: the best labelling of the flat problem, and the bound."""
+    """The state of a search: what is left of the problem, the best labelling of all of it, and the bound."""
 
-    flat: Flat
-    constant: float
+    problem: Problem
     progress: Progress
     stop: Stop
-    labels: Ids | None = None
+    small: int
+    labels: tuple[int, ...] | None = None
     cost: float = np.inf
     bound: float = -np.inf
     steps: list[str] = field(default_factory=list)
-    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.graph = WorkingGraph(self.problem)
+        self.chain: list[Reduction] = []
+        self.repair = Repair()
+        self.whole = all(
+            bool((t == np.floor(t))[np.isfinite(t)].all()) for t in (*self.problem.costs, *self.problem.edges.values())
+        )
+        self.steps.append(f"problem: {self.graph.size()}")
 
     def run(self) -> None:
+        """All phases, until bound and cost meet."""
+        share = 1.0
+        for _ in range(FIXINGS + 1):
+            if not self._reduce():
+                return
+            prices = self._ascend(share)
+            if self.stop():
+                return
+            fixed = self._fix(prices)
+            if fixed is None:
+                return
+            if fixed.left <= self.small:
+                return self._branch()
+            if fixed.gone < LITTLE * (fixed.left + fixed.gone):
+                return
+            share = AGAIN
+
+    def _reduce(self) -> bool:
+        """Reduce and lay out what is left; False where that decides everything."""
+        for reduction in (Eliminate(), Prune(), Eliminate()):
+            count = reduction.apply(self.graph)
+            self.chain.append(reduction)
+            if count:
+                self.steps.append(f"{type(reduction).__name__.lower()}: {count} gone: {self.graph.size()}")
+        self.order, self.flat = flatten(self.graph, self.problem.runs, self.problem.limit)
+        if (least_usage(self.flat) > self.flat.room).any():
+            self.bound = self.cost
+            return False
+        if not self.order:
+            self.adopt(np.zeros(0, dtype=np.int64))
+            self.bound = self.cost
+        return bool(self.order)
+
+    def _ascend(self, share: float) -> Prices:
+        """Raise the bound, with repairs in between."""
         prices = Prices(self.flat)
-        rounds = int(min(MOST_ROUNDS, 5 * len(self.flat.cost), WORK / (4 * len(self.flat.entries) + 1)))
+        entries = len(self.flat.entries)
+        rounds = int(share * min(MOST_ROUNDS, 5 * len(self.flat.cost), WORK / (4 * entries + 1)))
         for chunk in range(CHUNKS):
             for _ in range(max(1, rounds // CHUNKS)):
-                prices.round(self._target(prices.bound))
-                self.bound = max(self.bound, prices.bound + self.constant)
-            self._repair(prices.labels.copy(), prices.best_prices)
+                prices.round(self._aim(prices.bound))
+            self.bound = max(self.bound, prices.bound + self.graph.constant)
+            for labels in self.repair.run(self.flat, prices, self.cost - self.graph.constant):
+                self.adopt(labels)
             self.progress(f"{chunk + 1}/{CHUNKS}: {self._state()}")
             if self.stop() or self._closed():
                 break
         self.steps.append(f"prices and messages: {prices.rounds} rounds: {self._state()}")
+        return prices
+
+    def _fix(self, prices: Prices) -> tuple[int, float]:
+        """Drop what no better labelling uses; (pairs of labels left, part of them that went)."""
+        flat = self.flat
+        keep, entries, left, gone = fix(flat, prices, self._cutoff() - self.graph.constant)
+        if self._closed() or not np.logical_or.reduceat(keep, flat.start[:-1]).all():
+            self.bound = self.cost
+            self.steps.append("nothing better is left")
+            return 0, 0.0
+        if gone:
+            self._forbid(keep, entries)
+        self.steps.append(
+            f"fix by bound: {int(keep.sum())} of {len(keep)} labels and {left} of {left + gone} pairs left"
+        )
+        return left, gone / max(1, left + gone)
+
+    def _forbid(self, keep: npt.NDArray[np.bool_], entries: Array) -> None:
+        """Take over what `fix` left."""
+        flat, ends = self.flat, np.repeat(self.order, np.diff(self.flat.first))
+        sizes = np.diff(flat.start)
+        for h in np.flatnonzero(np.take(self.order, flat.other) < ends):
+            u, v = self.order[flat.other[h]], int(ends[h])
+            shape = (len(self.graph.costs[u]), len(self.graph.costs[v]))
+            at = flat.table[h]
+            self.graph.set_edge(u, v, entries[at : at + shape[0] * shape[1]].reshape(shape))
+        for v, a, n in zip(self.order, flat.start[:-1], sizes, strict=True):
+            if not keep[a : a + n].all():
+                self.graph.keep(v, keep[a : a + n])
+
+    def _branch(self) -> None:
+        """Branch and bound on what is left."""
+        if not self._reduce():
+            return
+        constant = self.graph.constant
+        known = self.cost if self.cost < np.inf else self.bound
+        found = branch(self.flat, known - constant, self.whole, NODES)
+        if found.labels is not None:
+            self.adopt(found.labels)
+        # What was dropped costs more than the cutoff: it holds nothing better than the best known.
+        self.bound = max(self.bound, min(found.bound + constant, self.cost))
+        self.steps.append(f"branch and bound: {len(self.flat.cost)} labels: {self._state()}")
+        if self._closed():
+            self.bound = self.cost
+
+    def adopt(self, labels: Ids) -> None:
+        """Take a labelling of the flat problem if it is the best."""
+        found = {v: int(self.graph.labels[v][x]) for v, x in zip(self.order, labels, strict=True)}
+        for reduction in reversed(self.chain):
+            reduction.invert(found)
+        chosen = tuple(found[v] for v in range(len(self.problem.costs)))
+        cost = self.problem.cost(chosen)
+        if cost < self.cost and self.problem.fits(chosen):
+            self.labels, self.cost = chosen, cost
 
     def _state(self) -> str:
         return f"bound {self.bound:.10g}, cost {self.cost:.10g}"
 
-    def _closed(self) -> bool:
-        return np.isfinite(self.cost) and self.cost - self.bound <= 1e-9 * abs(self.cost)
+    def _cutoff(self) -> float:
+        """What a better labelling costs at the most."""
+        return self.cost - (0.999 if self.whole else FINE * abs(self.cost)) if self.cost < np.inf else np.inf
 
-    def _target(self, bound: float) -> float:
-        """What the ascent aims at: the best known cost, or a little above the bound where that is far away."""
+    def _closed(self) -> bool:
+        return bool(np.isfinite(self.cost)) and self.bound > self._cutoff()
+
+    def _aim(self, bound: float) -> float:
+        """The best known cost, or a little above the bound where that is far away."""
         if not np.isfinite(bound):
             return bound
         scale = float(self.flat.cost[self.flat.cost < self.flat.big].mean()) if abs(bound) < 1e-300 else abs(bound)
-        return min(self.cost - self.constant, bound + UNKNOWN * scale)
-
-    def _excess(self, labels: Ids) -> Array:
-        parts = np.zeros(len(self.flat.cost))
-        parts[self.flat.start[:-1] + labels] = 1.0
-        result: Array = usage_of(self.flat, parts) - self.flat.room
-        return result
-
-    def _repair(self, labels: Ids, prices: Array) -> None:
-        """From a labelling near the bound to one that fits."""
-        flat = self.flat
-        weights = prices.copy()
-        scale = max(abs(self.bound), 1e-30) / max(float(np.abs(flat.room).max(initial=0.0)), 1e-30)
-        for step in range(REPAIRS):
-            self.seed += 1
-            forest_step(flat, priced_costs(flat, weights), labels, self.seed)
-            excess = self._excess(labels)
-            if excess.max(initial=0.0) <= 0:
-                if cost_of(flat, flat.cost, labels) < flat.big:
-                    self._polish(labels, prices, excess + flat.room)
-                return
-            over = np.maximum(excess, 0.0) / excess.max()
-            weights = np.where(over > 0, weights * DEARER, weights) + over * scale * 5e-4 * DEARER**step
-
-    def _polish(self, labels: Ids, prices: Array, usage: Array) -> None:
-        """Cheaper and cheaper, until no size of tree and no scale of prices gains anything."""
-        flat, idle = self.flat, 0
-        step = 0
-        while idle < len(SCALES) * len(SIZES) and step < 60:
-            self.seed += 1
-            priced = priced_costs(flat, prices * SCALES[step % len(SCALES)])
-            gained = polish(flat, flat.cost, priced, labels, usage, SIZES[step % len(SIZES)], self.seed)
-            idle = 0 if gained > 0 else idle + 1
-            step += 1
-        cost = cost_of(flat, flat.cost, labels) + self.constant
-        if cost < self.cost:
-            self.cost, self.labels = cost, labels.copy()
+        return min(self.cost - self.graph.constant, bound + AIM * scale)
