@@ -136,20 +136,18 @@ class _Search:
         self.steps.append(f"prices and messages: {prices.rounds} rounds: {self._state()}")
         return prices
 
-    def _fix(self, prices: Prices) -> tuple[int, float]:
-        """Drop what no better labelling uses; (pairs of labels left, part of them that went)."""
-        flat = self.flat
-        keep, entries, left, gone = fix(flat, prices, self._cutoff() - self.graph.constant)
-        if self._closed() or not np.logical_or.reduceat(keep, flat.start[:-1]).all():
+    def _fix(self, prices: Prices) -> Fixed | None:
+        """Drop what no better labelling uses; None where nothing better is left."""
+        fixed = fix(self.flat, prices, self._cutoff() - self.graph.constant)
+        if self._closed() or not np.logical_or.reduceat(fixed.keep, self.flat.start[:-1]).all():
             self.bound = self.cost
             self.steps.append("nothing better is left")
-            return 0, 0.0
-        if gone:
-            self._forbid(keep, entries)
-        self.steps.append(
-            f"fix by bound: {int(keep.sum())} of {len(keep)} labels and {left} of {left + gone} pairs left"
-        )
-        return left, gone / max(1, left + gone)
+            return None
+        if fixed.gone or not fixed.keep.all():
+            self._forbid(fixed.keep, fixed.entries)
+        labels = f"{int(fixed.keep.sum())} of {len(fixed.keep)} labels"
+        self.steps.append(f"fix by bound: {labels} and {fixed.left} of {fixed.left + fixed.gone} pairs left")
+        return fixed
 
     def _forbid(self, keep: npt.NDArray[np.bool_], entries: Array) -> None:
         """Take over what `fix` left."""
