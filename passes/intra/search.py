@@ -39,7 +39,7 @@ LITTLE = 0.1
 """The part of the pairs that must have gone for another ascent."""
 SMALL = 40_000
 """Pairs of labels left up to which branch and bound is tried."""
-NODES = 2000
+NODES = 500
 """Nodes of a branch and bound at most."""
 AIM = 0.2
 """How far above the bound the ascent aims at most, in parts of it."""
