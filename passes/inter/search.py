@@ -99,7 +99,7 @@ class StageSearch:
         table = _Table(self, stages)
         while True:
             found = table.partition(stages)
-            if found is None and len(self.options) < len(self.shapes):
+            if not table.shareable and len(self.options) < len(self.shapes):
                 self.options = list(range(len(self.shapes)))
                 table = _Table(self, stages)
                 continue
@@ -181,6 +181,8 @@ class _Table:
         self.bottleneck: Table = np.full(shape, np.inf)
         self.choice = np.full(shape, -1, dtype=np.int32)
         self.offers: list[_Offer] = []
+        self.shareable = True
+        """Whether the options' sizes add up to the cluster at all."""
         self._collect(stages)
 
     def partition(self, stages: Sequence[int]) -> Partition | None:
@@ -263,6 +265,7 @@ class _Table:
             asked.append((m, in_flight, offers))
             self._add(_Offer(m, next(offers)))
         unlimited = self._without_memory(stages)
+        self.shareable = unlimited is not None
         for m, in_flight, offers in asked if unlimited is not None else ():
             tight = self.offers[m].prices
             cost = tight.repeated * search.in_flight.microbatches + tight.once

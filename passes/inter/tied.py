@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from alpa_mlir.passes.intra.optimize import cheap_labelling
+from alpa_mlir.passes.intra.near import near_optimum
 from alpa_mlir.passes.intra.shared import SharedGraph
 from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.strategies import Enumerator, StrategySet
@@ -96,7 +96,8 @@ class TiedGraph:
                 scaled.append(tied.edge_count[e] * self.matrices[e])
             numbers.append(known[key])
         graph = SharedGraph.of_numbered(costs, tied.ends[rest], np.array(numbers, dtype=np.int64), scaled)
-        return np.array(cheap_labelling(graph), dtype=np.int64)
+        graph.eliminate()
+        return np.array(graph.invert(near_optimum(graph)), dtype=np.int64)
 
     def per_node(self, figures: Callable[[int], Table], labels: Ids) -> Table:
         """[nodes]: `figures(class)` at the label of the class."""

@@ -27,10 +27,6 @@ GAP = 2e-3
 PERIODS = (1, 2, 4, 0)
 """Every p-th of the nodes that look alike is tied, for each p in turn until the gap is small; 0: none is."""
 SWEEPS = 40
-NEAR, MOST_SWEEPS, ROUNDING = 1e-3, 30, 5
-"""What is near enough, how many sweeps are tried to get there, and after how many of them the result is rounded."""
-FASTER = 0.9
-"""The part of the gap that may be left from one rounding to the next; where more is, it stands still."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +57,6 @@ def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
     if free.peak <= limit * (1 + 1e-9):
         return free
     return _within_memory(graph, limit, solver, free)
-
-
-def cheap_labelling(graph: SharedGraph) -> tuple[int, ...]:
-    """A labelling that is cheap without a memory limit: solved to `NEAR` of a bound, if `MOST_SWEEPS` get there."""
-    graph.eliminate()
-    return graph.invert(_near_optimum(graph))
-
-
-def _near_optimum(graph: SharedGraph) -> dict[int, int]:
-    sweeps = Sweeps(graph)
-    best, gap = _Best({}), float("inf")
-    for count in range(MOST_SWEEPS if graph.left else 0):
-        sweeps.sweep(forward=True)
-        sweeps.sweep(forward=False)
-        if count % ROUNDING == ROUNDING - 1:
-            for forward in (True, False):
-                labels = sweeps.rounded(forward)
-                best.offer(labels, sweeps.descend(labels))
-            last, gap = gap, best.cost - sweeps.bound()
-            if gap <= NEAR * abs(best.cost) or gap > FASTER * last:
-                break
-    return best.labels
 
 
 @dataclass
