@@ -29,6 +29,7 @@ from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
 from alpa_mlir.passes.inter.tied import TiedGraph, TiedSketch
+from alpa_mlir.passes.intra.compiled import compiled
 from alpa_mlir.passes.intra.graph import sketch_stage
 from alpa_mlir.passes.intra.program import Program
 from alpa_mlir.passes.intra.sketch import Sketch, SketchNode
@@ -292,7 +293,16 @@ def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
         members = np.minimum(layout.membership, 1.0) if often else layout.membership
         total = np.zeros((layout.count + 1, spans.count))
         np.cumsum(members @ change.cumsum(axis=1)[:, :-1], axis=0, out=total[1:])
-        for i in range(layout.count):
-            peak = (total[i + 1 :] - total[i]).max(axis=1)
-            found[0 if often else 1][i, i:] = np.maximum(found[0 if often else 1][i, i:], peak)
+        _raise_to_peaks(found[0 if often else 1], total)
     return found[0], found[1]
+
+
+@compiled
+def _raise_to_peaks(found: Table, total: Table) -> None:
+    """found[i, j] at least as high as the peak of total[j + 1] - total[i]."""
+    for i in range(len(found)):
+        for j in range(i, len(found)):
+            peak = found[i, j]
+            for t in range(total.shape[1]):
+                peak = max(peak, total[j + 1, t] - total[i, t])
+            found[i, j] = peak

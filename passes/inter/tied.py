@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alpa_mlir.passes.intra.near import near_optimum
-from alpa_mlir.passes.intra.shared import SharedGraph
+from alpa_mlir.passes.intra.shared import Matrices, SharedGraph
 from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.strategies import Enumerator, StrategySet
 from alpa_mlir.passes.intra.tying import numbered, refined
@@ -72,7 +72,20 @@ class TiedGraph:
         self.choices: list[StrategySet] = [made[r] for r in sketch.recipe[tied.first].tolist()]
         self.weights = [sketch.nodes[v].weight for v in tied.first.tolist()]
         self.seconds = [w * c.seconds for w, c in zip(self.weights, self.choices, strict=True)]
-        self.matrices = [enumerator.edge_seconds(numbers[k]) for k in tied.kinds.tolist()]
+        self.edge_tables = [enumerator.edge_seconds(numbers[k]) for k in tied.kinds.tolist()]
+        loops = tied.ends[:, 0] == tied.ends[:, 1]
+        self.loops, self.between = np.flatnonzero(loops).tolist(), np.flatnonzero(~loops)
+        known: dict[tuple[int, float], int] = {}
+        scaled: list[Table] = []
+        found = []
+        for e in self.between.tolist():
+            key = (id(self.edge_tables[e]), float(tied.edge_count[e]))
+            if key not in known:
+                known[key] = len(scaled)
+                scaled.append(key[1] * self.edge_tables[e])
+            found.append(known[key])
+        self.numbers = np.array(found, dtype=np.int64)
+        self.matrices = Matrices.of(scaled)
 
     def labelling(self, rates: Sequence[float] = ()) -> Ids:
         """The label of each class in a cheap labelling; `rates`: seconds charged per byte that a node of it holds."""
@@ -82,20 +95,9 @@ class TiedGraph:
             pairs = zip(self.seconds, rates, self.choices, strict=True)
             charged = [own + rate * c.held if rate else own for own, rate, c in pairs]
         costs = [n * cost for n, cost in zip(tied.count.tolist(), charged, strict=True)]
-        loops = tied.ends[:, 0] == tied.ends[:, 1]
-        for e in np.flatnonzero(loops).tolist():
-            costs[tied.ends[e, 0]] = costs[tied.ends[e, 0]] + tied.edge_count[e] * np.diag(self.matrices[e])
-        known: dict[tuple[int, float], int] = {}
-        scaled: list[npt.NDArray[np.float64]] = []
-        rest = np.flatnonzero(~loops)
-        numbers = []
-        for e in rest.tolist():
-            key = (id(self.matrices[e]), float(tied.edge_count[e]))
-            if key not in known:
-                known[key] = len(scaled)
-                scaled.append(tied.edge_count[e] * self.matrices[e])
-            numbers.append(known[key])
-        graph = SharedGraph.of_numbered(costs, tied.ends[rest], np.array(numbers, dtype=np.int64), scaled)
+        for e in self.loops:
+            costs[tied.ends[e, 0]] = costs[tied.ends[e, 0]] + tied.edge_count[e] * np.diag(self.edge_tables[e])
+        graph = SharedGraph.of_numbered(costs, tied.ends[self.between], self.numbers, self.matrices)
         graph.eliminate()
         return np.array(graph.invert(near_optimum(graph)), dtype=np.int64)
 
@@ -108,6 +110,6 @@ class TiedGraph:
     def edge_seconds(self, labels: Ids) -> Table:
         """[edges]: seconds of each under a labelling."""
         ends = labels[self.tied.ends].reshape(-1, 2)
-        found = np.array([m[a, b] for m, (a, b) in zip(self.matrices, ends.tolist(), strict=True)])
+        found = np.array([m[a, b] for m, (a, b) in zip(self.edge_tables, ends.tolist(), strict=True)])
         result: Table = found[self.tied.of_edge] if len(found) else np.zeros(0)
         return result

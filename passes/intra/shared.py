@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alpa_mlir.passes.costs.memory import Ids
+from alpa_mlir.passes.intra.compiled import compiled
 from alpa_mlir.passes.intra.graph import StageGraph
 from alpa_mlir.passes.intra.problem import Array
 
@@ -77,25 +78,44 @@ class Tables:
         key = (left, cost, right)
         found = self._paths.get(key)
         if found is None:
-            product, choice = min_plus(self.arrays[left] + self.arrays[cost], self.arrays[right])
+            product, choice = min_plus(self.arrays[left] + self.arrays[cost], np.ascontiguousarray(self.arrays[right]))
             found = self._paths[key] = (self.add(product), choice)
         return found
 
 
+@compiled
 def min_plus(left: Array, right: Array) -> tuple[Array, Choice]:
     """min and argmin over the middle index of left[i, k] + right[k, j]; the first of equals."""
-    best: Array = left[:, :1] + right[:1]
+    best = np.empty((left.shape[0], right.shape[1]))
     choice = np.zeros(best.shape, dtype=np.int64)
-    for k in range(1, left.shape[1]):
-        table = left[:, k : k + 1] + right[k : k + 1]
-        better = table < best
-        np.copyto(best, table, where=better)
-        choice[better] = k
+    for i in range(left.shape[0]):
+        best[i] = left[i, 0] + right[0]
+        for k in range(1, left.shape[1]):
+            own = left[i, k]
+            for j in range(right.shape[1]):
+                if own + right[k, j] < best[i, j]:
+                    best[i, j] = own + right[k, j]
+                    choice[i, j] = k
     return best, choice
 
 
 def _largest(array: Array) -> float:
     return float(np.max(array, where=np.isfinite(array), initial=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Matrices:
+    """Tables of edges: their largest allowed entries, and whether all entries are allowed."""
+
+    arrays: list[Array]
+    largest: Array
+    whole: list[bool]
+
+    @staticmethod
+    def of(arrays: list[Array]) -> Matrices:
+        """Look at all arrays once."""
+        largest = np.array([_largest(m) for m in arrays])
+        return Matrices(arrays, largest, [bool(np.isfinite(m).all()) for m in arrays])
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +161,11 @@ class SharedGraph:
         return shared
 
     @staticmethod
-    def of_numbered(costs: Sequence[Array], ends: Ids, numbers: Ids, matrices: Sequence[Array]) -> SharedGraph:
-        """Nodes with costs, edges from ends[e, 0] to ends[e, 1] with matrices[numbers[e]]."""
-        largest = np.array([_largest(m) for m in matrices])
-        tables = Tables(1.0 + 2.0 * (sum(_largest(c) for c in costs) + float(largest[numbers].sum())))
-        made = [tables.add(tables.finite(m)) for m in matrices]
+    def of_numbered(costs: Sequence[Array], ends: Ids, numbers: Ids, matrices: Matrices) -> SharedGraph:
+        """Nodes with costs, edges from ends[e, 0] to ends[e, 1] with matrix numbers[e]."""
+        tables = Tables(1.0 + 2.0 * (sum(_largest(c) for c in costs) + float(matrices.largest[numbers].sum())))
+        finite = [m if whole else tables.finite(m) for m, whole in zip(matrices.arrays, matrices.whole, strict=True)]
+        made = [tables.add(m) for m in finite]
         shared = SharedGraph(tables, [tables.add(tables.finite(c)) for c in costs], [{} for _ in costs])
         for (u, v), number in zip(ends.tolist(), numbers.tolist(), strict=True):
             shared._add(u, v, made[number])
