@@ -62,6 +62,9 @@ class RangePrices:
     kept: Table
     working: Table
     updating: Table
+    least_stored: Table
+    least_kept: Table
+    """What any labelling on this mesh stores and keeps at least."""
 
     @cached_property
     def repeated(self) -> Table:
@@ -82,6 +85,11 @@ class RangePrices:
     def memory(self, in_flight: int) -> Table:
         """Bytes per device with so many microbatches in flight."""
         result: Table = self.stored + np.maximum(in_flight * self.kept + self.working, self.updating)
+        return result
+
+    def least_memory(self, in_flight: int) -> Table:
+        """Bytes per device that any labelling on this mesh needs at least."""
+        result: Table = self.least_stored + in_flight * self.least_kept
         return result
 
     def parts(self, i: int, j: int) -> StageParts:
@@ -234,9 +242,9 @@ class Pricer:
 def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePrices:
     layout, layer = skeleton.layout, skeleton.layer
     microbatches = skeleton.sketch.program.microbatches
-    held = graph.per_node(lambda c: graph.choices[c].held, labels)
+    held = graph.per_node(lambda c: float(graph.choices[c].held[labels[c]]))
     per_layer = np.zeros((len(PARTS), layout.layers))
-    np.add.at(per_layer, (skeleton.part, layer), graph.per_node(lambda c: graph.seconds[c], labels))
+    np.add.at(per_layer, (skeleton.part, layer), graph.per_node(lambda c: float(graph.seconds[c][labels[c]])))
     np.add.at(per_layer, (skeleton.edge_part, skeleton.edge_layer), graph.edge_seconds(labels))
     seconds = np.array([layout.sums(row) for row in per_layer])
     size = (layout.count, layout.count)
@@ -245,11 +253,18 @@ def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePric
     for part in sorted(set(skeleton.arrival[nodes].tolist())):
         seconds[part] += ((arrive * (skeleton.arrival[nodes] == part)) @ skeleton.entries).reshape(size)
     seconds[:UPDATE] /= microbatches
+    least = _stored_and_kept(skeleton, graph.per_node(lambda c: graph.choices[c].least_held))
+    return RangePrices(seconds, *_stored_and_kept(skeleton, held), *_working(skeleton, held), *least)
+
+
+def _stored_and_kept(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
+    """[i, j]: bytes that a range stores, and that it keeps for each microbatch in flight."""
+    layout = skeleton.layout
     kept = layout.sums(_by_layer(skeleton, held * skeleton.kept))
+    nodes = np.array([node for node, _ in skeleton.values], dtype=np.int64)
     if len(nodes):
-        kept += ((held * skeleton.kept)[nodes] @ skeleton.entries).reshape(size)
-    stored = layout.sums(_by_layer(skeleton, held * skeleton.stored))
-    return RangePrices(seconds, stored, kept, *_working(skeleton, held))
+        kept += ((held * skeleton.kept)[nodes] @ skeleton.entries).reshape(kept.shape)
+    return layout.sums(_by_layer(skeleton, held * skeleton.stored)), kept
 
 
 def _by_layer(skeleton: Skeleton, per_node: Table) -> Table:

@@ -146,7 +146,7 @@ class StageSearch:
     def _nothing_fits(self, stages: Sequence[int], table: _Table) -> CompileError:
         location = self.module.operation.location
         sizes = node_sizes(self.cluster.devices_per_node)
-        if not np.isfinite(table.crowded):
+        if not table.shareable:
             return CompileError(
                 f"the {self.cluster.device_count} devices cannot be shared out to {stages[0]} stages: a stage gets "
                 f"{', '.join(str(n) for n in sizes)} devices or whole nodes",
@@ -262,21 +262,25 @@ class _Table:
             devices = search.mesh(m).device_count
             in_flight = search.in_flight.at(max(1, min(self.depth, search.cluster.device_count // devices)))
             offers = search.pricer.prices(search.mesh(m), in_flight, devices / search.cluster.device_count)
-            asked.append((m, in_flight, offers))
-            self._add(_Offer(m, next(offers)))
+            free = next(offers)
+            asked.append((m, in_flight, free, offers))
+            self._add(_Offer(m, free))
         unlimited = self._without_memory(stages)
         self.shareable = unlimited is not None
-        for m, in_flight, offers in asked if unlimited is not None else ():
-            tight = self.offers[m].prices
+        if unlimited is None:
+            return
+        for m, in_flight, tight, offers in asked:
             cost = tight.repeated * search.in_flight.microbatches + tight.once
-            wanted = np.triu(np.ones_like(cost, dtype=bool)) & (cost <= INTEREST * (unlimited or 0.0))
+            ordered = np.triu(np.ones_like(cost, dtype=bool))
+            wanted = ordered & (cost <= INTEREST * unlimited) & (tight.least_memory(in_flight) <= self.limit)
             while (tight.memory(in_flight)[wanted] > self.limit).any():
                 following = next(offers, None)
                 if following is None:
                     break
                 tight = following
                 self._add(_Offer(m, tight))
-            held = tight.memory(1)[np.triu(np.ones_like(cost, dtype=bool))]
+            least = tight.least_memory(1)[ordered]
+            held = np.where(least > self.limit, least, tight.memory(1)[ordered])
             self.crowded = min([*held[held > self.limit].tolist(), self.crowded])
 
     def _without_memory(self, stages: Sequence[int]) -> float | None:

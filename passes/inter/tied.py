@@ -101,9 +101,9 @@ class TiedGraph:
         graph.eliminate()
         return np.array(graph.invert(near_optimum(graph)), dtype=np.int64)
 
-    def per_node(self, figures: Callable[[int], Table], labels: Ids) -> Table:
-        """[nodes]: `figures(class)` at the label of the class."""
-        found = np.array([figures(c)[x] for c, x in enumerate(labels.tolist())])
+    def per_node(self, figure: Callable[[int], float]) -> Table:
+        """[nodes]: the figure of each one's class."""
+        found = np.array([figure(c) for c in range(len(self.choices))])
         result: Table = found[self.tied.of_node]
         return result
 
