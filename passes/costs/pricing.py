@@ -3,7 +3,8 @@
 Nothing is decided here: every op of levels 5 and 6 can be read by itself (docs/ir.md), so its local piece, the
 collectives that end its partial sums, and the reshards between ops are known, and each is priced by the rule
 that also chose it (C1 to C13, docs/costs.md).  Memory: the most bytes per device that values made inside the
-function hold at once, in program order (M2, M4; M5: a result that takes over an argument's buffer holds none).
+function hold at once, in program order (M2, M4; M5: a result that takes over an argument's buffer holds none), but
+for collectives, which XLA starts early and ends late (M8, M9).
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class _Pricer:
         self.block = function.regions[0].blocks[0]
         self.factors: Mapping[int, OpFactors] = read_factors(function)
         self.values: dict[ir.Value, _Value] = {}
+        self.unended: dict[ir.Value, float] = {}
+        """Local bytes of the sums that collectives end, by the value that they end in."""
         self.seconds: dict[str, float] = {}
         for value, entry in zip(self.block.arguments, argument_attributes(function), strict=True):
             self.values[value] = _value(value, read_sharding(entry[SHARDING])[1])
@@ -105,8 +108,10 @@ class _Pricer:
             flops = product_flops(factors, [v.shape for v in operands], results[0].shape) / split
         element = (operands or results)[0].element
         self._add(kind, compute_seconds(kind, self.cluster, element, flops, read, written))
-        for value, ending in zip(results, placed.endings, strict=True):
+        for made, value, natural, ending in zip(op.results, results, placed.natural, placed.endings, strict=True):
             self._steps(ending, value.bytes)
+            if ending:
+                self.unended[made] = value.bytes / mesh.extent(natural.axes)
 
     def _steps(self, steps: Sequence[Step], size: float) -> None:
         for step in steps:
@@ -135,22 +140,41 @@ def _peak(function: ir.Operation, pricer: _Pricer) -> float:
     """Most local bytes of values made in the function, alive from their op to their last use in program order."""
     ops = [view.operation for view in pricer.block.operations]
     place_of = {op_id(op): n for n, op in enumerate(ops)}
-    adopted = _adopted(function, ops[-1])
+    adopted, early = _adopted(function, ops[-1]), set(pricer.block.arguments)
     changes = [0.0] * (len(ops) + 1)
+
+    def hold(size: float, first: int, last: int) -> None:
+        changes[first] += size
+        changes[last + 1] -= size
+
     for n, op in enumerate(ops[:-1]):
+        gathered = _follows_arguments(op, early, pricer)
         for value in op.results:
             users = [_outermost(use.owner.operation, pricer.block) for use in value.uses]
+            last = max((place_of[op_id(user)] for user in users), default=n)
+            if gathered:
+                early.add(value)
+            if value in pricer.unended:
+                leaves = all(op_id(user) == op_id(ops[-1]) for user in users)
+                hold(pricer.unended[value], n, last if leaves else n)
             if value in adopted or _is_fused_away(op, users, ops[-1], pricer):
                 continue
             known = pricer.values[value]
             size = known.bytes / pricer.links.mesh.extent(known.sharding.axes)
-            changes[n] += size
-            changes[max((place_of[op_id(user)] for user in users), default=n) + 1] -= size
+            at_once = last == len(ops) - 1 or (gathered and op.name == RESHARD)
+            hold(size, 0 if at_once else n, last)
     now = most = 0.0
     for change in changes:
         now += change
         most = max(most, now)
     return most
+
+
+def _follows_arguments(op: ir.Operation, early: set[ir.Value], pricer: _Pricer) -> bool:
+    """Whether an op can run at once: it gathers or casts an argument, and nothing else is needed for it."""
+    if len(op.operands) != 1 or op.operands[0] not in early:
+        return False
+    return op.name == RESHARD or compute_kind(pricer.factors[op_id(op)]) in ("fused", "moved")
 
 
 def _adopted(function: ir.Operation, terminator: ir.Operation) -> set[ir.Value]:

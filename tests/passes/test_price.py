@@ -58,8 +58,31 @@ def test_a_function_by_hand() -> None:
     }
     assert dict(cost.seconds_of) == pytest.approx(expected)
     assert cost.seconds == pytest.approx(sum(expected.values()))
-    # The product is alive with what is made of it, then the parts beside the whole; the constant never.
-    assert cost.working_bytes == 2 * whole
+    # The result is there from the start (M10), beside it the sum before and after its all-reduce (M8).
+    assert cost.working_bytes == 3 * whole
+
+
+GATHERS = f"""module {{
+  sdy.mesh @stage_0 = <["x"=2]>
+  func.func private @f(%a: tensor<4x10xf32> {{{WHOLE}}}, %v: tensor<10x10xf32> {{{X}}}, %w: tensor<10x10xf32> {{{X}}})
+      -> (tensor<4x10xf32> {{{WHOLE}}}) {{
+    %x = sdy.reshard %v <@stage_0, [{{}}, {{}}]> : tensor<10x10xf32>
+    %p = stablehlo.dot_general %a, %x, contracting_dims = [1] x [0] {{{EACH}[{{}}, {{}}]>]>}}
+        : (tensor<4x10xf32>, tensor<10x10xf32>) -> tensor<4x10xf32>
+    %y = sdy.reshard %w <@stage_0, [{{}}, {{}}]> : tensor<10x10xf32>
+    %q = stablehlo.dot_general %p, %y, contracting_dims = [1] x [0] {{{EACH}[{{}}, {{}}]>]>}}
+        : (tensor<4x10xf32>, tensor<10x10xf32>) -> tensor<4x10xf32>
+    return %q : tensor<4x10xf32>
+  }}
+}}"""
+
+
+def test_what_is_gathered_of_arguments_is_gathered_at_once() -> None:
+    """M9: both weights are whole during the first product, although the second is needed only after it."""
+    module = parse_module(GATHERS, make_context())
+    links = mesh_links(Mesh("stage_0", (("x", 2),)), ROUND)
+    weight, activation = 10 * 10 * 4, 4 * 10 * 4
+    assert price_function(functions(module)["f"], links, ROUND).working_bytes == 2 * weight + 2 * activation
 
 
 @pytest.fixture(scope="module")
