@@ -38,6 +38,7 @@ REMAT = "alpa.remat"
 REPEATS = "alpa.repeats"
 LAYOUT = "alpa.layout"
 CONSIDERED = "alpa.considered"
+MESHES = "alpa.meshes"
 ROUTE = "alpa.route"
 BYTES = "alpa.bytes"
 
@@ -119,6 +120,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.DictAttr)),
     Declaration("V23", ROUTE, "i64", ("op",), "the number of the route that a transfer takes (an alpa.route op of the module)", is_i64),
     Declaration("V24", BYTES, "i64", ("op",), "what a transfer sends from mesh to mesh, in bytes", is_i64),
+    Declaration("V25", MESHES, "string", ("module",), "while a plan is searched, the logical meshes that were of use, such as 8,2x4",
+                lambda a: isinstance(a, ir.StringAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

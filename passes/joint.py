@@ -109,10 +109,15 @@ class Wishes:
 
 
 class JointChoice:
-    """The search over settings; `stage` makes an attempt, which is kept while it may still be chosen."""
+    """The search over settings; `stage` makes an attempt, which is kept while it may still be chosen.
 
-    def __init__(self, wishes: Wishes, stage: Callable[[Setting], Attempt]) -> None:
-        self.wishes, self.stage = wishes, stage
+    `closer`, where attempts are rough, makes one whose error says more.
+    """
+
+    def __init__(
+        self, wishes: Wishes, stage: Callable[[Setting], Attempt], closer: Callable[[Setting], Attempt] | None = None
+    ) -> None:
+        self.wishes, self.stage, self.closer = wishes, stage, closer
         self.attempts: dict[Setting, Attempt] = {}
         self.rows: list[Considered] = []
         self.trains = True
@@ -234,6 +239,8 @@ class JointChoice:
         if not small:
             return failed[-1][0]
         error, setting = min(small, key=lambda found: found[0].least)
+        closer = self.closer(setting).error if self.closer is not None else None
+        error = closer if isinstance(closer, DoesNotFit) else error
         if len(small) == 1:
             return error
         count = f"{setting.microbatches} microbatch{'es' * (setting.microbatches > 1)}"

@@ -34,6 +34,8 @@ SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
 EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
+LAYERED = 2
+"""How many modules of level 3 are kept."""
 MOST_MICROBATCHES = 4096
 """The largest number of microbatches that is tried where none is given."""
 EXPLAINED = 20
@@ -99,7 +101,7 @@ def plan(
     return normal if stopped else road.choose(normal, notes)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Road:
     """The passes of one planning, in order, until `stop_after` has run."""
 
@@ -107,6 +109,10 @@ class _Road:
     progress: Progress | None
     stop_after: str
     layered: dict[int, Attempt] = field(default_factory=dict)
+    rough: bool = False
+    """Whether settings are compared before the stages of the best are priced exactly."""
+    meshes: dict[Setting, str] = field(default_factory=dict)
+    """The logical meshes that were of use under each setting that was compared roughly."""
 
     def run(self, module: ir.Module, texts: Sequence[str], remarks: list[Remark]) -> bool:
         """Run passes; True where the last one to run was among them."""
@@ -130,10 +136,17 @@ class _Road:
         in_order = bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
         memory = float(options.cluster.memory)
         wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order)
-        choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting))
+        self.rough = len(counts) > 1 and not in_order
+        closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
+        choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
         for row, attempt in choice.ranked():
+            if self.rough and not row.setting.interleaved:
+                attempt = self.attempt(normal, row.setting, exact=True)
+            if attempt.error is not None:
+                choice.reject(row, attempt.error)
+                continue
             module, remarks = clone_module(attempt.module), list(attempt.remarks)
             try:
                 self.run(module, self.rest(row) if self.stop_after != "alpa-stages" else [], remarks)
@@ -160,25 +173,29 @@ class _Road:
         notes += attempts[-1].remarks
         return attempts[-1].module
 
-    def attempt(self, normal: ir.Module, setting: Setting) -> Attempt:
-        """Stages under one setting."""
+    def attempt(self, normal: ir.Module, setting: Setting, exact: bool = False) -> Attempt:
+        """Stages under one setting; costs are rough where several are compared, unless `exact`."""
         layered = self._layers(normal, setting)
         if layered.error is not None or self.stop_after in EARLY:
             return replace(layered, setting=setting)
         module, remarks = clone_module(layered.module), list(layered.remarks)
         try:
-            self.run(module, self.until_stages(setting), remarks)
+            self.run(module, self.until_stages(setting, self.rough and not exact), remarks)
         except CompileError as error:
             return Attempt(setting, module, error=error)
+        if alpa.MESHES in module.operation.attributes:
+            self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
+            del module.operation.attributes[alpa.MESHES]
         return Attempt(setting, module, tuple(remarks))
 
     def _layers(self, normal: ir.Module, setting: Setting) -> Attempt:
-        """Level 3 with a number of microbatches; the last one is kept, for other settings of the same number."""
+        """Level 3 with a number of microbatches; the last ones are kept, for other settings of the same number."""
         known = self.layered.get(setting.microbatches)
         if known is not None:
             return known
         module, remarks = clone_module(normal), list[Remark]()
-        self.layered.clear()
+        for old in list(self.layered)[: 1 - LAYERED]:
+            del self.layered[old]
         error: CompileError | None = None
         try:
             self.run(module, self.until_layers(normal, setting), remarks)
@@ -207,8 +224,8 @@ class _Road:
             _text("alpa-layers", count=options.layers, stages=options.stages or stages),
         ]
 
-    def until_stages(self, setting: Setting) -> list[str]:
-        """The passes from level 3 to level 4."""
+    def until_stages(self, setting: Setting, rough: bool) -> list[str]:
+        """The passes from level 3 to level 4. What was of no use under one setting is not tried under others."""
         options = self.options
         kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
         remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
@@ -222,6 +239,8 @@ class _Road:
                 schedule=kind,
                 solver=options.solver,
                 whole_sums=options.partitioner == "xla",
+                meshes=self.meshes.get(setting, next(iter(self.meshes.values()), "")),
+                rough=rough,
             ),
         ]
 

@@ -70,6 +70,8 @@ class Stages(Pass):
     chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
     solver: str = option("highs", "mixed-integer solver of the stages' intra-operator programs")
     whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
+    meshes: str = option("", "logical meshes that stages may have, for example 8,2x4; empty: all that suit the cluster")
+    rough: bool = option(False, "compare plans: cost stages by prices, not by optima; say which meshes were of use")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         self._check(module)
@@ -156,8 +158,12 @@ class Stages(Pass):
             raise _too_few_layers(module, self.stages, layers)
         counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
         in_flight = _in_flight(module, self.schedule)
-        search = StageSearch(module, cluster, in_flight, solver=self.solver, whole_sums=self.whole_sums)
+        shapes = tuple(parse_mesh(text) for text in self.meshes.split(",") if text)
+        search = StageSearch(module, cluster, in_flight, 0.0, self.solver, self.whole_sums, shapes, self.rough)
         found = search.run(counts)
+        if self.rough:
+            useful = ",".join("x".join(map(str, shape)) for shape in search.useful)
+            alpa.set_string(module.operation, alpa.MESHES, useful)
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages, devices_of_stages = [], search.place(found)
         assert devices_of_stages is not None

@@ -8,7 +8,7 @@ exact stages only. Its cost is exact; it is the optimum up to the error of the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -65,7 +65,11 @@ class _Offer:
 
 @dataclass
 class StageSearch:
-    """The search for stages of one module on one cluster. `memory`: bytes per device, 0: the cluster's."""
+    """The search for stages of one module on one cluster. `memory`: bytes per device, 0: the cluster's.
+
+    `only`: the logical meshes to search (empty: all without idle devices); where they make no partition, all are.
+    `rough`: the partition that prices find is the result, its stages cost their prices.
+    """
 
     module: ir.Module
     cluster: Cluster
@@ -73,14 +77,21 @@ class StageSearch:
     memory: float = 0.0
     solver: str = "highs"
     whole_sums: bool = False
+    only: tuple[tuple[int, ...], ...] = ()
+    rough: bool = False
+    useful: tuple[tuple[int, ...], ...] = ()
+    """The logical meshes that were the best of their size for some range that a good partition may have."""
     evaluated: dict[Entry, StageCost] = field(default_factory=dict)
+    estimates: dict[Entry, RangePrices] = field(default_factory=dict)
+    """With `rough`: the prices of the stages found."""
 
     def __post_init__(self) -> None:
         microbatches = self.in_flight.microbatches
         self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
         self.shapes = submesh_shapes(self.cluster)
-        useful = [m for m, shape in enumerate(self.shapes) if not idle_axes(shape, self.profiler.program)]
-        self.options = useful or list(range(len(self.shapes)))
+        busy = [m for m, shape in enumerate(self.shapes) if not idle_axes(shape, self.profiler.program)]
+        wanted = [m for m, shape in enumerate(self.shapes) if shape in self.only]
+        self.options = wanted or busy or list(range(len(self.shapes)))
         """The submesh options that are searched: those without idle devices, unless no partition is made of them."""
         self.layout = read_layout(self.module)
         self.pricer = Pricer(self.profiler.program, self.cluster, self.layout)
@@ -99,17 +110,24 @@ class StageSearch:
         table = _Table(self, stages)
         while True:
             found = table.partition(stages)
-            if not table.shareable and len(self.options) < len(self.shapes):
-                self.options = list(range(len(self.shapes)))
+            if len(self.options) < len(self.shapes) and (
+                not table.shareable or (found is None and self.only and not self.rough)
+            ):
+                self.options, self.only = list(range(len(self.shapes))), ()
                 table = _Table(self, stages)
                 continue
             if found is None:
                 raise self._nothing_fits(stages, table)
+            self.useful = tuple(self.shapes[m] for m in table.useful(found.cost))
+            if self.rough:
+                self.estimates = {_entry(c): table.estimate(c) for c in found.stages}
             open_entries = [c for c in found.stages if _entry(c) not in self.evaluated]
-            if not open_entries or not self.layout.whole:
+            if not open_entries or self.rough:
                 if self.place(found) is not None:
                     return found
                 table.keep(chain_sizes(self.cluster.devices_per_node))
+            if self.rough:
+                continue
             for choice in open_entries:
                 self._evaluate(choice)
                 table.correct(choice)
@@ -120,11 +138,19 @@ class StageSearch:
 
     def cost_of(self, choice: StageChoice) -> StageCost:
         """The cost of a stage of a partition that `run` returned."""
+        if self.rough:
+            prices, in_flight = self.estimates[_entry(choice)], self.in_flight.at(choice.in_flight)
+            i, j = choice.first, choice.last
+            return StageCost(
+                float(prices.repeated[i, j]), float(prices.once[i, j]), float(prices.memory(in_flight)[i, j]), True
+            )
         return self.evaluated[_entry(choice)]
 
     def parts_of(self, choice: StageChoice) -> StageParts:
         """The same stage taken apart."""
         layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
+        if self.rough:
+            return self.estimates[_entry(choice)].parts(*layers)
         cost = self.cost_of(choice)
         alone = self.profiler.cost(layers, mesh, 1, self.memory)
         flying = 1 if cost == alone else self.in_flight.at(choice.in_flight)
@@ -152,7 +178,7 @@ class StageSearch:
                 f"{', '.join(str(n) for n in sizes)} devices or whole nodes",
                 location,
             )
-        smallest = table.smallest(stages)
+        smallest = table.smallest(stages) if not self.rough else None
         least, notes = table.crowded, list[Remark]()
         if smallest is not None:
             least, fullest = smallest
@@ -181,6 +207,9 @@ class _Table:
         self.bottleneck: Table = np.full(shape, np.inf)
         self.choice = np.full(shape, -1, dtype=np.int32)
         self.offers: list[_Offer] = []
+        self.chosen: dict[Entry, RangePrices] = {}
+        self.asked: list[tuple[int, int, RangePrices, Iterator[RangePrices]]] = []
+        """(option, microbatches in flight, prices without memory, further ones) of all options."""
         self.shareable = True
         """Whether the options' sizes add up to the cluster at all."""
         self._collect(stages)
@@ -192,15 +221,29 @@ class _Table:
         if found is None:
             return None
         chosen = [self.choice[c.in_flight - 1, c.first, c.last, c.option] for c in found.stages]
+        self.chosen = {
+            (c.in_flight - 1, c.first, c.last, self.offers[o].option): self.offers[o].prices
+            for c, o in zip(found.stages, chosen, strict=True)
+        }
         options = [self.offers[o].option for o in chosen]
         return replace(found, stages=tuple(replace(c, option=m) for c, m in zip(found.stages, options, strict=True)))
+
+    def estimate(self, choice: StageChoice) -> RangePrices:
+        """The prices under which a stage of the last partition was chosen."""
+        return self.chosen[_entry(choice)]
+
+    def useful(self, cost: float) -> list[int]:
+        """Options that are the best for some range whose step would take up to `INTEREST` times `cost`."""
+        near = (self.latency + self.bottleneck <= INTEREST * cost) & (self.choice >= 0)
+        return sorted({self.offers[o].option for o in np.unique(self.choice[near]).tolist()})
 
     def smallest(self, stages: Sequence[int]) -> tuple[float, StageChoice] | None:
         """Bytes per device of the partition whose fullest stage holds least, and that stage."""
         held: Table = np.full_like(self.latency, np.inf)
         option = np.zeros(held.shape, dtype=np.int64)
         ordered = np.triu(np.ones(held.shape[1:3], dtype=bool))
-        for offer in self.offers:
+        tightest = [_Offer(m, p) for m, _, _, offers in self.asked for p in list(offers)[-1:]]
+        for offer in (*self.offers, *tightest):
             size = self.sizes.index(self.search.mesh(offer.option).device_count)
             for q in range(self.depth):
                 bytes_held = np.where(ordered, offer.prices.memory(self.search.in_flight.at(q + 1)), np.inf)
@@ -257,7 +300,7 @@ class _Table:
     def _collect(self, stages: Sequence[int]) -> None:
         """Ask for prices on every option, as long as there are ranges of interest that do not fit."""
         search = self.search
-        asked = []
+        asked = self.asked
         for m in search.options:
             devices = search.mesh(m).device_count
             in_flight = search.in_flight.at(max(1, min(self.depth, search.cluster.device_count // devices)))
