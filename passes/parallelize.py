@@ -18,13 +18,14 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions, replace_module
-from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.passes.registry import Pass, option, register
@@ -155,6 +156,7 @@ class _Road:
                 continue
             notes += [*remarks, *_passed_over(choice.rows)]
             if self.stop_after == "":
+                notes += _too_full(module, memory)
                 choice.record(module)
                 seal(module)
             return module
@@ -264,6 +266,15 @@ class _Road:
             "alpa-route",
             _text("alpa-schedule", kind=row.schedule),
         ]
+
+
+def _too_full(plan: ir.Module, memory: float) -> list[Remark]:
+    """A warning where the finished plan holds more than there is: the search does not count what collectives hold."""
+    peaks = [int(ir.IntegerAttr(e["peak_bytes"]).value) for e in stage_entries(plan) if "peak_bytes" in e]
+    if max(peaks, default=0) <= memory:
+        return []
+    text = f"the plan needs {needed_text(max(peaks))} per device with the copies that collectives make, "
+    return [Remark(f"{text}there are {memory / 1e6:.6g} MB", location_text(plan.operation.location), "warning")]
 
 
 def _passed_over(rows: Sequence[Considered]) -> list[Remark]:

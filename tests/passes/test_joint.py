@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,14 @@ from staged_steps import assert_same_step, one_device
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
-from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import check_digest, read_plan
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.interleave import even_cut
+from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.joint import Attempt, JointChoice, Setting, Wishes
 from alpa_mlir.planner import PlanOptions, plan
@@ -195,3 +197,20 @@ def test_an_impossible_interleaving_is_refused(mlp: str) -> None:
         CompileError, match=r"no interleaved pipeline \(3 stages, 2 to 4 a submesh\) of 4 layers suits 2"
     ):
         plan(parse_module(mlp, make_context()), options)
+
+
+def test_a_finished_plan_that_is_too_full_is_warned_of(mlp: str) -> None:
+    """The least memory of given stages does not count the gathered copies of parameters that ZeRO-3 makes."""
+    module = parse_module(mlp, make_context())
+    options = PlanOptions(load_cluster("cpu"), mesh="4", microbatches=1, remat="none", constrain="x=zero3")
+
+    def planned(memory: float) -> list[str]:
+        remarks: list[Remark] = []
+        plan(module, replace(options, cluster=load_cluster("cpu").with_sizes(memory=int(memory))), remarks)
+        return [r.message for r in remarks if r.severity == "warning"]
+
+    with pytest.raises(DoesNotFit) as e:
+        planned(1)
+    (warning,) = planned(e.value.least)
+    assert re.match(r"the plan needs .* MB per device with the copies that collectives make, there are", warning)
+    assert planned(10 * e.value.least) == []
