@@ -2,7 +2,7 @@
 
 An executable is found again by a digest of all that decides it: the program's text and boundary, the devices, this
 package's source, the versions of jax and jaxlib, XLA's flags, and the processor.  One that does not load is compiled
-again.  Programs of GPUs of several processes are not kept: XLA's autotuning there is a joint effort of all processes,
+again.  Processes of a job may use one another's.  Programs of GPUs of several processes are not kept: XLA's autotuning there is a joint effort of all processes,
 and one that finds the program would leave the others waiting.
 """
 
@@ -44,9 +44,8 @@ def digest(what: object, mesh: jax.sharding.Mesh) -> str | None:
     if mesh.is_multi_process and devices[0].platform != "cpu":
         return None
     places = [(d.id, d.process_index) for d in devices]
-    own = jax.process_index() if mesh.is_multi_process else -1
     kind = (devices[0].platform, devices[0].device_kind, len(jax.local_devices()))
-    told = repr((what, mesh.axis_names, mesh.devices.shape, places, own, kind, _surroundings()))
+    told = repr((what, mesh.axis_names, mesh.devices.shape, places, kind, _surroundings()))
     return "xla-" + hashlib.sha256(told.encode()).hexdigest()
 
 

@@ -93,7 +93,7 @@ class Rank:
             self._recorder = Recorder(part, self._rank, transfers.progress)
             self._recorder.start()
         self._seconds: list[float] = []
-        self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder, job.store)
+        self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder, job.store, self._meet)
         if self._rank == 0 and job.store is not None and job.store.trouble is not None:
             print(f"{job.plan}:1:1: note: {job.store.trouble}", file=sys.stderr, flush=True)
 
@@ -289,11 +289,15 @@ class Rank:
                 leave(FAILED)
         return made
 
+    def _meet(self) -> None:
+        if self._world is not None:
+            together(self._world)
+
     def _everyone(self, mine: Any) -> list[Any]:
         """What each rank has."""
         if self._world is None:
             return [mine]
-        together(self._world)
+        self._meet()
         return cast("list[Any]", self._world.allgather(mine))
 
     def _wanting(self) -> dict[int, tuple[int, ...]]:

@@ -45,7 +45,9 @@ class Worker:
         watchdog: Watchdog,
         recorder: Recorder | None = None,
         store: Store | None = None,
+        meet: Callable[[], None] | None = None,
     ) -> None:
+        """`meet` returns when all ranks call it; with a `store` those that share a submesh then share its compiling."""
         self._program, self._submeshes, self._transfers, self._watchdog = program, submeshes, transfers, watchdog
         self._slots: list[Any] = [None] * program.slots
         self._host: dict[int, Array] = {}
@@ -53,6 +55,9 @@ class Worker:
         self._numbers: dict[tuple[MeshTensor, int], jax.Array] = {}
         self._compiler = Compiler(store)
         self._programs: dict[str, tuple[str, jax.stages.Compiled]] = {}
+        if store is not None and meet is not None:
+            self._compile_share()
+            meet()
         self._calls = [self._bind(action) for action in program.actions]
         if recorder is not None:
             calls = zip(program.actions, self._calls, strict=True)
@@ -233,6 +238,18 @@ class Worker:
 
         return add
 
+    def _compile_share(self) -> None:
+        """Compile what falls to this rank of the programs that others need too: they will find it in the store."""
+        functions, submeshes = self._program.functions, self._submeshes
+        calls = {a.function: a.mesh for a in self._program.actions if isinstance(a, actions.Call)}
+        for mesh in sorted(set(calls.values())):
+            peers = sorted({d.process_index for d in submeshes.mesh(mesh).devices.flat})
+            here = [name for name, other in calls.items() if other == mesh]
+            shares = shared_out({name: len(functions[name].text) for name in here}, len(peers))
+            for name in here:
+                if len(peers) > 1 and peers[shares[name]] == jax.process_index():
+                    self._compiler.compile(functions[name], submeshes.mesh(mesh))
+
     def _compile_add(self, action: actions.Add) -> jax.stages.Compiled:
         """One program for several sums; totals that may be overwritten come apart from those that may not."""
         combine, types, donate = action.combine, action.types, action.donate
@@ -278,6 +295,15 @@ class Worker:
                 slots[i] = None
 
         return drop
+
+
+def shared_out(work: Mapping[str, int], workers: int) -> dict[str, int]:
+    """A worker for each piece of work, so that none has much more than the others: the largest first."""
+    loads, found = [0] * workers, {}
+    for name, size in sorted(work.items(), key=lambda item: (-item[1], item[0])):
+        found[name] = loads.index(min(loads))
+        loads[found[name]] += size
+    return found
 
 
 _BINDERS: dict[type, Callable[[Worker, Any], Callable[[], None]]] = {

@@ -16,6 +16,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.runtime import compiled, executable
 from alpa_mlir.runtime.executable import Compiler, StageFunction, Tensor, jax_mesh
+from alpa_mlir.runtime.worker import shared_out
 
 TEXT = """
 module {
@@ -97,5 +98,11 @@ def test_the_command_keeps_programs_unless_told_not_to(tmp_path: Path, monkeypat
         assert (again.code, again.err) == (0, "")
         assert [line.split(",")[0] for line in again.out.splitlines()] == losses
         kept = sorted(os.listdir(cache / "programs"))
-    assert len(kept) > 10
+    # Six stage functions, three accumulations and a concatenation, each once for the two ranks of its stage.
+    assert len(kept) == 10
     assert sorted(os.listdir(cache / "programs")) == kept
+
+
+def test_ranks_that_share_a_submesh_share_its_compiling() -> None:
+    assert shared_out({"a": 10, "b": 7, "c": 4, "d": 1}, 2) == {"a": 0, "b": 1, "c": 1, "d": 0}
+    assert shared_out({"a": 1}, 1) == {"a": 0}
