@@ -2,8 +2,8 @@
 
 An executable is found again by a digest of all that decides it: the program's text and boundary, the devices, this
 package's source, the versions of jax and jaxlib, XLA's flags, and the processor.  One that does not load is compiled
-again.  Processes of a job may use one another's.  Programs of GPUs of several processes are not kept: XLA's autotuning there is a joint effort of all processes,
-and one that finds the program would leave the others waiting.
+again.  Processes of a job may use one another's.  Programs of GPUs of several processes are not kept: XLA's autotuning
+there is a joint effort of all processes, and one that finds the program would leave the others waiting.
 """
 
 from __future__ import annotations
