@@ -27,6 +27,7 @@ from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_cluster
 from alpa_mlir.tools.plan_summary import PlanSummary, summarize
 from alpa_mlir.tools.plan_table import print_table
+from alpa_mlir.value_names import name_values
 
 Program: TypeAlias = Callable[..., Any] | TrainStep | ir.Module | str | Path
 """A jax function, jitted or not; a step; a module; or a file with StableHLO in any form."""
@@ -78,13 +79,16 @@ def plan(
                `roles` says what each of them is, "state", "batch" or "constant" (default: what jax.jit donates is
                state, the rest batch).
     cluster:   a preset's name, a TOML file or a Cluster; `nodes`, `devices_per_node`, `memory` change its sizes.
-    options:   further fields of `alpa_mlir.planner.PlanOptions`: stages, microbatches, mesh, schedule, …
+    options:   further fields of `alpa_mlir.planner.PlanOptions`: stages, microbatches, mesh, schedule, explain, …
 
     Raises `CompileError` where the program or what is asked of it cannot be planned.
     """
     sized = _cluster(cluster).with_sizes(nodes, devices_per_node, memory)
     remarks: list[Remark] = []
-    module = planner.plan(_module(program, arguments, roles), planner.PlanOptions(sized, **options), remarks)
+    module = _module(program, arguments, roles)
+    if options.get("explain"):
+        options["explain"] = name_values(module, print_module(module).encode(), options["explain"])
+    module = planner.plan(module, planner.PlanOptions(sized, **options), remarks)
     return Planned(print_module(module), tuple(dict.fromkeys(remarks)))
 
 
@@ -124,8 +128,8 @@ def _module(program: Program, arguments: Sequence[Any] | None, roles: Sequence[s
         raise TypeError("a jax function is planned for arguments: plan(function, arguments=(…))")
     else:
         lowered = lower(foreign.make_step(program, tuple(arguments), roles, function_name(program)))
-    # The passes want their own context.
-    return parse_module(print_module(lowered), make_context())
+    # The passes want their own context; remarks want to know the lines of the Python source.
+    return parse_module(print_module(lowered, locations=True), make_context())
 
 
 def function_name(function: Callable[..., Any]) -> str:

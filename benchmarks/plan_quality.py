@@ -148,17 +148,23 @@ def compare(family: str, size: str, gpus: int, wanted: Sequence[str], layers: in
     statistics = family == "wide_resnet"
     base = PlanOptions(cluster_of(gpus), layers=layers, allow_per_microbatch_statistics=statistics)
     found = [run(Rival("planner", base), module, pair)]
+    _tell(found[0])
     points: list[Outcome] = []
     for rival in rivals(family, gpus, base):
         if rival.name.split()[0] in wanted:
             outcome = run(rival, module, pair)
             (points if rival.name.startswith("grid ") else found).append(outcome)
-            print(f"{outcome.name}: {outcome.seconds} {outcome.looks}{outcome.error}", file=sys.stderr, flush=True)
+            _tell(outcome)
     if points:
         fitting = [p for p in points if p.seconds is not None]
         best = min(fitting, key=lambda p: p.seconds or 0.0) if fitting else points[0]
         found.insert(1, replace(best, cpu_seconds=sum(p.cpu_seconds for p in points)))
     return found
+
+
+def _tell(o: Outcome) -> None:
+    where = f"{o.family} {o.size} on {o.gpus}, {o.name}"
+    print(f"{where}: {o.seconds} s, {o.looks}{o.error} ({o.cpu_seconds:.0f} CPU s)", file=sys.stderr, flush=True)
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:

@@ -121,6 +121,19 @@ def test_programs_come_as_files_modules_and_functions(tmp_path: Path) -> None:
     assert from_file.summary.stages == from_cluster.summary.stages
 
 
+def test_decisions_are_explained_at_their_lines_of_python() -> None:
+    def two_layers(w, x):
+        return jnp.tanh(x @ w) @ w
+
+    shapes = (jax.ShapeDtypeStruct((16, 16), jnp.float32), jax.ShapeDtypeStruct((8, 16), jnp.float32))
+    found = alpa_mlir.plan(
+        two_layers, arguments=shapes, roles=("constant", "batch"), mesh="4", explain="stablehlo.dot_general"
+    ).remarks
+    said = [r for r in found if r.message.startswith("stablehlo.dot_general [i,k],[k,j]->[i,j]")]
+    line = two_layers.__code__.co_firstlineno + 1
+    assert [r.location.split(":")[:2] for r in said] == [[__file__, str(line)]] * 2
+
+
 def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a jax function is planned for arguments"):
         alpa_mlir.plan(dropout_step)
