@@ -83,6 +83,8 @@ def prepare_environment(local_devices: int, gpus: Sequence[int] | None = None) -
         jax.config.update("jax_num_cpu_devices", local_devices)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     else:
+        # Kernels of several communicators (XLA's and ours) start in the order of the host's calls.
+        os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
         jax.config.update("jax_platforms", "cuda,cpu")
         jax.config.update("jax_cuda_visible_devices", ",".join(map(str, gpus)))
     # Nobody asks it, and when a rank ends it complains before that rank's own message.
@@ -96,13 +98,16 @@ def connect(layout: Layout, communicator: Any, platform: str = "cpu") -> tuple[A
     """
     import jax
 
-    prepare_environment(layout.per_rank, _own_gpus(layout, communicator) if platform == "cuda" else None)
+    gpus = _own_gpus(layout, communicator) if platform == "cuda" else None
+    prepare_environment(layout.per_rank, gpus)
     rank = 0 if communicator is None else communicator.rank
     group = layout.groups[rank]
     if communicator is not None:
         inner = communicator.Split(group[0], rank)
         if len(group) > 1:
-            jax.distributed.initialize(_meeting_point(inner), inner.size, inner.rank)
+            # Under mpirun or srun jax would take one GPU by the process's number on the host, if it were not told.
+            own = None if gpus is None else list(gpus)
+            jax.distributed.initialize(_meeting_point(inner), inner.size, inner.rank, local_device_ids=own)
     found: list[Any] = [None] * layout.device_count
     for position, member in enumerate(group):
         own = [d for d in jax.devices() if d.process_index == position]

@@ -45,8 +45,10 @@ def choose(platform: str, transport: str, ranks: int, around: Surroundings | Non
         transport = "local" if ranks == 1 else "nccl" if chosen == "cuda" else "mpi"
     if transport == "local" and ranks > 1:
         raise CompileError(f"--transport local moves values within one process, and these are {ranks} ranks: use mpi")
-    if transport == "nccl":
-        _check_nccl(chosen, around)
+    if transport == "nccl" and chosen != "cuda":
+        raise CompileError("--transport nccl moves values between GPUs, and the platform is cpu: use --platform cuda")
+    if chosen == "cuda" and transport != "mpi":
+        _check_cupy(transport, around)
     return Choice(chosen, transport)
 
 
@@ -66,12 +68,10 @@ def _platform(asked: str, around: Surroundings) -> str:
     return "cuda"
 
 
-def _check_nccl(platform: str, around: Surroundings) -> None:
-    if platform != "cuda":
-        raise CompileError("--transport nccl moves values between GPUs, and the platform is cpu: use --platform cuda")
+def _check_cupy(transport: str, around: Surroundings) -> None:
     if not around.has("cupy"):
-        raise CompileError(f"--transport nccl uses NCCL through CuPy, which is not here: {INSTALL}, or use mpi")
-    if not around.nccl():
+        raise CompileError(f"--transport {transport} on GPUs works with CuPy, which is not here: {INSTALL}, or use mpi")
+    if transport == "nccl" and not around.nccl():
         raise CompileError(f"--transport nccl: CuPy finds no NCCL library here: {INSTALL}, which brings it, or use mpi")
 
 

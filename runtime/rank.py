@@ -83,7 +83,7 @@ class Rank:
         submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices)
         watchdog.beat("compiling")
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
-        if choice.transport == "nccl":
+        if choice.platform == "cuda":
             part = replace(part, actions=in_order(part.actions))
         transfers = self._transfers(choice, part, submeshes)
         self._recorder: Recorder | None = None
@@ -102,16 +102,18 @@ class Rank:
         from alpa_mlir.runtime.transfers import Transfers, device_side, host_side, lines_of
 
         rank_of, watchdog = self._layout.rank_of, self._watchdog
-        if choice.transport != "nccl":
+        if choice.platform == "cpu" or choice.transport == "mpi":
             return Transfers.on_host(submeshes, rank_of, self._peers, part.routes, watchdog)
         from alpa_mlir.runtime.transport.gpu import Gpu
         from alpa_mlir.runtime.transport.nccl import NcclTransport
 
-        watchdog.beat("connecting GPUs by NCCL")
         own = [d for d, rank in enumerate(rank_of) if rank == self._rank]
         gpu = Gpu(*nccl_modules(), {d: submeshes.device(d) for d in own})
-        lines = lines_of(program.paths_of(self._plan.main), submeshes.places, part.routes, rank_of)
-        peers = None if self._world is None else NcclTransport(gpu, lines, own, self._world.bcast)
+        peers = None
+        if self._peers is not None:
+            watchdog.beat("connecting GPUs by NCCL")
+            lines = lines_of(program.paths_of(self._plan.main), submeshes.places, part.routes, rank_of)
+            peers = NcclTransport(gpu, lines, own, self._world.bcast)
         side = device_side(gpu, peers, len(rank_of), own)
         return Transfers(submeshes, side, host_side(self._rank, rank_of, self._peers), part.routes, watchdog)
 

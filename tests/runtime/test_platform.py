@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import mlp_plan
 import pytest
 import ranks
 
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.runtime import layout
 from alpa_mlir.runtime.platform import Choice, Surroundings, bind, choose, visible_gpus
 
 CPU = Surroundings(lambda: "there is no NVIDIA driver (libcuda.so.1)", lambda package: False, lambda: False)
@@ -26,6 +29,7 @@ def test_what_is_there_is_used() -> None:
     assert choose("auto", "mpi", 2, GPU) == Choice("cuda", "mpi")
     assert choose("cpu", "auto", 2, GPU) == Choice("cpu", "mpi")
     assert choose("cuda", "auto", 1, GPU) == Choice("cuda", "local")
+    assert choose("auto", "auto", 1, WITHOUT_NCCL) == Choice("cuda", "local")
     assert choose("auto", "auto", 2, UNPLUGGED) == Choice("cpu", "mpi")
 
 
@@ -67,6 +71,22 @@ def test_ranks_of_a_host_take_gpus_in_turn() -> None:
     assert bind(2, 3, 4, 2) == (0, 1)  # the launcher shows each rank its own
     with pytest.raises(CompileError, match="4 ranks of 2 GPUs each need 8 on their host, which has 6"):
         bind(6, 0, 4, 2)
+
+
+def test_jax_is_told_which_gpus_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would guess by the launcher's variables: one GPU for each process."""
+    told = {}
+    inner = SimpleNamespace(size=2, rank=1)
+    world = SimpleNamespace(rank=1, size=2, Split=lambda color, key: inner)
+    monkeypatch.setattr(layout, "_own_gpus", lambda *_: (2, 3))
+    monkeypatch.setattr(layout, "_meeting_point", lambda _: "host:1")
+    monkeypatch.setattr(layout, "prepare_environment", lambda count, gpus: told.update(count=count, gpus=gpus))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **which: told.update(where=where, **which))
+    devices = [SimpleNamespace(process_index=i // 2, id=i) for i in range(4)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    found = layout.connect(layout.Layout(4, 2, ((0, 1), (0, 1))), world, "cuda")
+    assert told == {"count": 2, "gpus": (2, 3), "where": ("host:1", 2, 1), "local_device_ids": [2, 3]}
+    assert list(found) == devices
 
 
 @pytest.mark.skipif(visible_gpus() not in (0, "there is no NVIDIA driver (libcuda.so.1)"), reason="there are GPUs")
