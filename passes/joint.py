@@ -4,8 +4,8 @@ Each number of microbatches, with and without rematerialisation, gives other lay
 *attempt*.  The stages of an attempt are then played under every schedule that suits them, and the shortest step
 that fits in memory wins.  Not everything is tried:
 
-* numbers of microbatches from FIRST on upwards while the step gets shorter (or does not fit), then downwards: more
-  of them idle less, fewer start less often and add up less;
+* numbers of microbatches from FIRST on upwards while the step gets shorter (or, in longer strides, does not fit),
+  then downwards: more of them idle less, fewer start less often and add up less;
 * rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
   (else it only adds work);
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time.
@@ -153,11 +153,16 @@ class JointChoice:
         """Numbers of microbatches up from FIRST as long as it gets better, and down where up was no way."""
         start = max((n for n, count in enumerate(counts) if count <= FIRST), default=0)
         first = best = self._try_count(counts[start])
-        for count in counts[start + 1 :] if self.divides else ():
-            seconds = self._try_count(count)
+        at, tried = start, {start}
+        while self.divides and at + 1 < len(counts):
+            following = min(at + (1 if best < INFINITE else 2), len(counts) - 1)
+            tried.add(following)
+            seconds = self._try_count(counts[following])
             if seconds > best or seconds == best < INFINITE or not self.divides:
                 break
-            best = seconds
+            at, best = following, seconds
+        if start < at and at - 1 not in tried and best < INFINITE:
+            self._try_count(counts[at - 1])
         if best < first:
             return
         for count in reversed(counts[:start]):

@@ -185,9 +185,10 @@ class _Road:
             self.run(module, self.until_stages(setting, self.rough and not exact), remarks)
         except CompileError as error:
             return Attempt(setting, module, error=error)
-        if alpa.MESHES in module.operation.attributes:
-            self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
-            del module.operation.attributes[alpa.MESHES]
+        finally:
+            if alpa.MESHES in module.operation.attributes:
+                self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
+                del module.operation.attributes[alpa.MESHES]
         return Attempt(setting, module, tuple(remarks))
 
     def _layers(self, normal: ir.Module, setting: Setting) -> Attempt:

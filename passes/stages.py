@@ -160,10 +160,12 @@ class Stages(Pass):
         in_flight = _in_flight(module, self.schedule)
         shapes = tuple(parse_mesh(text) for text in self.meshes.split(",") if text)
         search = StageSearch(module, cluster, in_flight, 0.0, self.solver, self.whole_sums, shapes, self.rough)
-        found = search.run(counts)
-        if self.rough:
-            useful = ",".join("x".join(map(str, shape)) for shape in search.useful)
-            alpa.set_string(module.operation, alpa.MESHES, useful)
+        try:
+            found = search.run(counts)
+        finally:
+            if self.rough:
+                useful = ",".join("x".join(map(str, shape)) for shape in search.useful)
+                alpa.set_string(module.operation, alpa.MESHES, useful)
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages, devices_of_stages = [], search.place(found)
         assert devices_of_stages is not None

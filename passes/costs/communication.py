@@ -85,6 +85,7 @@ class ReshardTable:
     _numbers: dict[Sharding, int] = field(default_factory=dict)
     _shardings: list[Sharding] = field(default_factory=list)
     _pairs: dict[tuple[int, int], Affine] = field(default_factory=dict)
+    _costs: dict[tuple[Sharding, Sharding], Affine] = field(default_factory=dict)
     _blocks: dict[tuple[bytes, bytes], tuple[Matrix, Matrix]] = field(default_factory=dict)
 
     def number(self, sharding: Sharding) -> int:
@@ -103,8 +104,17 @@ class ReshardTable:
         """Cost between two numbered shardings."""
         found = self._pairs.get((source, target))
         if found is None:
-            found = reshard_cost(self._shardings[source], self._shardings[target], self.links)
-            self._pairs[source, target] = found
+            found = self._pairs[source, target] = self._cost(self._shardings[source], self._shardings[target])
+        return found
+
+    def _cost(self, source: Sharding, target: Sharding) -> Affine:
+        """The cost of a pair; dimensions that neither splits make no difference."""
+        split = [pair for pair in zip(source.dims, target.dims, strict=True) if pair != ((), ())]
+        before, after = tuple([a for a, _ in split]), tuple([b for _, b in split])
+        key = (Sharding(before, source.partial), Sharding(after, target.partial))
+        found = self._costs.get(key)
+        if found is None:
+            found = self._costs[key] = reshard_cost(*key, self.links)
         return found
 
     def matrix(self, sources: Ids, targets: Ids, size: float) -> Matrix:

@@ -116,9 +116,9 @@ class StageSearch:
                 self.options, self.only = list(range(len(self.shapes))), ()
                 table = _Table(self, stages)
                 continue
+            self.useful = tuple(self.shapes[m] for m in table.useful())
             if found is None:
                 raise self._nothing_fits(stages, table)
-            self.useful = tuple(self.shapes[m] for m in table.useful(found.cost))
             if self.rough:
                 self.estimates = {_entry(c): table.estimate(c) for c in found.stages}
             open_entries = [c for c in found.stages if _entry(c) not in self.evaluated]
@@ -210,6 +210,8 @@ class _Table:
         self.chosen: dict[Entry, RangePrices] = {}
         self.asked: list[tuple[int, int, RangePrices, Iterator[RangePrices]]] = []
         """(option, microbatches in flight, prices without memory, further ones) of all options."""
+        self.unlimited = np.inf
+        """What the best partition would cost if memory were no object."""
         self.shareable = True
         """Whether the options' sizes add up to the cluster at all."""
         self._collect(stages)
@@ -232,10 +234,23 @@ class _Table:
         """The prices under which a stage of the last partition was chosen."""
         return self.chosen[_entry(choice)]
 
-    def useful(self, cost: float) -> list[int]:
-        """Options that are the best for some range whose step would take up to `INTEREST` times `cost`."""
-        near = (self.latency + self.bottleneck <= INTEREST * cost) & (self.choice >= 0)
-        return sorted({self.offers[o].option for o in np.unique(self.choice[near]).tolist()})
+    def useful(self) -> list[int]:
+        """Options that are the best for some range whose step would take up to `INTEREST` times the best without
+        memory: as it is, without memory, or where least memory counts."""
+        found: set[int] = set()
+        numbers = np.arange(len(self.asked))
+        steps = np.array([p.repeated * self.search.in_flight.microbatches + p.once for _, _, p, _ in self.asked])
+        least = np.array([p.least_memory(f) for _, f, p, _ in self.asked])
+        size = np.array([self.search.mesh(m).device_count for m, _, _, _ in self.asked])
+        ordered = np.triu(np.ones(steps.shape[1:], dtype=bool))
+        for n in np.unique(size):
+            members = numbers[size == n]
+            near = ordered & (steps[members].min(axis=0) <= INTEREST * self.unlimited)
+            for figures in (steps, least):
+                best = members[figures[members].argmin(axis=0)]
+                found.update(self.asked[k][0] for k in np.unique(best[near]).tolist())
+        chosen = self.choice[(self.latency + self.bottleneck <= INTEREST * self.unlimited) & (self.choice >= 0)]
+        return sorted(found | {self.offers[o].option for o in np.unique(chosen).tolist()})
 
     def smallest(self, stages: Sequence[int]) -> tuple[float, StageChoice] | None:
         """Bytes per device of the partition whose fullest stage holds least, and that stage."""
@@ -312,6 +327,7 @@ class _Table:
         self.shareable = unlimited is not None
         if unlimited is None:
             return
+        self.unlimited = unlimited
         for m, in_flight, tight, offers in asked:
             cost = tight.repeated * search.in_flight.microbatches + tight.once
             ordered = np.triu(np.ones_like(cost, dtype=bool))
