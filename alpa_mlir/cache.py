@@ -12,7 +12,10 @@ import hashlib
 import os
 import tempfile
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
+
+from alpa_mlir import dialect, passes
 
 VARIABLE = "ALPA_MLIR_CACHE_DIR"
 LIMIT = 2 << 30
@@ -25,6 +28,18 @@ def cache_directory() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alpa_mlir"
+
+
+def planning_version() -> str:
+    """SHA-256 of the source of all that prices and decides, and the versions of the solvers."""
+    found = hashlib.sha256()
+    for wing in (dialect, passes):
+        root = Path(str(wing.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    for name in ("numpy", "scipy", "cvxpy", "highspy", "jaxlib"):
+        found.update(f"{name} {version(name)}\0".encode())
+    return found.hexdigest()
 
 
 class Store:

@@ -6,7 +6,8 @@ Cases named `…-2x4` run the intra-operator program alone (`alpa-mlir-opt`, one
 whole planner (`alpa-mlir-plan`). A name may stand for several cases: `intra`, `large`, `depth`, `llama405b`, `all`.
 Programs are exported into the folder where they are not there yet; that is not counted. Printed for each case: seconds
 that passed and seconds of CPU, peak memory of the process, the predicted step and, for the intra-operator program, the
-proven gap; below it the phases. `start` is what no phase covers: Python, imports, reading the cluster.
+proven gap; below it the phases. `start` is what no phase covers: Python, imports, reading the cluster. Nothing comes
+from the cache of stage costs.
 """
 
 from __future__ import annotations
@@ -125,7 +126,17 @@ def _words(case: Case, program: Path, folder: Path) -> list[str]:
             "-o",
             output,
         ]
-    words = ["--cluster", case.cluster, "--nodes", str(case.nodes), *case.words.split(), "--timing", "-o", output]
+    words = [
+        "--cluster",
+        case.cluster,
+        "--nodes",
+        str(case.nodes),
+        *case.words.split(),
+        "--timing",
+        "--no-cache",
+        "-o",
+        output,
+    ]
     return [*_command("plan"), str(program), *words, "--json", str(folder / f"{case.name}.json")]
 
 

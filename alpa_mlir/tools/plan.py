@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from alpa_mlir.cache import Store, cache_directory, planning_version
 from alpa_mlir.clusters import preset_names
 from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
@@ -22,6 +23,7 @@ from alpa_mlir.model_file import module_from_bytes, read_bytes
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
 from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
+from alpa_mlir.passes.memo import remembering
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.passes.unroll import UNROLL
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
@@ -68,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _decided(options, by_hand, arguments.plan)
         write_stages(module, by_hand.stages)
     remarks: list[Remark] = []
+    store = None if arguments.no_cache else Store(cache_directory() / "stages")
     try:
-        planned = plan(module, options, remarks, clock.begin, arguments.emit_after or "")
+        with remembering(store, planning_version()):
+            planned = plan(module, options, remarks, clock.begin, arguments.emit_after or "")
     except CompileError as e:
         clock.end()
         raise in_file(e, filename) from None
@@ -125,6 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--report", metavar="FILE.html", help="also write a page with the timeline, memory and costs (alpa-mlir-report)"
     )
     add("--trace", metavar="FILE.json", help="also write the predicted step as a Chrome/Perfetto trace")
+    add("--no-cache", action="store_true", help="solve and price every stage anew, and keep nothing (docs/stages.md)")
     add("--timing", action="store_true", help="print each phase with its seconds to stderr, terminal or not")
     add(
         "--emit-after",

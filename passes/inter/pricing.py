@@ -35,6 +35,7 @@ from alpa_mlir.passes.intra.program import Program
 from alpa_mlir.passes.intra.sketch import Sketch, SketchNode
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.strategies import Enumerator
+from alpa_mlir.passes.memo import digest, remembered
 
 Flags = npt.NDArray[np.bool_]
 OFTEN = ("microbatch", "main")
@@ -121,6 +122,12 @@ class Skeleton:
     """(node, result) of values used in other layers than their own."""
     entries: Table
     """[values, ranges]: how many copies of each enter a range of search layers."""
+
+    @cached_property
+    def content(self) -> str:
+        """A digest of everything here."""
+        arrays = [self.layer, self.part, self.arrival, self.stored, self.kept, self.edge_layer, self.edge_part]
+        return digest(self.sketch.content, self.layout, *(a.tobytes() for a in arrays), self.values)
 
 
 def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
@@ -229,14 +236,26 @@ class Pricer:
         `in_flight`: how many microbatches are reckoned with; `share`: the part of the program that a stage on
         this mesh would have.
         """
-        skeleton, tied = self.skeleton, self.tied
-        graph = TiedGraph(tied, Enumerator(mesh_links(mesh, self.cluster), self.cluster))
-        free = _read_prices(graph, skeleton, graph.labelling())
+        enumerator = Enumerator(mesh_links(mesh, self.cluster), self.cluster)
+        made: list[TiedGraph] = []
+
+        def compute(unit: float) -> dict[str, Table]:
+            skeleton, tied = self.skeleton, self.tied
+            if not made:
+                made.append(TiedGraph(tied, enumerator))
+            copies = (skeleton.stored + in_flight * skeleton.kept)[tied.first]
+            labels = made[0].labelling((unit * copies).tolist() if unit else ())
+            return vars(_read_prices(made[0], skeleton, labels))
+
+        def prices(unit: float) -> RangePrices:
+            key = lambda: digest("prices", self.skeleton.content, enumerator.content, in_flight, unit)  # noqa: E731
+            return RangePrices(**remembered(key, lambda: compute(unit)))
+
+        free = prices(0.0)
         yield free
-        copies = (skeleton.stored + in_flight * skeleton.kept)[tied.first]
         unit = share * free.step(self.program.microbatches) / self.cluster.memory
         for price in PRICES:
-            yield _read_prices(graph, skeleton, graph.labelling((price * unit * copies).tolist()))
+            yield prices(price * unit)
 
 
 def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePrices:

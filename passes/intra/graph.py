@@ -25,6 +25,7 @@ from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, Tens
 from alpa_mlir.passes.intra.restrictions import Restrictions
 from alpa_mlir.passes.intra.sketch import CopyRecipe, OpRecipe, Recipe, Sketch, SketchEdge, SketchNode, ValueRecipe
 from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, StrategySet
+from alpa_mlir.passes.memo import digest
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class StageGraph:
     of_copy: Mapping[Operand, tuple[int, ...]]
     """The copies that lie between a value and an operand of a product, the common one first."""
     enumerator: Enumerator = field(repr=False)
+    sketch: Sketch = field(repr=False)
 
     @cached_property
     def costs(self) -> tuple[Array, ...]:
@@ -102,6 +104,10 @@ class StageGraph:
     def least_usage(self) -> Array:
         """Bytes that each moment needs at the very least (every node at its smallest strategy)."""
         return self.moments.usage(np.array([n.choices.least_held for n in self.nodes]))
+
+    def content(self) -> str:
+        """A digest of everything that decides the problem."""
+        return digest(self.sketch.content, self.enumerator.content)
 
     def signature(self) -> tuple[object, ...]:
         """Equal for stages that are the same problem (layers repeat), for caches."""
@@ -190,6 +196,7 @@ def graph_on(sketch: Sketch, enumerator: Enumerator) -> StageGraph:
         sketch.of_ended,
         sketch.of_copy,
         enumerator,
+        sketch,
     )
 
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from alpa_mlir.passes.intra.graph import StageGraph
 from alpa_mlir.passes.intra.problem import DoesNotFit, Solution
 from alpa_mlir.passes.intra.shared import SharedGraph
 from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.sweeps import Sweeps
 from alpa_mlir.passes.intra.tying import Tying
+from alpa_mlir.passes.memo import Arrays, digest, remembered
 
 SMALL = 150
 """Nodes up to which nothing is tied."""
@@ -47,12 +50,30 @@ class Optimum:
         """What may be left to gain, in parts of the cost."""
         return max(0.0, 1.0 - self.bound / self.cost) if self.cost > 0 else 0.0
 
+    def arrays(self) -> Arrays:
+        """As arrays, to be remembered."""
+        figures = np.array([self.cost, self.bound, self.peak])
+        return {"labels": np.array(self.labels, dtype=np.int64), "figures": figures, "steps": np.array(self.steps)}
+
+    @staticmethod
+    def of_arrays(arrays: Arrays) -> Optimum:
+        """The inverse of `arrays`."""
+        cost, bound, peak = arrays["figures"].tolist()
+        return Optimum(tuple(arrays["labels"].tolist()), cost, bound, peak, tuple(arrays["steps"].tolist()))
+
 
 def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
     """The cheapest labelling within `limit` bytes per device; DoesNotFit where there is none."""
     least = float(graph.least_usage().max(initial=0.0))
     if least > limit * (1 + 1e-9):
         raise DoesNotFit(f"memory too small: at least {least:.0f} bytes per device are needed, {limit:.0f} given")
+    found = remembered(
+        lambda: digest("optimum", graph.content(), limit, solver), lambda: _solved(graph, limit, solver).arrays()
+    )
+    return Optimum.of_arrays(found)
+
+
+def _solved(graph: StageGraph, limit: float, solver: str) -> Optimum:
     free = _Free(graph, solver).run()
     if free.peak <= limit * (1 + 1e-9):
         return free

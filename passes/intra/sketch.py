@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from alpa_mlir.passes.costs.memory import Ids, Moments
 from alpa_mlir.passes.intra.copies import Operand
@@ -17,6 +18,7 @@ from alpa_mlir.passes.intra.program import OpKind, OpRecord, Program, Source, Te
 from alpa_mlir.passes.intra.restrictions import clash_on_op, clash_on_value
 from alpa_mlir.passes.intra.rules import Clash, Rules
 from alpa_mlir.passes.intra.strategies import EdgeKind, Enumerator, StrategySet
+from alpa_mlir.passes.memo import digest
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,18 @@ class Sketch:
     of_ended: Mapping[str, int]
     of_copy: Mapping[Operand, tuple[int, ...]]
 
+    @cached_property
+    def content(self) -> str:
+        """A digest of all that decides the problem on a given mesh. Which ops and values its nodes are does not."""
+        weights = [n.weight for n in self.nodes]
+        functions = [n.function for n in self.nodes]
+        incoming = [n.incoming for n in self.nodes]
+        arrays = [self.recipe.tobytes(), self.ends.tobytes(), self.kinds.tobytes()]
+        recipes = [_told(recipe) for recipe in self.recipes]
+        moments = self.moments.signature()
+        microbatches = self.program.microbatches
+        return digest(recipes, weights, functions, incoming, *arrays, list(self.edge_kinds), moments, microbatches)
+
     def choices(self, enumerator: Enumerator) -> list[StrategySet]:
         """The strategies of each recipe on a mesh. CompileError where what users want cannot be."""
         found: list[StrategySet] = []
@@ -117,6 +131,17 @@ class Sketch:
             )
             for e in self.edge_kinds
         ]
+
+
+def _told(recipe: Recipe) -> object:
+    """What a recipe holds, with a repr that tells it: ops and slots have names of their own."""
+    if isinstance(recipe, OpRecipe):
+        kind = recipe.kind
+        types = (kind.captured, kind.operand_types, kind.result_types)
+        return kind.factors, *types, recipe.partial, recipe.carried, recipe.rules
+    if isinstance(recipe, ValueRecipe):
+        return recipe.type, recipe.incoming, recipe.partial, recipe.rules
+    return recipe
 
 
 def _of_op(recipe: OpRecipe, enumerator: Enumerator) -> StrategySet:

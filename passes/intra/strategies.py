@@ -9,7 +9,7 @@ sequence parallelism and ZeRO are choices among these (Alpa §4.1; Shardy's op s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import permutations, product
 from math import prod
@@ -111,6 +111,11 @@ class Enumerator:
 
     def __post_init__(self) -> None:
         self.table = ReshardTable(self.links)
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """All that prices depend on: links, memory, speeds, without names."""
+        return self.links.content, self.links.memory_bandwidth, replace(self.cluster, name="")
 
     def edge(self, kind: EdgeKind) -> int:
         """The number of a kind of edge in `edge_kinds`."""
