@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 from jaxlib.mlir import ir
 
 from alpa_mlir import foreign, planner
-from alpa_mlir.clusters import preset_names
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import check_digest, read_plan
@@ -25,6 +24,7 @@ from alpa_mlir.lowering import lower
 from alpa_mlir.model_file import read_model
 from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_cluster
+from alpa_mlir.passes.costs.presets import preset_names
 from alpa_mlir.tools.plan_summary import PlanSummary, summarize
 from alpa_mlir.tools.plan_table import print_table
 from alpa_mlir.value_names import name_values

@@ -114,7 +114,7 @@ def test_programs_come_as_files_modules_and_functions(tmp_path: Path) -> None:
     options = {"devices_per_node": 2, "stages": 2, "microbatches": 2, "batch_args": "0-1"}
     from_file = alpa_mlir.plan(model, **options)
     cluster = tmp_path / "mine.toml"
-    from alpa_mlir.clusters import preset_text
+    from alpa_mlir.passes.costs.presets import preset_text
 
     cluster.write_text(preset_text("cpu"))
     from_cluster = alpa_mlir.plan(str(model), str(cluster), **options)

@@ -9,10 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WINGS = {
     "dialect": {"jaxlib", "numpy", "alpa_mlir.dialect"},
-    # The presets of `clusters` are data of the package, the only files that passes read.
     "passes": {
-        "jaxlib", "numpy", "scipy", "cvxpy", "highspy", "networkx", "numba",
-        "alpa_mlir.dialect", "alpa_mlir.passes", "alpa_mlir.clusters",
+        "jaxlib", "numpy", "scipy", "cvxpy", "highspy", "networkx", "numba", "alpa_mlir.dialect", "alpa_mlir.passes",
     },
     "runtime": {
         "jax", "jaxlib", "ml_dtypes", "numpy", "mpi4py", "cupy", "orbax", "tensorstore",

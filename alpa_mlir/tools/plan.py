@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from alpa_mlir.cache import Store, cache_directory, planning_version
-from alpa_mlir.clusters import preset_names
 from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.model_file import module_from_bytes, read_bytes
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.costs.presets import preset_names
 from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.memo import remembering

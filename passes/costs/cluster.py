@@ -18,9 +18,9 @@ from typing import Any
 
 from jaxlib.mlir import ir
 
-from alpa_mlir.clusters import preset_names, preset_text
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.costs.presets import preset_names, preset_text
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-import networkx as nx
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
@@ -101,6 +100,9 @@ def _microbatch_side(graph: dict[ir.Value, _Uses]) -> set[Node]:
 
     networkx returns the largest source side; on the reversed graph its complement is the smallest.
     """
+    # A quarter of a command's start, for those that cut.
+    import networkx as nx
+
     flow: nx.DiGraph = nx.DiGraph()
     flow.add_nodes_from(["source", "sink"])
     for i, (value, uses) in enumerate(graph.items()):

@@ -9,18 +9,42 @@ branch indices must not depend on examples: microbatches would take different wa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.passes.local.time_states import FINISHED, INVARIANT, STATISTIC, State, join
 
-if TYPE_CHECKING:
-    from alpa_mlir.passes.local.time_analysis import TimeAnalysis
+
+class Analysis(Protocol):
+    """What regions need of the analysis around them (`time_analysis.TimeAnalysis`)."""
+
+    parts: int
+    depth: int
+    stateful: dict[ir.Value, bool]
+    entered: dict[int, None]
+
+    def state(self, value: ir.Value) -> State:
+        """The state of a value."""
+
+    def read(self, value: ir.Value) -> State:
+        """The state in which a microbatch sees a value."""
+
+    def set(self, value: ir.Value, state: State, stateful: bool) -> None:
+        """Record a state."""
+
+    def visit(self, op: ir.Operation) -> None:
+        """Set the states of an op's results."""
+
+    def resolve(self, value: ir.Value, op: ir.Operation) -> None:
+        """Make a finished or partial value available to the microbatch that runs `op`."""
+
+    def mix(self, op: ir.Operation, values: Sequence[ir.Value], reason: str) -> list[State]:
+        """An op that needs all examples at once."""
 
 
-def visit(analysis: TimeAnalysis, op: ir.Operation, values: Sequence[ir.Value], states: Sequence[State]) -> list[State]:
+def visit(analysis: Analysis, op: ir.Operation, values: Sequence[ir.Value], states: Sequence[State]) -> list[State]:
     """The states of the results of a loop or branch."""
     analysis.entered.pop(op_id(op), None)
     count = len(op.results)
@@ -40,7 +64,7 @@ def visit(analysis: TimeAnalysis, op: ir.Operation, values: Sequence[ir.Value], 
     return results
 
 
-def _while(analysis: TimeAnalysis, op: ir.Operation, stateful: bool) -> list[State]:
+def _while(analysis: Analysis, op: ir.Operation, stateful: bool) -> list[State]:
     for value in op.operands:
         if analysis.state(value) == FINISHED:
             analysis.resolve(value, op)
@@ -60,7 +84,7 @@ def _while(analysis: TimeAnalysis, op: ir.Operation, stateful: bool) -> list[Sta
     return carries
 
 
-def _case(analysis: TimeAnalysis, op: ir.Operation, stateful: bool) -> list[State]:
+def _case(analysis: Analysis, op: ir.Operation, stateful: bool) -> list[State]:
     _fixed(analysis, op, op.operands[0], "the choice of the branch")
     results: list[State] = []
     for region in op.regions:
@@ -72,7 +96,7 @@ def _case(analysis: TimeAnalysis, op: ir.Operation, stateful: bool) -> list[Stat
     return results
 
 
-def _block(analysis: TimeAnalysis, block: ir.Block, states: Sequence[State], stateful: bool) -> list[ir.Value]:
+def _block(analysis: Analysis, block: ir.Block, states: Sequence[State], stateful: bool) -> list[ir.Value]:
     """Analyse a block with given states of its arguments; returns the operands of its terminator."""
     for argument, state in zip(block.arguments, states, strict=True):
         analysis.set(argument, state, stateful)
@@ -82,7 +106,7 @@ def _block(analysis: TimeAnalysis, block: ir.Block, states: Sequence[State], sta
     return list(end.operands)
 
 
-def _join(analysis: TimeAnalysis, op: ir.Operation, start: State, end: ir.Value) -> State:
+def _join(analysis: Analysis, op: ir.Operation, start: State, end: ir.Value) -> State:
     state = join(start, analysis.read(end))
     if state is None:
         analysis.resolve(end, op)
@@ -92,13 +116,13 @@ def _join(analysis: TimeAnalysis, op: ir.Operation, start: State, end: ir.Value)
     return state
 
 
-def _fixed(analysis: TimeAnalysis, op: ir.Operation, value: ir.Value, what: str) -> None:
+def _fixed(analysis: Analysis, op: ir.Operation, value: ir.Value, what: str) -> None:
     analysis.resolve(value, op)
     if analysis.parts > 1 and not analysis.read(value).is_fixed:
         analysis.mix(op, [value], f"{what} depends on the examples")
 
 
-REGIONS: dict[str, Callable[[TimeAnalysis, ir.Operation, bool], list[State]]] = {
+REGIONS: dict[str, Callable[[Analysis, ir.Operation, bool], list[State]]] = {
     "stablehlo.while": _while,
     "stablehlo.case": _case,
     "stablehlo.if": _case,

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alpa_mlir.clusters import preset_names, preset_text
 from alpa_mlir.dialect.context import make_context
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import OpFactors
@@ -19,6 +18,7 @@ from alpa_mlir.passes.costs.communication import ReshardTable, reshard_cost, tra
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
 from alpa_mlir.passes.costs.memory import Lifetime, Moments, live_rows
+from alpa_mlir.passes.costs.presets import preset_names, preset_text
 
 MESH = Mesh.from_shape("m", (2, 4))
 JOINT = ((("x", "y"), AxisLink(1.0, 10.0)),)
