@@ -6,7 +6,7 @@ of the program are of the size of its optimum and the solver's tolerances (1e-7)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import highspy
 import numpy as np
@@ -15,6 +15,7 @@ from scipy import sparse
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.costs.memory import Ids
 from alpa_mlir.passes.intra.flat import Array, Flat
+from alpa_mlir.passes.intra.problem import Stop, never
 
 SCALE = 1e5
 """What the best known cost is in the program."""
@@ -95,26 +96,27 @@ class Branched(NamedTuple):
     bound: float
 
 
-def branch(flat: Flat, known: float, whole: bool, nodes: int) -> Branched:
-    """Solve to the end, or to `nodes` nodes of the tree.
+def branch(flat: Flat, known: float, whole: bool, looks: int, stop: Stop = never) -> Branched:
+    """Solve to the end, or until HiGHS has looked at its limits `looks` times (nodes, rounds of cuts, heuristics).
 
     `known`: about what the optimum costs, for the scale; `whole`: costs are whole numbers.
     """
     made = program(flat)
-    scale = SCALE / max(abs(known), 1e-300)
+    scale = SCALE / known if known > 0 else 1.0
     solver = highspy.Highs()
     settings = {
-        "output_flag": False, "threads": 1, "random_seed": 1, "mip_max_nodes": nodes,
+        "output_flag": False, "threads": 1, "random_seed": 1,
         "mip_rel_gap": 1e-9, "mip_abs_gap": 0.99 * scale if whole else 1e-9,
     }  # fmt: skip
     for name, value in settings.items():
         solver.setOptionValue(name, value)
-    solver.passModel(_model(made, scale))
+    solver.cbMipInterrupt += _Counter(looks, stop)
+    solver.passModel(_model(made, scale, flat.big))
     solver.run()
     status, found = solver.getModelStatus(), solver.getInfo()
     if status == highspy.HighsModelStatus.kInfeasible:
         return Branched(None, np.inf)
-    if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kSolutionLimit):
+    if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInterrupt):
         raise CompileError(f"HiGHS ended with {solver.modelStatusToString(status)}")
     bound = found.mip_dual_bound / scale
     if found.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
@@ -124,11 +126,24 @@ def branch(flat: Flat, known: float, whole: bool, nodes: int) -> Branched:
     return Branched(np.array(labels, dtype=np.int64), bound)
 
 
-def _model(made: Program, scale: float) -> highspy.HighsLp:
+class _Counter:
+    """Interrupts a solver that has been asked often enough: a limit that no clock decides."""
+
+    def __init__(self, looks: int, stop: Stop) -> None:
+        self.left, self.stop = looks, stop
+
+    def __call__(self, event: Any) -> None:
+        self.left -= 1
+        if self.left <= 0 or self.stop():
+            event.interrupt()
+
+
+def _model(made: Program, scale: float, big: float) -> highspy.HighsLp:
+    possible = made.cost < big
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = len(made.cost), len(made.lower)
-    model.col_cost_ = made.cost * scale
-    model.col_lower_, model.col_upper_ = np.zeros(len(made.cost)), np.full(len(made.cost), np.inf)
+    model.col_cost_ = np.where(possible, made.cost, 0.0) * scale
+    model.col_lower_, model.col_upper_ = np.zeros(len(made.cost)), np.where(possible, np.inf, 0.0)
     model.row_lower_, model.row_upper_ = made.lower, made.upper
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     model.a_matrix_.start_ = made.rows.indptr

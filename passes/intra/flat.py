@@ -5,7 +5,8 @@ those of node v stand at first[v] … first[v+1]-1, sorted by the node at the ot
 lead to lower numbers. Half h at v with other end w has the table of the edge at table[h] of `entries`, laid out
 [label of w, label of v], so that all costs of v's labels given one of w's lie together; `twin[h]` is the other half,
 and message[h] the place of one number per label of v. Runs of memory rows (`spans.py`) of v stand at
-run[v] … run[v+1]-1; `room` is what is left at each row after what does not depend on any label.
+run[v] … run[v+1]-1; `room` is what is left at each row after what does not depend on any label, `row` its number
+among the rows of the problem.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Flat(NamedTuple):
     run_end: Ids
     run_copies: Array
     room: Array
+    row: Ids
     messages: int
     big: float
 
@@ -66,7 +68,7 @@ def flatten(graph: WorkingGraph, spans: Spans, limit: float) -> tuple[list[int],
     twin = np.lexsort((own, other))
     tables = [graph.around[w][v].ravel() for v, o in zip(order, others, strict=True) for w in o]
     message = _offsets(sizes[own])
-    rows, room = memory_rows(graph, spans, limit, order, held)
+    rows, room, row = memory_rows(graph, spans, limit, order, held)
     return order, Flat(
         _offsets(sizes),
         _joined([graph.costs[v] for v in order]),
@@ -83,6 +85,7 @@ def flatten(graph: WorkingGraph, spans: Spans, limit: float) -> tuple[list[int],
         rows.end,
         rows.copies,
         room,
+        row,
         int(message[-1]),
         graph.forbidden,
     )
@@ -90,8 +93,8 @@ def flatten(graph: WorkingGraph, spans: Spans, limit: float) -> tuple[list[int],
 
 def memory_rows(
     graph: WorkingGraph, spans: Spans, limit: float, order: list[int], held: list[Array]
-) -> tuple[Spans, Array]:
-    """The rows, over places in `order`, that some labelling may break, without implied ones; the room at each."""
+) -> tuple[Spans, Array, Ids]:
+    """The rows, over places in `order`, that some labelling may break, without implied ones; rooms and numbers."""
     fixed = np.zeros(spans.nodes)
     fixed[list(graph.fixed)] = list(graph.fixed.values())
     room = limit - spans.usage(fixed)
@@ -111,7 +114,7 @@ def memory_rows(
         *_events(left.first, left.rows), *_events(left.end, left.rows + 1), left.first,
         least[left.node] * left.copies, most[left.node] * left.copies, room,
     )  # fmt: skip
-    return left.kept(~implied), room[~implied]
+    return left.kept(~implied), room[~implied], np.flatnonzero(binding)[~implied]
 
 
 def _events(at: Ids, count: int) -> tuple[Ids, Ids]:

@@ -16,6 +16,7 @@ A node is never eliminated while its bytes in a memory row depend on its label: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,15 @@ class WorkingGraph:
         self.bytes: dict[int, Array] = {v: problem.bytes[v] for v in self.costs if counted[v] > 0}
         self.fixed: dict[int, float] = {}
         """Bytes of nodes that hold the same with every label left."""
+
+    def copy(self) -> WorkingGraph:
+        """Another graph to reduce, with the same tables."""
+        made = copy(self)
+        made.costs, made.labels, made.bytes, made.fixed = (
+            dict(self.costs), dict(self.labels), dict(self.bytes), dict(self.fixed)
+        )  # fmt: skip
+        made.around = {v: dict(edges) for v, edges in self.around.items()}
+        return made
 
     def add_edge(self, u: int, v: int, matrix: Array) -> None:
         """Add a cost between two nodes to whatever stands there (parallel edges merge)."""

@@ -32,6 +32,9 @@ ROUGH = 3
 NEAR = 1.01
 """What deserves more, in parts of the best known cost."""
 POLISHES = 60
+POLISHED = 4e8
+"""Table entries that the polishes of one repair look at, about."""
+FEWEST = 6
 
 
 def usage(flat: Flat, labels: Ids) -> Array:
@@ -74,7 +77,7 @@ class Repair:
         """Cheaper and cheaper, until no size of tree and no part of the prices gains anything."""
         used = usage(flat, labels)
         idle = 0
-        for step in range(POLISHES):
+        for step in range(max(FEWEST, min(POLISHES, int(POLISHED / (len(flat.entries) + 1))))):
             self.seed += 1
             priced = priced_costs(flat, prices * SCALES[step % len(SCALES)])
             gained = polish(flat, flat.cost, priced, labels, used, SIZES[step % len(SIZES)], self.seed)

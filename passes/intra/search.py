@@ -3,6 +3,7 @@
     reduce   exact reductions (`reductions.py`), then flat arrays (`flat.py`)
     ascend   prices on the memory rows and messages on the edges raise a lower bound (`prices.py`)
     repair   the labelling that the messages round to becomes one that fits, then cheaper (`repair.py`)
+    improve  large neighbourhoods are solved exactly, one after the other (`neighbourhoods.py`)
     fix      labels and pairs that no better labelling uses go, by the bound (`fixing.py`); reduce again
     branch   what is left is solved by branch and bound where it is small (`branch.py`)
 
@@ -22,6 +23,7 @@ from alpa_mlir.passes.costs.memory import Ids
 from alpa_mlir.passes.intra.branch import branch
 from alpa_mlir.passes.intra.fixing import Fixed, fix
 from alpa_mlir.passes.intra.flat import flatten
+from alpa_mlir.passes.intra.neighbourhoods import Neighbourhoods
 from alpa_mlir.passes.intra.prices import Prices, least_usage
 from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem, Progress, Solution, Stop, never, quiet
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph
@@ -29,30 +31,41 @@ from alpa_mlir.passes.intra.repair import Repair
 
 WORK = 32e9
 """Table entries that the first ascent looks at, about."""
-CHUNKS = 20
+CHUNKS = 12
 """How often an ascent is interrupted for a repair."""
 MOST_ROUNDS = 1200
 AGAIN = 0.25
-"""Rounds of an ascent after fixing, in parts of the first one's."""
-FIXINGS = 3
+"""Rounds of an ascent after fixing, in parts of those of the first."""
+TURNS = 3
+MOST_NEIGHBOURHOODS, FEWEST, PATIENCE = 60, 6, 30
+"""Neighbourhoods at most, at least, and without success one after the other."""
+IMPROVED = 4e8
+"""Table entries that the neighbourhoods are cut out of, about, all together."""
 LITTLE = 0.1
 """The part of the pairs that must have gone for another ascent."""
 SMALL = 40_000
 """Pairs of labels left up to which branch and bound is tried."""
-NODES = 500
-"""Nodes of a branch and bound at most."""
+LOOKS = 3000
+"""How often the branch and bound of the rest looks at its limits at most."""
 AIM = 0.2
 """How far above the bound the ascent aims at most, in parts of it."""
 FINE = 1e-9
 """Costs that differ by less, in parts, are equal."""
 
 
-def search(problem: Problem, progress: Progress = quiet, stop: Stop = never, small: int = SMALL) -> Solution:
+def search(
+    problem: Problem,
+    progress: Progress = quiet,
+    stop: Stop = never,
+    *,
+    small: int = SMALL,
+    neighbourhoods: int = MOST_NEIGHBOURHOODS,
+) -> Solution:
     """A labelling within memory and a bound on all; DoesNotFit where none exists or none was found.
 
-    `small`: pairs of labels left up to which branch and bound is tried.
+    `small`: pairs of labels left up to which branch and bound is tried; `neighbourhoods` at most are tried.
     """
-    found = _Search(problem, progress, stop, small)
+    found = _Search(problem, progress, stop, small, neighbourhoods)
     found.run()
     if found.labels is None:
         raise DoesNotFit(
@@ -71,6 +84,7 @@ class _Search:
     progress: Progress
     stop: Stop
     small: int
+    neighbourhoods: int
     labels: tuple[int, ...] | None = None
     cost: float = np.inf
     bound: float = -np.inf
@@ -87,21 +101,22 @@ class _Search:
 
     def run(self) -> None:
         """All phases, until bound and cost meet."""
-        share = 1.0
-        for _ in range(FIXINGS + 1):
+        prices: Prices | None = None
+        for turn in range(TURNS):
             if not self._reduce():
                 return
-            prices = self._ascend(share)
+            prices = self._ascend(prices, 1.0 if turn == 0 else AGAIN)
             if self.stop():
                 return
+            if turn == 0 and self._fixed(prices).left > self.small:
+                self._improve()
             fixed = self._fix(prices)
-            if fixed is None:
+            if fixed is None or self.stop():
                 return
             if fixed.left <= self.small:
                 return self._branch()
             if fixed.gone < LITTLE * (fixed.left + fixed.gone):
                 return
-            share = AGAIN
 
     def _reduce(self) -> bool:
         """Reduce and lay out what is left; False where that decides everything."""
@@ -119,9 +134,13 @@ class _Search:
             self.bound = self.cost
         return bool(self.order)
 
-    def _ascend(self, share: float) -> Prices:
-        """Raise the bound, with repairs in between."""
+    def _ascend(self, last: Prices | None, share: float) -> Prices:
+        """Raise the bound, from the prices of the last ascent, with repairs in between."""
         prices = Prices(self.flat)
+        if last is not None:
+            known = np.zeros(self.problem.runs.rows)
+            known[last.flat.row] = last.best_prices
+            prices.prices = known[self.flat.row]
         entries = len(self.flat.entries)
         rounds = int(share * min(MOST_ROUNDS, 5 * len(self.flat.cost), WORK / (4 * entries + 1)))
         for chunk in range(CHUNKS):
@@ -136,9 +155,12 @@ class _Search:
         self.steps.append(f"prices and messages: {prices.rounds} rounds: {self._state()}")
         return prices
 
+    def _fixed(self, prices: Prices) -> Fixed:
+        return fix(self.flat, prices, self._cutoff() - self.graph.constant)
+
     def _fix(self, prices: Prices) -> Fixed | None:
         """Drop what no better labelling uses; None where nothing better is left."""
-        fixed = fix(self.flat, prices, self._cutoff() - self.graph.constant)
+        fixed = self._fixed(prices)
         if self._closed() or not np.logical_or.reduceat(fixed.keep, self.flat.start[:-1]).all():
             self.bound = self.cost
             self.steps.append("nothing better is left")
@@ -162,13 +184,39 @@ class _Search:
             if not keep[a : a + n].all():
                 self.graph.keep(v, keep[a : a + n])
 
+    def _improve(self) -> None:
+        """Solve large neighbourhoods of the best labelling one after the other."""
+        if self.labels is None:
+            return
+        around = Neighbourhoods(
+            self.graph, self.order, self.flat, self.problem.runs, self.problem.limit, self.whole, self.stop
+        )
+        rounds = min(self.neighbourhoods, max(FEWEST, int(IMPROVED / (len(self.flat.entries) + 1))))
+        idle, before, seed = 0, self.cost, -1
+        for seed in range(rounds):
+            if idle == PATIENCE or self.stop():
+                break
+            better = around.improve(self._flat_labels(), self.cost - self.graph.constant, seed)
+            last = self.cost
+            if better is not None:
+                self.adopt(better)
+            idle = 0 if self.cost < last else idle + 1
+            self.progress(f"neighbourhood {seed + 1}/{rounds}: {self._state()}")
+        self.steps.append(f"{seed + 1} neighbourhoods: {before:.10g} to {self.cost:.10g}")
+
+    def _flat_labels(self) -> Ids:
+        """The best labelling as one of the flat problem, which it was found in."""
+        assert self.labels is not None
+        labels = [int(np.searchsorted(self.graph.labels[v], self.labels[v])) for v in self.order]
+        return np.array(labels, dtype=np.int64)
+
     def _branch(self) -> None:
         """Branch and bound on what is left."""
         if not self._reduce():
             return
         constant = self.graph.constant
         known = self.cost if self.cost < np.inf else self.bound
-        found = branch(self.flat, known - constant, self.whole, NODES)
+        found = branch(self.flat, known - constant, self.whole, LOOKS, self.stop)
         if found.labels is not None:
             self.adopt(found.labels)
         # What was dropped costs more than the cutoff: it holds nothing better than the best known.

@@ -10,6 +10,7 @@ import pytest
 from scipy import sparse
 
 from alpa_mlir.passes.intra.flat import Flat, flatten
+from alpa_mlir.passes.intra.neighbourhoods import Neighbourhoods
 from alpa_mlir.passes.intra.prices import Prices, marginals, usage_of
 from alpa_mlir.passes.intra.problem import DoesNotFit, Problem
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, WorkingGraph
@@ -62,7 +63,7 @@ def test_search_against_brute_force(memory: str) -> None:
 
 @pytest.mark.parametrize("memory", ["rows", "intervals"])
 def test_search_without_branch_and_bound_against_brute_force(memory: str) -> None:
-    found = [check(MAKERS[memory](seed), seed, small=0) for seed in range(200, 300)]
+    found = [check(MAKERS[memory](seed), seed, small=0, neighbourhoods=0) for seed in range(200, 300)]
     assert sum(found) >= 90
 
 
@@ -73,7 +74,7 @@ def test_nothing_fits_is_said() -> None:
         search(problem)
 
 
-def large_problem(seed: int, nodes: int = 120) -> Problem:
+def large_problem(seed: int, nodes: int = 36) -> Problem:
     """A chain with skips whose values live for a while, within memory that binds."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(2, 6, nodes)
@@ -95,7 +96,7 @@ def flat_of(problem: Problem) -> Flat:
 
 
 def test_two_runs_find_the_same() -> None:
-    first, second = (search(large_problem(3), small=0) for _ in range(2))
+    first, second = (search(large_problem(3), small=0, neighbourhoods=2) for _ in range(2))
     assert (first.labels, first.bound, first.steps) == (second.labels, second.bound, second.steps)
 
 
@@ -131,3 +132,20 @@ def test_runs_and_rows_are_the_same() -> None:
     assert (spans.matrix() != rows).nnz == 0
     keep = rng.random(9) < 0.5
     assert np.allclose(spans.kept(keep).usage(held), rows[keep] @ held)
+
+
+def test_a_neighbourhood_never_makes_it_worse() -> None:
+    problem = large_problem(6)
+    graph = WorkingGraph(problem)
+    order, flat = flatten(graph, problem.runs, problem.limit)
+    around = Neighbourhoods(graph, order, flat, problem.runs, problem.limit, whole=True)
+    labels = np.array([int(np.argmin(h)) for h in problem.bytes])
+    costs = [problem.cost(labels.tolist())]
+    for seed in range(3):
+        better = around.improve(labels, costs[-1], seed)
+        if better is not None:
+            assert problem.fits(better.tolist())
+            costs.append(problem.cost(better.tolist()))
+            labels = better
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < costs[0]
