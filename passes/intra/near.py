@@ -81,6 +81,7 @@ def flat_graph(graph: SharedGraph, nodes: list[int]) -> Flat:
         none,
         nothing,
         nothing,
+        none,
         int(message[-1]),
         graph.tables.forbidden,
     )
