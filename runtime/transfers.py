@@ -121,10 +121,14 @@ class Transfers:
     def __init__(
         self, submeshes: Submeshes, side: Side, host: Side, routes: Mapping[int, Route], watchdog: Watchdog
     ) -> None:
-        """`side` carries values between devices, `host` (often the same) brings results to rank 0."""
+        """`side` carries values between devices, `host` (often the same) brings results to rank 0.
+
+        `busy`, where it is set, tells whether this rank's devices compute.
+        """
         self._submeshes, self._side, self._host, self._routes, self._watchdog = submeshes, side, host, routes, watchdog
         self._shares: dict[Path, _Share] = {}
         self._landing: dict[int, _Landing] = {}
+        self.busy: Test | None = None
 
     @staticmethod
     def on_host(
@@ -157,7 +161,7 @@ class Transfers:
     def settle(self, what: str) -> None:
         """Return when nothing that was given can be hurt by a donation."""
         if not self._side.secured():
-            wait_until(self._side.secured, self.progress, self._watchdog, what)
+            wait_until(self._side.secured, self.progress, self._watchdog, what, self.busy)
 
     def expect(self, path: Path, transfer: int) -> None:
         """Let the pieces for this rank land, each tile in a buffer of its own."""
@@ -208,7 +212,7 @@ class Transfers:
     def _land(self, transfer: int, what: str) -> _Landing:
         landing = self._landing.pop(transfer)
         if not landing.arrived():
-            wait_until(landing.arrived, self.progress, self._watchdog, what)
+            wait_until(landing.arrived, self.progress, self._watchdog, what, self.busy)
         return landing
 
     def gather(self, value: jax.Array | None, kind: MeshTensor, transfer: int, what: str) -> Array | None:
@@ -234,7 +238,7 @@ class Transfers:
         """Wait until everything this rank gave has left."""
         for transport in self._transports:
             if not transport.idle():
-                wait_until(transport.idle, self.progress, self._watchdog, what)
+                wait_until(transport.idle, self.progress, self._watchdog, what, self.busy)
 
     @property
     def _transports(self) -> list[Transport]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -53,6 +54,8 @@ class Worker:
         self._host: dict[int, Array] = {}
         self._results: list[Any] = []
         self._numbers: dict[tuple[MeshTensor, int], jax.Array] = {}
+        self._latest: jax.Array | None = None
+        transfers.busy = self._busy
         self._compiler = Compiler(store)
         self._programs: dict[str, tuple[str, jax.stages.Compiled]] = {}
         if store is not None and meet is not None:
@@ -100,6 +103,7 @@ class Worker:
                 call()
             self._transfers.finish("sending the last messages of the step")
             slots, program = self._slots, self._program
+            self._latest = None
             self._results = [slots[s] if s >= 0 else None for s in program.results]
             new = [replace() for _, replace in self._state]
             kept = set(program.placed.values())
@@ -171,6 +175,7 @@ class Worker:
         self._programs[action.function] = (action.mesh, run)
         slots, operands, results = self._slots, action.operands, action.results
         watchdog, transfers, what, settles = self._watchdog, self._transfers, action.what, action.settles
+        smallest = min(range(len(results)), key=lambda i: prod(function.results[i].shape), default=None)
 
         def call() -> None:
             if settles:
@@ -178,9 +183,16 @@ class Worker:
             watchdog.beat(what)
             for slot, value in zip(results, run(*[slots[i] for i in operands]), strict=True):
                 slots[slot] = value
+            if smallest is not None:
+                self._latest = slots[results[smallest]]
             transfers.progress()
 
         return call
+
+    def _busy(self) -> bool:
+        """Whether the last program is not done."""
+        latest = self._latest
+        return latest is not None and not latest.is_deleted() and not latest.is_ready()
 
     def _cut(self, action: actions.Cut) -> Callable[[], None]:
         size = action.type.shape[action.dim]

@@ -21,6 +21,8 @@ import numpy as np
 
 from alpa_mlir.runtime.guard import Watchdog
 
+SPINS = 20
+SHORTEST_SLEEP, LONGEST_SLEEP = 1e-5, 3e-4
 Window = tuple[slice, ...]
 Array = np.ndarray[Any, np.dtype[Any]]
 Buffer: TypeAlias = Any
@@ -71,13 +73,25 @@ class Transport(ABC):
         return nullcontext()
 
 
-def wait_until(done: Test, progress: Callable[[], None], watchdog: Watchdog, what: str) -> None:
-    """Return when `done()`; meanwhile `progress()`.  First spins a little, then sleeps up to 0.3 ms."""
+def wait_until(
+    done: Test, progress: Callable[[], None], watchdog: Watchdog, what: str, busy: Test | None = None
+) -> None:
+    """Return when `done()`; meanwhile `progress()`.  First spins a little, then sleeps up to 0.3 ms at a time.
+
+    Looking often costs a core that computes its time, and looking seldom costs one that idles its: while `busy()` the
+    sleeps are long, afterwards a tenth of the time idled so far.
+    """
     watchdog.wait(what)
-    pause, spins = 1e-5, 0
+    idle_since, spins = time.monotonic(), 0
     while not done():
         progress()
         spins += 1
-        time.sleep(0 if spins < 20 else pause)
-        if spins >= 20:
-            pause = min(2 * pause, 3e-4)
+        if spins < SPINS:
+            time.sleep(0)
+            continue
+        now = time.monotonic()
+        if busy is not None and busy():
+            idle_since = now
+            time.sleep(LONGEST_SLEEP)
+        else:
+            time.sleep(min(LONGEST_SLEEP, max(SHORTEST_SLEEP, (now - idle_since) / 10)))
