@@ -1,14 +1,14 @@
 """Messages between ranks by MPI: non-blocking, from and into the memory that XLA computes in.
 
-A send is issued when its array is computed (`is_ready`), not when the program reaches it, and it holds a host
-view of the array until the message has left: as long as the view lives XLA does not reuse the buffer (without
-it, a donation during the send was seen to corrupt the message).  Boxes that are not contiguous are packed, into
-buffers that are used again (MPI's own strided types were slower by far on busy cores).  Messages above 1 GiB go in
-chunks, because Open MPI refuses counts above 2³¹-1.
+A send is issued when its array is computed, not when the program reaches it: a thread waits for that and issues it at
+once, whatever the other threads do.  It holds a host view of the array until the message has left: as long as the view
+lives XLA does not reuse the buffer (without it, a donation during the send was seen to corrupt the message).  Boxes
+that are not contiguous are packed, into buffers that are used again (MPI's own strided types were slower by far on busy
+cores).  Messages above 1 GiB go in chunks, because Open MPI refuses counts above 2³¹-1.
 
 Where a submesh spans ranks, a program of its may hold the calling thread until its peers arrive, and a peer may
-be waiting for a message of ours: there a thread makes the progress.  One lock keeps the two threads from talking
-to MPI at once.
+be waiting for a message of ours: there another thread makes the progress.  One lock keeps the threads from talking to
+MPI at once.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
+import jax
 import numpy as np
 
 from alpa_mlir.runtime.guard import guarded
@@ -43,24 +46,27 @@ class MpiTransport(Transport):
         self._arriving: list[_Arrival] = []
         self._scratch = HostMemory()
         self._lock = threading.RLock()
+        self._computed: SimpleQueue[Held] = SimpleQueue()
         self.sent = 0
-        if threaded:
-            # An error in that thread ends the job: the main thread may be in a collective that never ends.
-            work = partial(guarded, self._comm.rank, self._keep_moving)
-            threading.Thread(target=work, daemon=True, name="messages").start()
+        for work in (self._send_computed, self._keep_moving) if threaded else (self._send_computed,):
+            # An error in such a thread ends the job: the main thread may be in a collective that never ends.
+            guarded_work = partial(guarded, self._comm.rank, work)
+            threading.Thread(target=guarded_work, daemon=True, name="messages").start()
 
     def post_send(self, held: Held, window: Window, message: Message, after: Sequence[Test] = ()) -> None:
         """See `Transport`."""
         with self._lock:
             self._waiting.append((held, window, message, after))
             self.progress()
+        if not is_ready(held):
+            self._computed.put(held)
 
     def post_receive(self, target: Array, message: Message) -> Test:
         """See `Transport`; posted at once, so that the message can land early."""
         direct = target.flags.c_contiguous
-        landing = target if direct else self._scratch.take(target.shape, target.dtype, 0)
         tag = self._tag(message)
         with self._lock:
+            landing = target if direct else self._scratch.take(target.shape, target.dtype, 0)
             requests = [self._comm.Irecv([c, self._byte], message.sender, tag) for c in chunks(landing)]
             # What has landed must not be kept from being used again until somebody makes progress.
             self._arriving = [arrival for arrival in self._arriving if arrival.open]
@@ -86,6 +92,16 @@ class MpiTransport(Transport):
         """See `Transport`: what has been issued holds a view."""
         with self._lock:
             return all(isinstance(held, np.ndarray) for held, _, _, _ in self._waiting)
+
+    def _send_computed(self) -> None:
+        """A thread's work: let a value leave as soon as it is computed, however long the others sleep."""
+        while True:
+            held = self._computed.get()
+            # A value that was donated since has left before.
+            with suppress(RuntimeError):
+                jax.block_until_ready(held)
+            del held
+            self.progress()
 
     def _keep_moving(self) -> None:
         while True:
