@@ -212,8 +212,7 @@ def steps(model: str, devices: int, most: int, rounds: int) -> list[Timed]:
     for _ in range(rounds):
         for name, _, step in running:
             begin = time.perf_counter()
-            step.step()
-            step.results()
+            jax.block_until_ready(step.step())
             best[name] = min(best[name], time.perf_counter() - begin)
     found = [Timed(name, predicted, best[name]) for name, predicted, _ in running]
     table = Table(title=f"seconds of a step, {model}")
