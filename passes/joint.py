@@ -32,6 +32,8 @@ from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.stages import has_backward
 
 FIRST, HALF, IDLE, WORTH = 8, 0.5, 0.1, 0.01
+PATIENT = 2
+"""How many numbers of microbatches in a row may be no better before the search ends, where memory is short."""
 INFINITE = float("inf")
 AUTO, NONE, FULL = "auto", "none", "full"
 INTERLEAVED, SIMPLE = "interleaved", "1f1b"
@@ -153,14 +155,15 @@ class JointChoice:
         """Numbers of microbatches up from FIRST as long as it gets better, and down where up was no way."""
         start = max((n for n, count in enumerate(counts) if count <= FIRST), default=0)
         first = best = self._try_count(counts[start])
-        at, tried = start, {start}
-        while self.divides and at + 1 < len(counts):
-            following = min(at + (1 if best < INFINITE else 2), len(counts) - 1)
-            tried.add(following)
-            seconds = self._try_count(counts[following])
-            if seconds > best or seconds == best < INFINITE or not self.divides:
-                break
-            at, best = following, seconds
+        position, at, tried, worse = start, start, {start}, 0
+        while self.divides and position + 1 < len(counts) and worse < self._patience(counts[at]):
+            position = min(position + (1 if best < INFINITE else 2), len(counts) - 1)
+            tried.add(position)
+            seconds = self._try_count(counts[position])
+            if seconds < best:
+                at, best, worse = position, seconds, 0
+            elif best < INFINITE:
+                worse += 1
         if start < at and at - 1 not in tried and best < INFINITE:
             self._try_count(counts[at - 1])
         if best < first:
@@ -170,6 +173,14 @@ class JointChoice:
             if seconds > best or seconds == best < INFINITE:
                 break
             best = seconds
+
+    def _patience(self, count: int) -> int:
+        """How many numbers that are no better end the search: where memory is short, prices jump, and more of them
+        need less."""
+        return PATIENT if any(isinstance(r.error, DoesNotFit) for r in self._of_count(count)) else 1
+
+    def _of_count(self, count: int) -> list[Considered]:
+        return [r for r in self.rows if r.setting.microbatches == count]
 
     def _try_count(self, count: int) -> float:
         """One number of microbatches, with the rematerialisation that was asked for, or as much as memory demands.
