@@ -133,7 +133,7 @@ class _Free:
         cost = self.shared.constant + solution.cost
         self.best.offer(tying.invert(solution.labels), cost)
         if whole:
-            self.bound = cost
+            self.bound = max(self.bound, self.shared.constant + solution.bound)
         return whole
 
     def _sweep(self, sweeps: Sweeps) -> None:

@@ -44,7 +44,7 @@ def solve(
             f"memory too small: at least {least:.0f} bytes per device are needed, {problem.limit:.0f} given"
         )
     large = sum(m.size for m in problem.edges.values()) > LARGE
-    if engine == "search" or (engine == "auto" and large and problem.runs.rows and solver == "highs"):
+    if engine == "search" or (engine == "auto" and large and solver == "highs"):
         from alpa_mlir.passes.intra.search import search
 
         return search(problem, progress, stop)
