@@ -102,7 +102,7 @@ class _Share:
 
     `spots` are its tiles of the destination with their shapes; `whole` those that move from one device of this process
     to another as they are.  `moves` come from the source mesh.  `rounds` pass on inside the destination mesh what has
-    landed in the moves and the rounds before: receives and sends.
+    landed in the moves and the rounds before: receives and sends.  `receives`: some moves come from other processes.
     """
 
     sent: tuple[_Sent, ...]
@@ -113,6 +113,7 @@ class _Share:
     placed: tuple[tuple[Spot, Any], ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    receives: bool
 
 
 class Transfers:
@@ -152,8 +153,7 @@ class Transfers:
         if keep or side is not self._side:
             views = {device: side.memory.hold(shard) for device, shard in held.items()}
             held |= {device: view for device, view in views.items() if view is not None}
-        hold = any(r.transport is side.peers for r in share.moves)
-        with side.together((path.source.mesh, path.target.mesh), hold=hold):
+        with side.together((path.source.mesh, path.target.mesh), hold=share.receives):
             for s in share.sent:
                 message = self._message(s.piece, transfer)
                 s.transport.post_send(held[s.device], s.window, message)
@@ -289,6 +289,7 @@ class Transfers:
             tuple(placed),
             shape,
             dtype,
+            any(p.source is not None and p.sender not in side.own for p in landed),
         )
 
 

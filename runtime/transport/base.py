@@ -13,8 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -33,8 +32,7 @@ Test = Callable[[], bool]
 """Whether something is done; may be asked again and again, and after it was true."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A box on its way; `tag` is unique among those that are under way from this sender to this receiver."""
 
     sender: int
