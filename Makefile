@@ -14,6 +14,8 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	# Compile the loops of the second solver engine once; numba keeps them.
+	$(BIN)/alpa-mlir-solve --engine search examples/instance.json > /dev/null 2>&1
 	touch $(STAMP)
 
 # Export a GPT training step, plan it for 4 devices (2 stages of 2, 4 microbatches), train 20 steps under mpirun on a small

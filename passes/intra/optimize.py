@@ -163,11 +163,13 @@ def _within_memory(graph: StageGraph, limit: float, solver: str, free: Optimum) 
     numbers: dict[int, int] = {}
     alike = [numbers.setdefault(id(held), len(numbers)) for held in graph.held]
     tying = Tying.of(shared, alike)
-    if len(tying.nodes) <= SMALL or tying.classes > SHARE * len(tying.nodes):
+    whole = len(tying.nodes) <= SMALL or tying.classes > SHARE * len(tying.nodes)
+    if whole:
         tying = Tying.none(shared)
     solution: Solution = solve(tying.apply(graph.held, graph.moments, limit), solver)
     labels = shared.invert(tying.invert(solution.labels))
     cost = shared.constant + solution.cost
-    found = Optimum(labels, cost, free.bound, float(graph.usage(labels).max(initial=0.0)), ())
+    bound = max(free.bound, shared.constant + solution.bound) if whole else free.bound
+    found = Optimum(labels, cost, min(bound, cost), float(graph.usage(labels).max(initial=0.0)), ())
     line = f"cost {found.cost:.6g}, bound {found.bound:.6g}, gap {100 * found.gap:.2g} %"
     return replace(found, steps=(*free.steps, f"memory binds: tie: {tying.size()}", *solution.steps, line))

@@ -21,6 +21,8 @@ STEPS = 400
 """Forest steps of one repair at most."""
 DEARER = 1.03
 """Growth of prices from one step to the next."""
+LOUDER = 1.3
+"""The same, where costs do not count."""
 START = 5e-4
 """The first addition to a price, in parts of (bound / room)."""
 SIZES = (5, 12, 30)
@@ -54,9 +56,32 @@ class Repair:
     def run(self, flat: Flat, prices: Prices, best: float) -> Iterator[Ids]:
         """Labellings that fit, from where the ascent is; `best` is the cost of the best known one."""
         labels = self.fitting(flat, prices.labels.copy(), prices.best_prices, prices.bound)
+        if labels is None and best == np.inf:
+            labels = self.smallest(flat)
         if labels is not None:
             self.polished(flat, labels, prices.best_prices, best)
             yield labels
+
+    def smallest(self, flat: Flat) -> Ids | None:
+        """A labelling that fits and has nothing forbidden, whatever it costs; None where none is found.
+
+        Costs count as nothing here, only what is forbidden does, and bytes at rows over their room.
+        """
+        bare = flat._replace(
+            cost=np.where(flat.cost < flat.big, 0.0, flat.big), entries=np.where(flat.entries < flat.big, 0.0, flat.big)
+        )
+        pairs = zip(flat.start[:-1], flat.start[1:], strict=True)
+        labels = np.array([int(np.argmin(flat.held[a:b] + bare.cost[a:b])) for a, b in pairs], dtype=np.int64)
+        weights = np.full(len(flat.room), 1.0)
+        for _ in range(STEPS):
+            self.seed += 1
+            forest_step(bare, priced_costs(bare, weights), labels, self.seed)
+            excess = usage(flat, labels) - flat.room
+            if excess.max(initial=0.0) <= 0 and cost_of(bare, bare.cost, labels) < flat.big:
+                return labels
+            weights = np.where(excess > 0, weights * LOUDER, weights)
+            weights *= 1.0 / max(float(weights.max(initial=0.0)), 1.0)
+        return None
 
     def fitting(self, flat: Flat, labels: Ids, prices: Array, bound: float) -> Ids | None:
         """A labelling that fits, from one that may not; None where that takes too many steps."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.spans import Spans
 from alpa_mlir.tools.diagnostics import guarded
 from alpa_mlir.tools.solve import NAME, main
+
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "instance.json")
 
 
 def random_instance(seed: int) -> dict:
@@ -92,3 +95,35 @@ def test_what_is_no_instance_is_one_located_error(tmp_path, capsys, text):
     path.write_text(text)
     assert guarded(NAME, main, [str(path)]) == 1
     assert capsys.readouterr().err.startswith(f"{path}:1:1: error: ")
+
+
+def test_the_engines_agree_and_say_what_is_proven(tmp_path, capsys):
+    costs = []
+    for engine in ("highs", "search"):
+        out = tmp_path / f"{engine}.json"
+        assert guarded(NAME, main, [EXAMPLE, "--engine", engine, "-o", str(out)]) == 0
+        found = json.loads(out.read_text())
+        assert found["optimal"] and found["bound"] <= found["cost"] and found["gap"] <= 1e-6
+        costs.append(found["cost"])
+    assert costs[0] == pytest.approx(costs[1])
+    assert "bound" in capsys.readouterr().out
+
+
+def test_a_time_limit_ends_the_search_with_a_true_gap(tmp_path, capsys):
+    out = tmp_path / "solution.json"
+    arguments = [EXAMPLE, "--engine", "search", "--time-limit", "1e-9", "-o", str(out)]
+    assert guarded(NAME, main, arguments) == 0
+    found = json.loads(out.read_text())
+    assert found["bound"] <= 443 <= found["cost"]
+    with pytest.raises(SystemExit):
+        main([EXAMPLE, "--time-limit", "0"])
+
+
+@pytest.mark.parametrize("engine", ["highs", "search"])
+def test_an_instance_without_a_solution_is_one_located_error(tmp_path, capsys, engine):
+    document = json.loads(Path(EXAMPLE).read_text())
+    document["problem"]["usage_limit"] = 20
+    path = tmp_path / "tight.json"
+    path.write_text(json.dumps(document))
+    assert guarded(NAME, main, [str(path), "--engine", engine]) == 1
+    assert capsys.readouterr().err.startswith(f"{path}:1:1: error: memory too small")
