@@ -29,7 +29,7 @@ from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem, Progress,
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph
 from alpa_mlir.passes.intra.repair import Repair
 
-WORK = 32e9
+WORK = 64e9
 """Table entries that the first ascent looks at, about."""
 CHUNKS = 12
 """How often an ascent is interrupted for a repair."""
