@@ -17,10 +17,12 @@ from alpa_mlir.passes.intra.flat import Array, Flat
 from alpa_mlir.passes.intra.prices import Prices, priced_costs, usage_of
 from alpa_mlir.passes.intra.trees import cost_of, forest_step, polish
 
-STEPS = 400
+STEPS = 150
 """Forest steps of one repair at most."""
-DEARER = 1.03
-"""Growth of prices from one step to the next."""
+DEARER, GENTLE, HURRY = 1.03, 60, 1.1
+"""Growth of prices from one step to the next, for how many steps, and after them."""
+LAST_RESORTS = 3
+"""How often a labelling is looked for whatever it costs."""
 LOUDER = 1.3
 """The same, where costs do not count."""
 START = 5e-4
@@ -52,11 +54,13 @@ class Repair:
     """Repairs in turn; the seed of the permutations counts on."""
 
     seed: int = 0
+    resorts: int = 0
 
     def run(self, flat: Flat, prices: Prices, best: float) -> Iterator[Ids]:
         """Labellings that fit, from where the ascent is; `best` is the cost of the best known one."""
         labels = self.fitting(flat, prices.labels.copy(), prices.best_prices, prices.bound)
-        if labels is None and best == np.inf:
+        if labels is None and best == np.inf and self.resorts < LAST_RESORTS:
+            self.resorts += 1
             labels = self.smallest(flat)
         if labels is not None:
             self.polished(flat, labels, prices.best_prices, best)
@@ -87,14 +91,14 @@ class Repair:
         """A labelling that fits, from one that may not; None where that takes too many steps."""
         weights = prices.copy()
         scale = START * max(abs(bound), 1e-30) / max(float(np.abs(flat.room).max(initial=0.0)), 1e-30)
-        for _ in range(STEPS):
+        for step in range(STEPS):
             self.seed += 1
             forest_step(flat, priced_costs(flat, weights), labels, self.seed)
             excess = usage(flat, labels) - flat.room
             most = float(excess.max(initial=0.0))
             if most <= 0:
                 return labels if cost_of(flat, flat.cost, labels) < flat.big else None
-            scale *= DEARER
+            scale *= DEARER if step < GENTLE else HURRY
             weights = np.where(excess > 0, weights * DEARER + scale * excess / most, weights)
         return None
 
