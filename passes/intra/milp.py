@@ -15,7 +15,7 @@ Deterministic: one thread, fixed seed, and a bias towards low label numbers far 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem
 
 BIAS = 1e-9
 ECOS_LIMIT = 300
+COARSE = 100.0
+"""Costs this many times the optimum make the solver's tolerances too coarse: it is asked again without them."""
 SETTINGS: dict[str, dict[str, object]] = {
     "HIGHS": {"highs_options": {"threads": 1, "random_seed": 1, "mip_rel_gap": 1e-9, "output_flag": False}},
     "ECOS_BB": {"mi_max_iters": 100_000, "mi_abs_eps": 1e-9, "mi_rel_eps": 1e-9},
@@ -134,6 +136,25 @@ def solve_program(problem: Problem, solver: str = "highs") -> Answer:
     CompileError where the solver is unknown or gives up, DoesNotFit where no labelling keeps within memory.
     """
     name = check_solver(solver)
+    answer = _solve_once(problem, name)
+    cost = problem.cost(answer.labels)
+    if name == "HIGHS" and 0 < cost < np.inf and _largest(problem) > COARSE * cost:
+        return _solve_once(_without_dear(problem, cost), name)
+    return answer
+
+
+def _largest(problem: Problem) -> float:
+    tables = (*problem.costs, *problem.edges.values())
+    return max((float(np.max(t, where=np.isfinite(t), initial=0.0)) for t in tables), default=0.0)
+
+
+def _without_dear(problem: Problem, cost: float) -> Problem:
+    """The same without what alone costs more than a known labelling: tolerances are parts of the largest cost."""
+    edges = {e: np.where(m <= cost * (1 + 1e-9), m, np.inf) for e, m in problem.edges.items()}
+    return replace(problem, costs=tuple(np.minimum(c, 2 * cost) for c in problem.costs), edges=edges)
+
+
+def _solve_once(problem: Problem, name: str) -> Answer:
     encoding = encode(problem)
     if name == "ECOS_BB" and encoding.count > ECOS_LIMIT:
         raise CompileError(

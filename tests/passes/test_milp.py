@@ -116,3 +116,13 @@ def test_infinite_pairs_are_never_chosen() -> None:
 def test_dominated_rows_go() -> None:
     rows = sparse.csr_matrix(np.array([[1.0, 0, 1], [1, 1, 1], [1, 1, 1], [0, 2, 0]]))
     assert undominated_rows(rows).toarray().tolist() == [[1, 1, 1], [0, 2, 0]]
+
+
+def test_dear_labels_do_not_blur_the_optimum() -> None:
+    for seed in range(20):
+        problem = random_problem(2001 + 2 * seed, memory=True)
+        dear = tuple(np.append(c, 1e11) for c in problem.costs)
+        edges = {e: np.pad(m, ((0, 1), (0, 1)), constant_values=1e10) for e, m in problem.edges.items()}
+        held = tuple(np.append(b, 1.0) for b in problem.bytes)
+        blurred = Problem(dear, edges, held, problem.rows, problem.limit)
+        assert solve(blurred, reduce=False).cost == brute_force(problem), seed
