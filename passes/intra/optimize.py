@@ -26,7 +26,7 @@ SMALL = 150
 SHARE = 0.5
 """Classes per node up to which tying is worth its loss."""
 GAP = 2e-3
-"""What a tied solution may cost above the bound, in parts of its cost, before more is tried."""
+"""What a solution may cost above the bound, in parts of its cost, before more is tried."""
 PERIODS = (1, 2, 4, 0)
 """Every p-th of the nodes that look alike is tied, for each p in turn until the gap is small; 0: none is."""
 SWEEPS = 40
@@ -128,7 +128,8 @@ class _Free:
             tying = Tying.none(self.shared)
         else:
             self.steps.append(f"tie{f' every {period}' if period > 1 else ''}: {tying.size()}")
-        solution = solve(tying.apply(), self.solver)
+        start = tying.restrict(self.best.labels) if self.best.labels else ()
+        solution = solve(tying.apply(), self.solver, start=start, gap=GAP)
         self.steps += solution.steps
         cost = self.shared.constant + solution.cost
         self.best.offer(tying.invert(solution.labels), cost)

@@ -14,6 +14,7 @@ between steps, ends the search early.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,12 +61,16 @@ def search(
     *,
     small: int = SMALL,
     neighbourhoods: int = MOST_NEIGHBOURHOODS,
+    start: Sequence[int] = (),
+    gap: float = 0.0,
 ) -> Solution:
     """A labelling within memory and a bound on all; DoesNotFit where none exists or none was found.
 
-    `small`: pairs of labels left up to which branch and bound is tried; `neighbourhoods` at most are tried.
+    `small`: pairs of labels left up to which branch and bound is tried; `neighbourhoods` at most are tried; `start`:
+    a labelling that is known; `gap`: what the labelling may cost above the bound, in parts of its cost.
     """
-    found = _Search(problem, progress, stop, small, neighbourhoods)
+    found = _Search(problem, progress, stop, small, neighbourhoods, gap)
+    found.begin(start)
     found.run()
     if found.labels is None:
         raise DoesNotFit(
@@ -85,6 +90,7 @@ class _Search:
     stop: Stop
     small: int
     neighbourhoods: int
+    gap: float = 0.0
     labels: tuple[int, ...] | None = None
     cost: float = np.inf
     bound: float = -np.inf
@@ -98,6 +104,11 @@ class _Search:
             bool((t == np.floor(t))[np.isfinite(t)].all()) for t in (*self.problem.costs, *self.problem.edges.values())
         )
         self.steps.append(f"problem: {self.graph.size()}")
+
+    def begin(self, labels: Sequence[int]) -> None:
+        """Take a labelling that is known, if it is one."""
+        if len(labels) and self.problem.fits(labels) and np.isfinite(self.problem.cost(labels)):
+            self.labels, self.cost = tuple(labels), self.problem.cost(labels)
 
     def run(self) -> None:
         """All phases, until bound and cost meet."""
@@ -127,11 +138,11 @@ class _Search:
                 self.steps.append(f"{type(reduction).__name__.lower()}: {count} gone: {self.graph.size()}")
         self.order, self.flat = flatten(self.graph, self.problem.runs, self.problem.limit)
         if (least_usage(self.flat) > self.flat.room).any():
-            self.bound = self.cost
+            self.bound = self._proven()
             return False
         if not self.order:
             self.adopt(np.zeros(0, dtype=np.int64))
-            self.bound = self.cost
+            self.bound = self._proven()
         return bool(self.order)
 
     def _ascend(self, last: Prices | None, share: float) -> Prices:
@@ -162,7 +173,7 @@ class _Search:
         """Drop what no better labelling uses; None where nothing better is left."""
         fixed = self._fixed(prices)
         if self._closed() or not np.logical_or.reduceat(fixed.keep, self.flat.start[:-1]).all():
-            self.bound = self.cost
+            self.bound = self._proven()
             self.steps.append("nothing better is left")
             return None
         if fixed.gone or not fixed.keep.all():
@@ -220,10 +231,10 @@ class _Search:
         if found.labels is not None:
             self.adopt(found.labels)
         # What was dropped costs more than the cutoff: it holds nothing better than the best known.
-        self.bound = max(self.bound, min(found.bound + constant, self.cost))
+        self.bound = max(self.bound, min(found.bound + constant, self._proven()))
         self.steps.append(f"branch and bound: {len(self.flat.cost)} labels: {self._state()}")
         if self._closed():
-            self.bound = self.cost
+            self.bound = self._proven()
 
     def adopt(self, labels: Ids) -> None:
         """Take a labelling of the flat problem if it is the best."""
@@ -240,7 +251,13 @@ class _Search:
 
     def _cutoff(self) -> float:
         """What a better labelling costs at the most."""
-        return self.cost - (0.999 if self.whole else FINE * abs(self.cost)) if self.cost < np.inf else np.inf
+        if self.cost == np.inf:
+            return np.inf
+        return self.cost - max(0.999 if self.whole else FINE * abs(self.cost), self.gap * abs(self.cost))
+
+    def _proven(self) -> float:
+        """The bound where no better labelling is left."""
+        return self._cutoff() if self.gap else self.cost
 
     def _closed(self) -> bool:
         return bool(np.isfinite(self.cost)) and self.bound > self._cutoff()

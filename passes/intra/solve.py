@@ -7,6 +7,7 @@ restriction that nodes which a row counts are not eliminated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, Worki
 
 ROUNDS = 8
 LARGE = 20_000
-"""Entries of edge tables up to which branch and bound is tried at once, even where memory binds."""
+"""Entries of edge tables up to which branch and bound is tried at once."""
 
 
 def solve(
@@ -30,12 +31,14 @@ def solve(
     reduce: bool = True,
     progress: Progress = quiet,
     stop: Stop = never,
+    start: Sequence[int] = (),
+    gap: float = 0.0,
 ) -> Solution:
     """A labelling within memory, and how far at most it is from the best one.
 
     `engine` highs: optimal, by the chain above; search: by the second engine (`search.py`), which says in `bound` what
-    is proven; auto: the second engine where memory binds and the problem is large. DoesNotFit where memory cannot
-    be kept, CompileError where the solver fails.
+    is proven, begins with `start` and ends within `gap` of the bound; auto: the second engine where the problem is
+    large. DoesNotFit where memory cannot be kept, CompileError where the solver fails.
     """
     check_solver(solver)
     least = float(problem.least_usage().max(initial=0.0))
@@ -47,7 +50,7 @@ def solve(
     if engine == "search" or (engine == "auto" and large and solver == "highs"):
         from alpa_mlir.passes.intra.search import search
 
-        return search(problem, progress, stop)
+        return search(problem, progress, stop, start=start, gap=gap)
     free = replace(problem, rows=sparse.csr_matrix((0, len(problem.costs))), spans=None, limit=float("inf"))
     relaxed = _solve_reduced(free, solver, reduce)
     if problem.fits(relaxed.labels):

@@ -11,7 +11,7 @@ The optimum of the tied problem is a labelling of the whole one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,10 @@ class Tying:
     def invert(self, labels: Sequence[int]) -> dict[int, int]:
         """The label of each node that a labelling of the classes stands for."""
         return dict(zip(self.nodes, np.asarray(labels)[self.of_node].tolist(), strict=True))
+
+    def restrict(self, labels: Mapping[int, int]) -> tuple[int, ...]:
+        """The label of each class, that of its first node."""
+        return tuple(labels[self.nodes[p]] for p in self.first.tolist())
 
     def size(self) -> str:
         """What was tied, in words."""

@@ -149,3 +149,14 @@ def test_a_neighbourhood_never_makes_it_worse() -> None:
             labels = better
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < costs[0]
+
+
+def test_a_gap_is_allowed_and_said() -> None:
+    """With a gap the search may begin with a labelling and end early, and its bound stays one."""
+    for seed in range(60):
+        problem = random_problem(seed, memory=False)
+        best = brute_force(problem)
+        first = tuple(0 for _ in problem.costs)
+        found = search(problem, start=first, gap=0.2)
+        assert found.bound <= best + 1e-9 * (1 + abs(best)), seed
+        assert best - 1e-9 <= found.cost <= min(problem.cost(first), max(best, found.bound / 0.8)) + 1e-9, seed

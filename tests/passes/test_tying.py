@@ -63,9 +63,10 @@ def chain() -> StageGraph:
 def test_elimination_keeps_the_optimum(name: str) -> None:
     graph = graph_of(normalized(name, make_context()), (2, 2))
     found = optimum(graph, INF, "highs")
-    assert found.cost == pytest.approx(solve(graph.problem()).cost, rel=1e-9)
+    best = solve(graph.problem(), engine="highs").cost
+    assert best * (1 - 1e-9) <= found.cost <= best * (1 + GAP)
     assert graph.problem().cost(found.labels) == pytest.approx(found.cost, rel=1e-9)
-    assert found.bound == pytest.approx(found.cost, rel=1e-9)
+    assert found.cost * (1 - GAP) <= found.bound <= best * (1 + 1e-9)
 
 
 def test_equal_layers_that_alternate_are_tied_every_second(chain: StageGraph, monkeypatch: pytest.MonkeyPatch) -> None:
