@@ -143,7 +143,7 @@ def _model(made: Program, scale: float, big: float) -> highspy.HighsLp:
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = len(made.cost), len(made.lower)
     model.col_cost_ = np.where(possible, made.cost, 0.0) * scale
-    model.col_lower_, model.col_upper_ = np.zeros(len(made.cost)), np.where(possible, np.inf, 0.0)
+    model.col_lower_, model.col_upper_ = np.zeros(len(made.cost)), np.where(possible, 1.0, 0.0)
     model.row_lower_, model.row_upper_ = made.lower, made.upper
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     model.a_matrix_.start_ = made.rows.indptr
