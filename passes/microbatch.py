@@ -21,6 +21,7 @@ from alpa_mlir.passes.local.time_analysis import DetachBase, TimeAnalysis
 from alpa_mlir.passes.local.time_base import detach_base
 from alpa_mlir.passes.local.time_rewrite import Microbatched
 from alpa_mlir.passes.local.time_states import INVARIANT, STATISTIC, State, split
+from alpa_mlir.passes.local.update_order import order_by_results
 from alpa_mlir.passes.registry import Pass, option, register
 
 
@@ -57,6 +58,7 @@ class Microbatch(Pass):
             main = functions(module)["main"]
             analysis = _analyse(main, self.count, self.allow_per_microbatch_statistics)
             Microbatched(main, analysis).write()
+            order_by_results(functions(module)["update"])
         alpa.set_string(module.operation, alpa.LEVEL, "microbatched")
         alpa.set_int(module.operation, alpa.MICROBATCHES, self.count)
         if analysis.statistics and self.count > 1:

@@ -167,7 +167,7 @@ def _within_memory(graph: StageGraph, limit: float, solver: str, free: Optimum) 
     whole = len(tying.nodes) <= SMALL or tying.classes > SHARE * len(tying.nodes)
     if whole:
         tying = Tying.none(shared)
-    solution: Solution = solve(tying.apply(graph.held, graph.moments, limit), solver)
+    solution: Solution = solve(tying.apply(graph.held, graph.moments, limit), solver, gap=GAP)
     labels = shared.invert(tying.invert(solution.labels))
     cost = shared.constant + solution.cost
     bound = max(free.bound, shared.constant + solution.bound) if whole else free.bound
