@@ -23,6 +23,7 @@ from scipy import sparse
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.costs.communication import Ids
+from alpa_mlir.passes.intra.live_sets import live_sets
 from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem
 
 BIAS = 1e-9
@@ -50,7 +51,10 @@ class Encoding:
 
 
 def encode(problem: Problem) -> Encoding:
-    """Columns: s of all nodes, then e of all finite label pairs of all edges. Costs are scaled to about one."""
+    """Columns: s of all nodes, e of all finite label pairs of all edges, then bytes of live sets (`live_sets.py`).
+
+    Costs are scaled to about one.
+    """
     starts = np.concatenate([[0], np.cumsum([len(c) for c in problem.costs])]).astype(int)
     count = int(starts[-1])
     builder = _Rows()
@@ -65,34 +69,23 @@ def encode(problem: Problem) -> Encoding:
         builder.marginal(numbers, columns, starts[v], matrix.shape[1])
         costs.append(matrix[rows, columns])
         column += len(rows)
-    marginals, targets = builder.build(column)
-    cost = np.concatenate(costs) if costs else np.zeros(0)
+    live = live_sets(problem, count)
+    marginals, targets = builder.build(column + live.columns)
+    ties, memory = (_wider(m, count, column - count) for m in (live.ties, live.rows))
+    marginals = sparse.vstack([marginals, ties]).tocsr()
+    targets = np.concatenate([targets, np.zeros(ties.shape[0])])
+    cost = np.concatenate([*costs, np.zeros(live.columns)])
     scale = float(np.abs(cost).max(initial=0.0)) or 1.0
     bias = np.concatenate([np.arange(len(c)) for c in problem.costs]) if count else np.zeros(0)
     scaled = cost / scale
     scaled[:count] += BIAS * bias / max(1, count)
-    return Encoding(scaled, marginals, targets, _memory(problem, starts, column), _room(problem), count,
-                    tuple(int(s) for s in starts), scale)  # fmt: skip
+    return Encoding(scaled, marginals, targets, memory, live.room, count, tuple(int(s) for s in starts), scale)
 
 
-def _memory(problem: Problem, starts: Array, columns: int) -> sparse.csr_matrix:
-    """The memory rows over the s columns, in units of the limit."""
-    if not problem.rows.shape[0]:
-        return sparse.csr_matrix((0, columns))
-    table = problem.rows.tocsc()
-    blocks = [
-        sparse.csc_matrix(table[:, [v]]) @ sparse.csc_matrix(b[None, :] / problem.limit)
-        for v, b in enumerate(problem.bytes)
-    ]
-    empty = sparse.csc_matrix((table.shape[0], columns - int(starts[-1])))
-    return sparse.hstack([*blocks, empty]).tocsr()
-
-
-def _room(problem: Problem) -> Array:
-    """What is left at each memory row, in units of the limit."""
-    base = problem.base if len(problem.base) else np.zeros(problem.rows.shape[0])
-    room: Array = 1.0 - base / problem.limit
-    return room
+def _wider(matrix: sparse.csr_matrix, count: int, pairs: int) -> sparse.csr_matrix:
+    """A matrix over s and live sets with empty columns for the pairs in between."""
+    empty = sparse.csr_matrix((matrix.shape[0], pairs))
+    return sparse.hstack([matrix[:, :count], empty, matrix[:, count:]]).tocsr()
 
 
 class _Rows:

@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.intra import live_sets, milp
 from alpa_mlir.passes.intra.bounds import FixByBound
 from alpa_mlir.passes.intra.milp import ECOS_LIMIT, solve_program
 from alpa_mlir.passes.intra.problem import Problem
@@ -65,6 +66,22 @@ def test_program_alone_equals_brute_force() -> None:
     for seed in range(500, 520):
         problem = random_problem(seed, memory=seed % 2 == 0)
         assert solve(problem, reduce=False).cost == pytest.approx(brute_force(problem), rel=1e-7, abs=1e-7), seed
+
+
+def test_running_sums_equal_direct_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both encodings of the memory rows have the same optimum; the second is used where it is told to be."""
+    monkeypatch.setattr(live_sets, "TIMES", 0)
+    for seed in range(1000, 1040):
+        problem = random_problem(seed, memory=True)
+        if not problem.rows.nnz:
+            continue
+        count = sum(len(c) for c in problem.costs)
+        assert live_sets.live_sets(problem, count, 0).columns == problem.rows.shape[0]
+        assert live_sets.live_sets(problem, count).columns == 0
+        monkeypatch.setattr(milp, "live_sets", lambda p, n: live_sets.live_sets(p, n, 0))
+        found = solve_program(problem).labels
+        assert problem.fits(found), seed
+        assert problem.cost(found) == pytest.approx(brute_force(problem), abs=1e-9), seed
 
 
 def test_each_reduction_keeps_the_optimum_and_inverts() -> None:
