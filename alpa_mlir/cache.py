@@ -15,7 +15,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from alpa_mlir import dialect, passes
+from alpa_mlir.dialect.source import digest_of_source
 
 VARIABLE = "ALPA_MLIR_CACHE_DIR"
 LIMIT = 2 << 30
@@ -32,11 +32,7 @@ def cache_directory() -> Path:
 
 def planning_version() -> str:
     """SHA-256 of the source of all that prices and decides, and the versions of the solvers."""
-    found = hashlib.sha256()
-    for wing in (dialect, passes):
-        root = Path(str(wing.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    found = hashlib.sha256(digest_of_source("dialect", "passes").encode())
     for name in ("numpy", "scipy", "cvxpy", "highspy", "jaxlib"):
         found.update(f"{name} {version(name)}\0".encode())
     return found.hexdigest()

@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jaxlib
 
-from alpa_mlir import dialect, runtime
+from alpa_mlir.dialect.source import digest_of_source
 from alpa_mlir.runtime.guard import label
 
 Identity = Mapping[str, str]
@@ -67,12 +66,6 @@ def _digest(path: Path) -> str:
         return ""
 
 
-@cache
 def source_digest() -> str:
     """SHA-256 of the source of what runs on a rank."""
-    found = hashlib.sha256()
-    for wing in (dialect, runtime):
-        root = Path(str(wing.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return found.hexdigest()
+    return digest_of_source("dialect", "runtime")
