@@ -305,12 +305,9 @@ def dynamic_slice_at_constants(op: ir.Operation) -> ir.Value | None:
     """A dynamic_slice at known indices is a slice; out-of-range indices are clamped, as the specification says."""
     source = op.operands[0]
     sizes = _integers(op, "slice_sizes")
-    starts = []
-    for operand, whole, size in zip(list(op.operands)[1:], _shape(source), sizes, strict=True):
-        index = splat_of(operand)
-        if index is None:
-            return None
-        starts.append(min(max(int(index.value), 0), whole - size))
+    starts = _known_starts(list(op.operands)[1:], _shape(source), sizes)
+    if starts is None:
+        return None
     limits = [start + size for start, size in zip(starts, sizes, strict=True)]
     strides = [1] * len(starts)
     made = stablehlo.SliceOp(source, starts, limits, strides, loc=op.location, ip=ir.InsertionPoint(op))
@@ -335,34 +332,36 @@ def updates_of_everything(op: ir.Operation) -> ir.Value | None:
     whole = _shape(op.results[0])
     link: ir.Operation | None = op
     while link is not None:
-        part, starts = _shape(link.operands[1]), _starts(link)
+        part, begin = _shape(link.operands[1]), _starts(link)
         cut = [i for i, (a, b) in enumerate(zip(part, whole, strict=True)) if a != b]
-        if starts is None or len(cut) != 1 or along not in (None, cut[0]):
+        if begin is None or len(cut) != 1 or along not in (None, cut[0]):
             break
         along = cut[0]
-        parts.setdefault(starts[along], link.operands[1])
+        parts.setdefault(begin[along], link.operands[1])
         link = _defining(link.operands[0], "dynamic_update_slice")
     if along is None:
         return None
-    ends = [start + _shape(part)[along] for start, part in sorted(parts.items(), key=lambda item: item[0])]
-    if sorted(parts) != [0, *ends[:-1]] or ends[-1] != whole[along]:
+    starts = sorted(parts)
+    values = [parts[start] for start in starts]
+    ends = [start + _shape(value)[along] for start, value in zip(starts, values, strict=True)]
+    if [*starts, whole[along]] != [0, *ends]:
         return None
-    values = [parts[start] for start in sorted(parts)]
     made = stablehlo.ConcatenateOp(values, along, loc=op.location, ip=ir.InsertionPoint(op))
     return _in_place_of(op, made)
 
 
 def _starts(update: ir.Operation) -> list[int] | None:
-    """Where a dynamic_update_slice at constant indices begins, clamped as the specification says; None for others."""
-    starts = []
-    for index, whole, size in zip(
-        list(update.operands)[2:], _shape(update.operands[0]), _shape(update.operands[1]), strict=True
-    ):
-        number = splat_of(index)
-        if number is None:
-            return None
-        starts.append(min(max(int(number.value), 0), whole - size))
-    return starts
+    """Where a dynamic_update_slice at constant indices begins; None for others."""
+    return _known_starts(list(update.operands)[2:], _shape(update.operands[0]), _shape(update.operands[1]))
+
+
+def _known_starts(indices: Sequence[ir.Value], whole: Sequence[int], part: Sequence[int]) -> list[int] | None:
+    """Where a part of a tensor at constant indices begins, clamped as the specification says; None at other indices."""
+    numbers = [splat_of(index) for index in indices]
+    known = [int(n.value) for n in numbers if n is not None]
+    if len(known) < len(numbers):
+        return None
+    return [min(max(n, 0), size - own) for n, size, own in zip(known, whole, part, strict=True)]
 
 
 @_rule("slice")
