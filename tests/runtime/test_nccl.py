@@ -22,7 +22,6 @@ from fake_nccl import Deadlock, World
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.plan import Plan, Stage
-from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.staged import MeshTensor, PlanMain
 from alpa_mlir.dialect.tiles import Placement, whole, within
 from alpa_mlir.passes.route import plan_route
@@ -36,29 +35,9 @@ from alpa_mlir.runtime.transfers import Transfers, device_side, host_side, lines
 from alpa_mlir.runtime.transport.gpu import Gpu
 from alpa_mlir.runtime.transport.nccl import NcclTransport
 from alpa_mlir.runtime.worker import Worker
+from benchmarks.reshard import CASES, sharding
 
-ALPA = [
-    ((2, 2), "S0RR", (2, 2), "S0RR"),
-    ((2, 2), "RRR", (2, 2), "S0RR"),
-    ((2, 2), "RS0R", (2, 2), "S0RR"),
-    ((2, 2), "RS01R", (2, 2), "S01RR"),
-    ((2, 2), "S1RR", (2, 2), "S0RR"),
-    ((2, 4), "S01RR", (3, 4), "S01RR"),
-    ((2, 4), "RS1R", (3, 4), "RRR"),
-    ((4, 1), "S0RR", (4, 1), "RRR"),
-]
 SHAPE = (24, 24, 2)
-
-
-def sharding(text: str) -> Sharding:
-    """`RS01R` over the axes x (0) and y (1)."""
-    dims: list[tuple[str, ...]] = []
-    for letter in text:
-        if letter in "RS":
-            dims.append(())
-        else:
-            dims[-1] += ("xy"[int(letter)],)
-    return Sharding(tuple(dims))
 
 
 class OneRank:
@@ -153,7 +132,7 @@ def play(job: Job, seed: int) -> World:
 
 
 @pytest.mark.parametrize("per_rank", [1, 2, 4])
-@pytest.mark.parametrize("case", ALPA, ids=lambda c: f"{c[1]}-{c[3]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[1]}-{c[3]}")
 def test_every_resharding_arrives(case: Any, per_rank: int) -> None:
     job = Job(case, per_rank, 0)
     world = play(job, per_rank)
@@ -165,20 +144,20 @@ def test_every_resharding_arrives(case: Any, per_rank: int) -> None:
 
 @pytest.mark.parametrize("dtype", [jax.numpy.bfloat16, np.bool_])
 def test_types_that_cupy_does_not_know_are_moved(dtype: Any) -> None:
-    play(Job(ALPA[2], 1, 1, dtype), 0)
+    play(Job(CASES[2], 1, 1, dtype), 0)
 
 
 @pytest.mark.parametrize("per_rank", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
 def test_stages_that_share_devices(seed: int, per_rank: int) -> None:
     """A rank's sends then start with its receives: apart, two that send to one another would wait for ever."""
-    for case in (ALPA[2], ALPA[4], ALPA[7]):
+    for case in (CASES[2], CASES[4], CASES[7]):
         play(Job(case, per_rank, seed, shared=True), seed)
 
 
 def test_the_fake_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A receive in the wrong order, and one that nobody sends for."""
-    job = Job(ALPA[0], 1, 0)
+    job = Job(CASES[0], 1, 0)
     world = World()
     everyone = [OneRank(world, job, r) for r in range(8)]
     for rank in everyone:
@@ -186,7 +165,7 @@ def test_the_fake_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
             what(number)
     with pytest.raises(Deadlock):
         world.finished()
-    world, job = World(), Job(ALPA[2], 1, 0, shared=True)
+    world, job = World(), Job(CASES[2], 1, 0, shared=True)
     everyone = [OneRank(world, job, r) for r in range(4)]
     for rank in everyone:  # sends and receives of a transfer apart
         together = rank.side.peers.together
