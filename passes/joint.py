@@ -26,6 +26,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.passes.inter.estimates import read_estimates
+from alpa_mlir.passes.inter.search import SLACK
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.words import needed_text
@@ -113,7 +114,7 @@ class Wishes:
 class JointChoice:
     """The search over settings; `stage` makes an attempt, which is kept while it may still be chosen.
 
-    `closer`, where attempts are rough, makes one whose error says more.
+    `closer`, where attempts are rough, makes one whose error says more. What a rough one needs may be wrong by SLACK.
     """
 
     def __init__(
@@ -230,11 +231,11 @@ class JointChoice:
             kinds = (self.wishes.schedule,)
         if not costs:
             return [Considered(setting, kinds[0])]
-        rows = []
+        rows, room = [], self.wishes.memory * (1 + SLACK if self.closer is not None else 1)
         for kind in kinds:
             step = simulate(kind, costs, setting.microbatches, lanes)
             peak = max(step.peak_bytes)
-            error = None if peak <= self.wishes.memory else too_large(peak, self.wishes.memory)
+            error = None if peak <= room else too_large(peak, self.wishes.memory)
             rows.append(Considered(setting, kind, step.makespan, peak, step.bubble, error))
         return rows
 

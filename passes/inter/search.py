@@ -29,7 +29,8 @@ from alpa_mlir.passes.intra.words import needed_text
 GAP = 1e-3
 """Partitions closer than this part of their cost are not told apart."""
 SLACK = 0.02
-"""Prices that need this part of the memory too much are tried: the exact stage may fit."""
+"""Prices that need this part of the memory too much are tried: the exact stage may fit. (Where the partition that
+prices find is the result, only if there is none without.)"""
 INTEREST = 2.0
 """Ranges whose step would take this many times the best without memory may stay without a labelling that fits."""
 
@@ -116,6 +117,8 @@ class StageSearch:
                 self.options, self.only = list(range(len(self.shapes))), ()
                 table = _Table(self, stages)
                 continue
+            if found is None and self.rough and table.widen():
+                continue
             self.useful = tuple(self.shapes[m] for m in table.useful())
             if found is None:
                 raise self._nothing_fits(stages, table)
@@ -200,6 +203,8 @@ class _Table:
         self.search, self.depth = search, search.in_flight.depth(max(stages))
         depth = self.depth
         self.limit = search.memory or float(search.cluster.memory)
+        self.allowed = self.limit * (1 + SLACK if search.layout.whole and not search.rough else 1.0)
+        """Bytes per device that an entry's price may need."""
         self.crowded = np.inf
         self.sizes = sorted({search.mesh(m).device_count for m in search.options})
         shape = (depth, search.layers, search.layers, len(self.sizes))
@@ -294,7 +299,7 @@ class _Table:
             known = self.search.evaluated.get((q, i, j, offer.option))
             if known is None:
                 latency, once = float(offer.prices.repeated[i, j]), float(offer.prices.once[i, j])
-                fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self._allowed()
+                fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self.allowed
             else:
                 latency, once, fits = known.microbatch_seconds, known.step_seconds, known.feasible
             if fits and (waits + 1) * latency + once < best:
@@ -309,8 +314,14 @@ class _Table:
         gone = [k for k, n in enumerate(self.sizes) if n < within and n not in sizes]
         self.latency[..., gone] = self.bottleneck[..., gone] = np.inf
 
-    def _allowed(self) -> float:
-        return self.limit * (1 + SLACK if self.search.layout.whole else 1.0)
+    def widen(self) -> bool:
+        """Allow for what prices may be wrong by; False where that was allowed, or is not to be."""
+        if self.allowed > self.limit or not self.search.layout.whole:
+            return False
+        self.allowed = self.limit * (1 + SLACK)
+        for number, offer in enumerate(self.offers):
+            self._fill(number, offer)
+        return True
 
     def _collect(self, stages: Sequence[int]) -> None:
         """Ask for prices on every option, as long as there are ranges of interest that do not fit."""
@@ -358,20 +369,24 @@ class _Table:
         return found.cost if found is not None else None
 
     def _add(self, offer: _Offer) -> None:
+        """Take an offer into account."""
+        self.offers.append(offer)
+        self._fill(len(self.offers) - 1, offer)
+
+    def _fill(self, number: int, offer: _Offer) -> None:
         """Put an offer into the entries where it is the best that fits."""
         search, prices = self.search, offer.prices
-        self.offers.append(offer)
         size = self.sizes.index(search.mesh(offer.option).device_count)
         waits = search.in_flight.microbatches - 1
         bottleneck = waits * prices.repeated + prices.once
         ordered = np.triu(np.ones_like(bottleneck, dtype=bool))
         for q in range(self.depth):
-            fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self._allowed())
+            fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self.allowed)
             old = self.latency[q, :, :, size] + self.bottleneck[q, :, :, size]
             better = fits & (prices.repeated + bottleneck < old)
             self.latency[q, :, :, size][better] = prices.repeated[better]
             self.bottleneck[q, :, :, size][better] = bottleneck[better]
-            self.choice[q, :, :, size][better] = len(self.offers) - 1
+            self.choice[q, :, :, size][better] = number
 
 
 def _entry(choice: StageChoice) -> Entry:

@@ -153,6 +153,29 @@ def test_search_finds_the_optimum_up_to_the_error_of_prices(error: float) -> Non
     assert answered > 20 and infeasible > 0
 
 
+@pytest.mark.parametrize("need, stages", [(0.99, 2), (1.01, 1)])
+def test_a_rough_search_keeps_within_memory_where_it_can(need: float, stages: int) -> None:
+    """Two stages are quicker, the first needs `need` of the memory for two microbatches; one stage needs half of it."""
+    assert len(rough_search([need / 2, need / 2], {(1,): 0.1, (2,): 1.0}).run([1, 2]).stages) == stages
+
+
+def test_a_rough_search_allows_for_its_error_where_nothing_else_is_left() -> None:
+    assert len(rough_search([2.02], {(1,): 1.0, (2,): 1.0}).run([1]).stages) == 1
+    with pytest.raises(CompileError, match="no plan fits in"):
+        rough_search([2.06], {(1,): 1.0, (2,): 1.0}).run([1])
+
+
+def rough_search(held: list[float], seconds: dict[tuple[int, ...], float]) -> StageSearch:
+    """On two devices with one byte each: the layers hold `held`, each takes `seconds` by mesh."""
+    cluster = load_cluster("cpu", devices_per_node=2)
+    search = StageSearch(chain_of(len(held)), cluster, InFlight("1f1b", 4), memory=1.0, rough=True)
+    inner = np.array([[seconds[shape] for shape in search.shapes]] * len(held))
+    shapes = {shape: m for m, shape in enumerate(search.shapes)}
+    table = TableProfiler(inner, 0 * inner, np.array(held), 1.0, 0, shapes)
+    search.profiler, search.pricer = table, RoughPricer(table, 0.0, np.random.default_rng(0))
+    return search
+
+
 def test_only_stages_of_partitions_found_are_priced_exactly() -> None:
     search = StageSearch(chain_of(6), load_cluster("cpu", devices_per_node=4), InFlight("1f1b", 4))
     shape = (6, len(search.shapes))
