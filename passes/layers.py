@@ -22,6 +22,7 @@ from alpa_mlir.passes.inter import assign
 from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
 from alpa_mlir.passes.inter.phases import forward_ops, state_updates
 from alpa_mlir.passes.inter.repeat import repeat_cheap_ops
+from alpa_mlir.passes.inter.sum_pieces import separate
 from alpa_mlir.passes.registry import Pass, option, register
 
 AUTOMATIC_LAYERS = 8
@@ -57,8 +58,12 @@ class Layers(Pass):
         ahead, layers = _forward_layers(micro, forward, self.count, max(AUTOMATIC_LAYERS, 2 * self.stages), remarks)
         behind = assign.backward_layers(micro, ahead, layers)
         of_micro = [ahead[o] if o in ahead else behind[o] for o in range(len(micro.ops))]
-        of_update = assign.update_layers(update, _produced_at(micro, of_micro))
         _write(micro, of_micro, ["forward" if o in ahead else "backward" for o in range(len(micro.ops))])
+        if separate(module):
+            flows = {name: read_dataflow(f) for name, f in functions(module).items() if name != "main"}
+            micro, update = flows["microbatch"], flows["update"]
+            of_micro = [alpa.get_int(op, alpa.LAYER) or 0 for op in micro.ops]
+        of_update = assign.update_layers(update, _produced_at(micro, of_micro))
         _write(update, of_update, ["update"] * len(update.ops))
         if "prologue" in flows:
             needed = _needed_at([(micro, of_micro), (update, of_update)])

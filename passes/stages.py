@@ -28,6 +28,7 @@ from alpa_mlir.passes.inter.meshes import submesh_shapes
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.inter.search import InFlight, StageSearch
+from alpa_mlir.passes.inter.sum_pieces import merge
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.registry import Pass, option, register
@@ -88,6 +89,7 @@ class Stages(Pass):
             stages, seconds = search(module, cluster, layers)
         stage_of_layer = [next(s for s, stage in enumerate(stages) if k <= stage.last) for k in range(layers)]
         place(module, stage_of_layer)
+        merge(module)
         _write(module, cluster, stages, seconds)
 
     def _check(self, module: ir.Module) -> None:

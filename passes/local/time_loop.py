@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import func, stablehlo
 
-from alpa_mlir.dialect.alpa import Binding
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.alpa import Binding, bindings
+from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
 from alpa_mlir.passes.local.shrink import cut, integer
 from alpa_mlir.passes.local.splats import splat
 
@@ -36,6 +39,53 @@ class Piece:
     name: str
     arguments: tuple[Port, ...]
     results: tuple[Port, ...]
+
+
+def renew_main(module: ir.Module) -> None:
+    """Write `@main` again after arguments or results of the derived functions changed."""
+    derived = functions(module)
+    pieces = {name: _read_piece(f) for name, f in derived.items() if name != "main"}
+    update = pieces["update"]
+    stacks = {p.binding.number: p.type for p in update.arguments if p.binding.kind == "stack"}
+    kinds = [kind for _, kind in sorted(stacks.items())]
+    parts = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
+    replace_main(derived["main"], pieces["microbatch"], update, pieces.get("prologue"), kinds, parts)
+
+
+def _read_piece(function: ir.Operation) -> Piece:
+    block = function.regions[0].blocks[0]
+    returned = list(block.operations)[-1].operation.operands
+    ends = []
+    for values, entries in (
+        (block.arguments, argument_attributes(function)),
+        (returned, result_attributes(function)),
+    ):
+        named = zip(values, entries, bindings(entries), strict=True)
+        ends.append(tuple(_read_port(value, entry, binding) for value, entry, binding in named))
+    return Piece(ir.StringAttr(function.attributes["sym_name"]).value, *ends)
+
+
+def _read_port(value: ir.Value, entry: dict[str, ir.Attribute], binding: Binding) -> Port:
+    dim = int(ir.IntegerAttr(entry[alpa.DIM]).value) if alpa.DIM in entry else -1
+    combine = ir.StringAttr(entry[alpa.COMBINE]).value if alpa.COMBINE in entry else "add"
+    return Port(binding, value.type, dim, combine)
+
+
+def replace_main(
+    main: ir.Operation,
+    microbatch: Piece,
+    update: Piece,
+    prologue: Piece | None,
+    stacks: Sequence[ir.Type],
+    parts: int,
+) -> None:
+    """Put a `@main` that runs the derived functions in the place of `main`; arguments as in `emit_main`."""
+    attributes = {name: main.attributes[name] for name in main.attributes}
+    arguments = main.regions[0].blocks[0].arguments
+    new = ir.Operation.create("func.func", [], [], attributes, regions=1, loc=main.location, ip=ir.InsertionPoint(main))
+    block = new.regions[0].blocks.append(*[a.type for a in arguments], arg_locs=[a.location for a in arguments])
+    emit_main(block, microbatch, update, prologue, stacks, parts)
+    main.erase()
 
 
 def emit_main(

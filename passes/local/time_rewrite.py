@@ -20,7 +20,7 @@ from alpa_mlir.passes.local.time_analysis import TimeAnalysis
 from alpa_mlir.passes.local.time_cut import accumulated
 from alpa_mlir.passes.local.time_demand import LOCAL, RAW, WHOLE, BlockDemand, Form
 from alpa_mlir.passes.local.time_emit import MicrobatchEmitter, scale, stack_form
-from alpa_mlir.passes.local.time_loop import Piece, Port, emit_main
+from alpa_mlir.passes.local.time_loop import Piece, Port, replace_main
 from alpa_mlir.passes.local.time_states import STATISTIC, local_shape
 from alpa_mlir.passes.local.time_whole import WholeProgram
 
@@ -54,7 +54,7 @@ class Microbatched:
         microbatch = self._microbatch(demand, leaving, whole)
         last = self._update(update)
         stacks = [self._whole_type(v) for v in leaving if self.analysis.state(v).is_split]
-        self._main(microbatch, last, prologue, stacks)
+        replace_main(self.main, microbatch, last, prologue, stacks, self.parts)
 
     def _candidates(self) -> list[ir.Value]:
         """All values that might leave the microbatches."""
@@ -160,16 +160,6 @@ class Microbatched:
         results = program.emit(env, builder.ip)
         outs = [Port(Binding("out", i), v.type) for i, v in enumerate(results)]
         return builder.finish(results, outs)
-
-    def _main(self, microbatch: Piece, update: Piece, prologue: Piece | None, stacks: Sequence[ir.Type]) -> None:
-        attributes = {name: self.main.attributes[name] for name in self.main.attributes}
-        types = [a.type for a in self.block.arguments]
-        new = ir.Operation.create(
-            "func.func", [], [], attributes, regions=1, loc=self.main.location, ip=ir.InsertionPoint(self.main)
-        )
-        block = new.regions[0].blocks.append(*types, arg_locs=[a.location for a in self.block.arguments])
-        emit_main(block, microbatch, update, prologue, stacks, self.parts)
-        self.main.erase()
 
 
 class _Function:
