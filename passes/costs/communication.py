@@ -70,10 +70,11 @@ def reshard_cost(source: Sharding, target: Sharding, links: MeshLinks) -> Affine
 
 def transfer_cost(target: Sharding, links: MeshLinks) -> Affine:
     """A value arriving from another stage (rule C8): every byte crosses once, split over all devices of
-    the mesh, and is gathered inside the mesh as far as `target` is less split than that."""
-    n = links.mesh.device_count
-    local = 1.0 / links.mesh.extent(target.axes)
-    inside = min((k.bandwidth for k in links.axes), default=links.outside.bandwidth)
+    the mesh, and is gathered over those axes that `target` does not use (the size of rule C4, without its start)."""
+    mesh = links.mesh
+    n, local = mesh.device_count, 1.0 / mesh.extent(target.axes)
+    free = tuple(name for name, size in mesh.axes if size > 1 and name not in target.axes)
+    inside = links.joint(free).bandwidth if free else links.outside.bandwidth
     return Affine(links.outside.start, 1.0 / n / links.outside.bandwidth + (local - 1.0 / n) / inside)
 
 

@@ -38,7 +38,7 @@ def pipeline_costs(stages: Sequence[StageParts]) -> list[StageCosts]:
                 parts.kept_bytes,
                 parts.stored_bytes,
                 parts.weight,
-                parts.kept_bytes,
+                parts.weight_bytes,
                 parts.working_bytes,
             )
         )

@@ -46,7 +46,7 @@ PRICES = (0.03, 0.12, 0.5, 2.0, 8.0, 1000.0)
 
 PARTS = ("forward", "backward", "weight", "receive_forward", "receive_backward", "update")
 """Where seconds go, as in `StageParts`; the last once per step, the others once per microbatch."""
-UPDATE = PARTS.index("update")
+UPDATE, WEIGHT = PARTS.index("update"), PARTS.index("weight")
 _ARRIVALS = {p: PARTS.index("receive_forward" if p == "forward" else "receive_backward") for p in PARTS[:3]}
 
 
@@ -55,7 +55,8 @@ class RangePrices:
     """Prices of all ranges of search layers [i, j] under one labelling.
 
     `seconds[part]` (see PARTS) of one microbatch or one update; bytes per device: `stored` always, `kept` for each
-    microbatch in flight, besides them `working` while a microbatch runs, `updating` while the update does.
+    microbatch in flight, besides them `working` while a microbatch runs, `updating` while the update does; `apart` from
+    the backward part of a microbatch to its weight part, where they are apart.
     """
 
     seconds: Table
@@ -66,6 +67,7 @@ class RangePrices:
     least_stored: Table
     least_kept: Table
     """What any labelling on this mesh stores and keeps at least."""
+    apart: Table
 
     @cached_property
     def repeated(self) -> Table:
@@ -97,7 +99,7 @@ class RangePrices:
         """One range taken apart."""
         seconds = dict(zip(PARTS, self.seconds[:, i, j].tolist(), strict=True))
         bytes_held = {f"{k}_bytes": float(getattr(self, k)[i, j]) for k in ("stored", "kept", "working")}
-        return StageParts(**seconds, **bytes_held)
+        return StageParts(**seconds, **bytes_held, weight_bytes=float(self.apart[i, j]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,8 @@ class Skeleton:
     """What prices need of the whole program beside its costs: the same on every mesh.
 
     Per node: its `layer`, the `part` (number in PARTS) that its seconds belong to, the part that a transfer of its
-    value belongs to (`arrival`), whether its value is `stored` always, is `kept` per microbatch in flight.
+    value belongs to (`arrival`), whether its value is `stored` always, is `kept` per microbatch in flight, is read by a
+    weight part that comes after it (`apart`).
     Per edge: layer and part of its consumer.
     """
 
@@ -116,6 +119,7 @@ class Skeleton:
     arrival: Ids
     stored: Flags
     kept: Flags
+    apart: Flags
     edge_layer: Ids
     edge_part: Ids
     values: tuple[tuple[int, int], ...]
@@ -126,7 +130,8 @@ class Skeleton:
     @cached_property
     def content(self) -> str:
         """A digest of everything here."""
-        arrays = [self.layer, self.part, self.arrival, self.stored, self.kept, self.edge_layer, self.edge_part]
+        per_node = [self.layer, self.part, self.arrival, self.stored, self.kept, self.apart]
+        arrays = [*per_node, self.edge_layer, self.edge_part]
         return digest(self.sketch.content, self.layout, *(a.tobytes() for a in arrays), self.values)
 
 
@@ -150,6 +155,9 @@ def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
         kept[spans.node[spans.kept > 0]] = True
     stored = np.zeros(len(nodes), dtype=bool)
     stored[sketch.moments.stored] = True
+    apart = np.zeros(len(nodes), dtype=bool)
+    apart[_held_for(sketch, sketch.ends[part[reader] == WEIGHT, 0])] = True
+    apart &= (part != WEIGHT) & (part != UPDATE)
     arrival = np.array([_ARRIVALS.get(PARTS[p], UPDATE) for p in part.tolist()], dtype=np.int64)
     is_slot = np.array([n.source.op < 0 and not n.incoming for n in nodes], dtype=bool)
     # A result stored in a slot is resharded where it is made.
@@ -162,11 +170,22 @@ def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
         arrival,
         stored,
         kept,
+        apart,
         layer[reader],
         np.where(once, UPDATE, part[payer]),
         tuple(used),
         np.array([counted[flow] for flow in flows]).reshape(len(flows), -1),
     )
+
+
+def _held_for(sketch: Sketch, nodes: Ids) -> Ids:
+    """The nodes that are held where these are read: what is copied for some products only is held as its origin."""
+    origin = np.arange(len(sketch.nodes))
+    held = np.zeros(len(sketch.nodes), dtype=bool)
+    held[list(sketch.moments.counted())] = True
+    copies = ~held[sketch.ends[:, 1]]
+    origin[sketch.ends[copies, 1]] = sketch.ends[copies, 0]
+    return np.where(held[nodes], nodes, origin[nodes])
 
 
 def _parts_of_nodes(sketch: Sketch) -> list[int]:
@@ -273,17 +292,23 @@ def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePric
         seconds[part] += ((arrive * (skeleton.arrival[nodes] == part)) @ skeleton.entries).reshape(size)
     seconds[:UPDATE] /= microbatches
     least = _stored_and_kept(skeleton, graph.per_node(lambda c: graph.choices[c].least_held))
-    return RangePrices(seconds, *_stored_and_kept(skeleton, held), *_working(skeleton, held), *least)
+    fixed = (*_stored_and_kept(skeleton, held), *_working(skeleton, held), *least)
+    return RangePrices(seconds, *fixed, _with_arriving(skeleton, held * skeleton.apart))
 
 
 def _stored_and_kept(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
     """[i, j]: bytes that a range stores, and that it keeps for each microbatch in flight."""
-    layout = skeleton.layout
-    kept = layout.sums(_by_layer(skeleton, held * skeleton.kept))
+    stored = skeleton.layout.sums(_by_layer(skeleton, held * skeleton.stored))
+    return stored, _with_arriving(skeleton, held * skeleton.kept)
+
+
+def _with_arriving(skeleton: Skeleton, held: Table) -> Table:
+    """[i, j]: bytes of what a range makes and of what arrives in it, of `held` per node."""
+    found = skeleton.layout.sums(_by_layer(skeleton, held))
     nodes = np.array([node for node, _ in skeleton.values], dtype=np.int64)
     if len(nodes):
-        kept += ((held * skeleton.kept)[nodes] @ skeleton.entries).reshape(kept.shape)
-    return layout.sums(_by_layer(skeleton, held * skeleton.stored)), kept
+        found += (held[nodes] @ skeleton.entries).reshape(found.shape)
+    return found
 
 
 def _by_layer(skeleton: Skeleton, per_node: Table) -> Table:

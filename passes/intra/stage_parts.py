@@ -22,7 +22,8 @@ from alpa_mlir.passes.intra.program import OpRecord, Program
 class StageParts:
     """Seconds of one run of each part, of the values that arrive for it, and once per step; bytes per device.
 
-    `stored_bytes` are held always, `kept_bytes` for each microbatch in flight, `working_bytes` besides at the peak.
+    `stored_bytes` are held always, `kept_bytes` for each microbatch in flight, `working_bytes` besides at the peak;
+    `weight_bytes` are what the weight part reads: held from the backward part to it, where they are apart.
     """
 
     forward: float
@@ -34,6 +35,7 @@ class StageParts:
     stored_bytes: float
     kept_bytes: float
     working_bytes: float
+    weight_bytes: float
 
     def attribute(self, context: ir.Context) -> ir.Attribute:
         """As a dictionary."""
@@ -74,8 +76,23 @@ def stage_parts(
     peak = float(graph.usage(labels).max(initial=0.0))
     working = max(0.0, peak - stored - activations)
     return StageParts(
-        **often, update=seconds["update"], stored_bytes=stored, kept_bytes=activations, working_bytes=working
+        **often,
+        update=seconds["update"],
+        stored_bytes=stored,
+        kept_bytes=activations,
+        working_bytes=working,
+        weight_bytes=float(held[_read_by_weights(graph, program, awaited)].sum()),
     )
+
+
+def _read_by_weights(graph: StageGraph, program: Program, awaited: set[int]) -> list[int]:
+    """Nodes of a microbatch that are made before its weight part and read by it."""
+    parts = [_part_of_node(node, program, awaited) for node in graph.nodes]
+    maker = dict(graph.ends[:, ::-1].tolist())
+    held = graph.moments.counted()
+    found = {u for u, v in graph.ends.tolist() if parts[v] == "weight" and parts[u] not in ("weight", "update")}
+    # What is copied for some products only is held as what it is copied from.
+    return sorted({u if u in held else maker.get(u, u) for u in found})
 
 
 def _accumulation(graph: StageGraph, held: Array, program: Program) -> float:

@@ -85,6 +85,10 @@ def test_c8_transfer() -> None:
     split = transfer_cost(sharding("x", "y"), LINKS).at(BYTES)
     whole = transfer_cost(sharding("", ""), LINKS).at(BYTES)
     assert split == pytest.approx(10 + 100) and whole == pytest.approx(split + 700)
+    # What stays split over the slow axis x is gathered over y alone, at twice the bandwidth.
+    local = BYTES / MESH.extent(("x",))
+    gathered = transfer_cost(sharding("x", ""), LINKS).at(BYTES)
+    assert gathered == pytest.approx(split + (local - BYTES / MESH.device_count) / 2)
 
 
 def test_c9_links_of_the_axes() -> None:

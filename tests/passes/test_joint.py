@@ -30,7 +30,7 @@ PROGRAM = """module {
     return %y : tensor<f32>
   }
 }"""
-UNITS = StageParts(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 100.0, 10.0, 0.0)
+UNITS = StageParts(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 100.0, 10.0, 0.0, 10.0)
 
 
 class Fake:
@@ -53,7 +53,8 @@ class Fake:
         again, share = (1.0, 0.2) if setting.remat == "full" else (0.0, 1.0)
         chunks = 2 if setting.interleaved else 1
         work = 8.0 / setting.microbatches / chunks
-        parts = StageParts(work, work * (1 + again), work, 0, 0, 0, 100.0, 80.0 / setting.microbatches * share, 0.0)
+        kept = 80.0 / setting.microbatches * share
+        parts = StageParts(work, work * (1 + again), work, 0, 0, 0, 100.0, kept, 0.0, kept)
         lanes = [f"stage_{s}" for s in range(self.stages)] * chunks
         context = module.context
         entries = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxlib.mlir import ir
 
-from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.dialect.context import clone_module, make_context, parse_module, print_module
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
@@ -20,6 +20,7 @@ from alpa_mlir.passes.layers import Layers
 from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.pipeline import run_pipeline
+from alpa_mlir.passes.rematerialize import Rematerialize
 
 MICROBATCHES = 4
 
@@ -53,7 +54,23 @@ def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> N
             free.repeated[i, j] - parts.receive_forward - parts.receive_backward
         )
         assert parts.forward > 0 and parts.weight > 0 and (parts.receive_forward > 0) == (i > 0)
+        if (i, j) != (0, 3):  # nobody waits for anything of a single stage: all that it does backwards is weight part
+            alone = profiler.parts((i, j), mesh, 2, 1e15)
+            assert parts.weight_bytes == pytest.approx(alone.weight_bytes, rel=0.25)
     assert free.step(MICROBATCHES) == pytest.approx(MICROBATCHES * free.repeated[0, 3] + free.once[0, 3])
+
+
+def test_what_runs_again_is_held_for_the_weight_part(gpt: ir.Module) -> None:
+    """Rematerialised layers keep little for each microbatch, but their weight part reads what ran again."""
+    module = clone_module(gpt)
+    run_pipeline(module, [Rematerialize(layers="full")], [])
+    cluster, parts = load_cluster("cpu"), []
+    for program in (gpt, module):
+        pricer = Pricer(StageProfiler(program, cluster).program, cluster, read_layout(program))
+        parts.append(next(pricer.prices(Mesh.from_shape("stage", (2,)), 2, 0.5)).parts(1, 1))
+    kept, again = parts
+    assert again.kept_bytes < 0.2 * kept.kept_bytes < again.weight_bytes
+    assert again.weight_bytes == pytest.approx(kept.weight_bytes, rel=0.2)
 
 
 def test_higher_prices_on_memory_hold_less(gpt: ir.Module) -> None:

@@ -123,6 +123,12 @@ def test_the_weight_part_keeps_only_what_it_wants() -> None:
     assert simulate("1f1b", costs, 8).peak_bytes == (40, 30, 20, 10)
 
 
+def test_the_weight_part_may_want_more_than_was_kept() -> None:
+    """Rematerialised: three times 30 bytes wait for their weight parts."""
+    costs = [StageCosts(1.0, 1.0, weight=1.0, activation_bytes=10.0, weight_bytes=30.0)] * 4
+    assert simulate("zero-bubble", costs, 8).peak_bytes[-1] == 4 * 30
+
+
 def test_1f1b_tick_for_tick() -> None:
     """Two stages, three microbatches, forward 1 tick, backward 1 tick, drawn by hand."""
     timeline = simulate("1f1b", [StageCosts(1.0, 1.0)] * 2, 3)
