@@ -23,6 +23,7 @@ from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
+from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.words import needed_text
@@ -58,6 +59,7 @@ class PlanOptions:
     constrain:    shardings that must be, such as "arg0=[{x},{}]; y=tensor" (docs/constraints.md).
     explain:      values or ops whose decisions are explained in remarks; what_if: constraints to price, cases
                   separated by "|" (docs/explain.md). Neither changes the plan.
+    axes:         most axes of a stage's logical mesh that are searched: 1, 2 or 3.
     unroll:       most ops that a loop with a known number of rounds may become; 0: loops stay one unit.
     """
 
@@ -78,6 +80,7 @@ class PlanOptions:
     explain: str = ""
     what_if: str = ""
     unroll: int = UNROLL
+    axes: int = MESH_AXES
 
 
 def plan(
@@ -239,6 +242,7 @@ class _Road:
                 stages=options.stages,
                 chunks=options.chunks if setting.interleaved else 0,
                 mesh=options.mesh,
+                axes=options.axes if options.axes != MESH_AXES else 0,
                 schedule=kind,
                 solver=options.solver,
                 whole_sums=options.partitioner == "xla",
@@ -338,6 +342,7 @@ class Parallelize(Pass):
     chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
     constrain: str = option("", "shardings that must be, e.g. arg0=[{x},{}]; y=tensor (docs/constraints.md)")
     unroll: int = option(UNROLL, "most ops that a loop with a known number of rounds may become, or 0 to keep loops")
+    axes: int = option(MESH_AXES, "axes of a stage's logical mesh at most: 1, 2 or 3")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Replace the program in `module` by its plan."""
@@ -367,5 +372,6 @@ class Parallelize(Pass):
             self.chunks,
             self.constrain,
             unroll=self.unroll,
+            axes=self.axes,
         )
         replace_module(module, plan(module, options, remarks))

@@ -24,7 +24,7 @@ from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.interleave import CHUNKS, interleave
 from alpa_mlir.passes.inter.layout import count_layers
-from alpa_mlir.passes.inter.meshes import submesh_shapes
+from alpa_mlir.passes.inter.meshes import MESH_AXES, submesh_shapes
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.inter.search import InFlight, StageSearch
@@ -72,6 +72,7 @@ class Stages(Pass):
     solver: str = option("highs", "mixed-integer solver of the stages' intra-operator programs")
     whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
     meshes: str = option("", "logical meshes that stages may have, for example 8,2x4; empty: all that suit the cluster")
+    axes: int = option(MESH_AXES, "axes of a stage's logical mesh at most: 1, 2 or 3")
     rough: bool = option(False, "compare plans: cost stages by prices, not by optima; say which meshes were of use")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -101,6 +102,8 @@ class Stages(Pass):
             )
         if self.schedule not in KINDS:
             raise CompileError(f"schedule must be one of {', '.join(KINDS)}, got '{self.schedule}'", location)
+        if not 1 <= self.axes <= 3:
+            raise CompileError(f"a logical mesh has 1, 2 or 3 axes, got axes={self.axes}", location)
         if min(self.stages, self.chunks) < 0:
             what, given = ("stages", self.stages) if self.stages < 0 else ("chunks", self.chunks)
             raise CompileError(f"the number of {what} must not be negative, got {given}", location)
@@ -161,7 +164,9 @@ class Stages(Pass):
         counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
         in_flight = _in_flight(module, self.schedule)
         shapes = tuple(parse_mesh(text) for text in self.meshes.split(",") if text)
-        search = StageSearch(module, cluster, in_flight, 0.0, self.solver, self.whole_sums, shapes, self.rough)
+        search = StageSearch(
+            module, cluster, in_flight, 0.0, self.solver, self.whole_sums, shapes, self.rough, self.axes
+        )
         try:
             found = search.run(counts)
         finally:
@@ -180,7 +185,7 @@ class Stages(Pass):
         """Stages that take turns on equal submeshes; their seconds are those of the simulated step."""
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
         profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
-        shapes = submesh_shapes(cluster)
+        shapes = submesh_shapes(cluster, self.axes)
         found = interleave(profiler, cluster, shapes, layers, microbatches, self.stages, self.chunks)
         if found is None:
             asked = (

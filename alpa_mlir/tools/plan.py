@@ -21,6 +21,7 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.model_file import module_from_bytes, read_bytes
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
 from alpa_mlir.passes.costs.presets import preset_names
+from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.memo import remembering
@@ -172,6 +173,14 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add("--mesh", metavar="2x4", default="", help="one stage on all devices in this logical mesh: no pipeline")
     add("--microbatches", metavar="M|auto", type=_count, default=0, help="microbatches per step (default: auto)")
     add("--stages", metavar="S|auto", type=_count, default=0, help="number of pipeline stages (default: auto)")
+    add(
+        "--mesh-axes",
+        metavar="N",
+        type=int,
+        choices=(1, 2, 3),
+        default=MESH_AXES,
+        help=f"search logical meshes of at most 1, 2 or 3 axes (default: {MESH_AXES}; 3 takes several times as long)",
+    )
     add("--layers", metavar="L|auto", type=_count, default=0, help="layers that stages are made of (default: auto)")
     add(
         "--schedule",
@@ -283,6 +292,7 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         "; ".join(arguments.explain),
         _cases(arguments.what_if),
         arguments.unroll,
+        arguments.mesh_axes,
     )
 
 

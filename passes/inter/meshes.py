@@ -17,6 +17,8 @@ from alpa_mlir.passes.intra.program import Program
 
 USEFUL = 0.5
 """Part of a program's operations that an axis must be able to split to be of use."""
+MESH_AXES = 2
+"""Axes of a logical mesh at most, unless more are asked for: a third makes each solve several times as long."""
 ALL_NODES = 16
 """Nodes up to which every number of them is a submesh."""
 
@@ -43,7 +45,7 @@ def node_counts(nodes: int) -> list[int]:
     return sorted(powers | {n for n in range(2, nodes + 1) if nodes % n == 0})
 
 
-def submesh_shapes(cluster: Cluster, axes: int = 2) -> tuple[tuple[int, ...], ...]:
+def submesh_shapes(cluster: Cluster, axes: int = MESH_AXES) -> tuple[tuple[int, ...], ...]:
     """The logical mesh shapes on offer with at most so many axes, by number of devices."""
     within = cluster.devices_per_node
     shapes: list[tuple[int, ...]] = []

@@ -19,7 +19,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.inter.layout import read_layout
-from alpa_mlir.passes.inter.meshes import chain_sizes, idle_axes, node_sizes, pack, submesh_shapes
+from alpa_mlir.passes.inter.meshes import MESH_AXES, chain_sizes, idle_axes, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
@@ -80,6 +80,8 @@ class StageSearch:
     whole_sums: bool = False
     only: tuple[tuple[int, ...], ...] = ()
     rough: bool = False
+    axes: int = MESH_AXES
+    """The most axes that a logical mesh may have."""
     useful: tuple[tuple[int, ...], ...] = ()
     """The logical meshes that were the best of their size for some range that a good partition may have."""
     evaluated: dict[Entry, StageCost] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class StageSearch:
     def __post_init__(self) -> None:
         microbatches = self.in_flight.microbatches
         self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
-        self.shapes = submesh_shapes(self.cluster)
+        self.shapes = submesh_shapes(self.cluster, self.axes)
         busy = [m for m, shape in enumerate(self.shapes) if not idle_axes(shape, self.profiler.program)]
         wanted = [m for m, shape in enumerate(self.shapes) if shape in self.only]
         self.options = wanted or busy or list(range(len(self.shapes)))

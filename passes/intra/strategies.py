@@ -244,6 +244,8 @@ def _real_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name, size in mesh.axes if size > 1)
 
 
+MANY_AXES = 3
+"""Mesh axes from which on the sums of an op end alike over all axes that they run over."""
 ALL_REDUCED, PARTIAL = -1, -2
 """Places of an axis over which a result is summed, other than a dimension of the result."""
 UNUSED, CARRIED = -1, -2
@@ -313,7 +315,9 @@ def _endings(
     if kinds - {"add"} or len(whole) != 1:
         return [whole]
     shape = op.result_types[0].shape
-    every = product(range(PARTIAL if unended else ALL_REDUCED, len(shape)), repeat=len(summed))
+    ways = range(PARTIAL if unended else ALL_REDUCED, len(shape))
+    few = len(_real_axes(mesh)) < MANY_AXES
+    every = product(ways, repeat=len(summed)) if few else ((way,) * len(summed) for way in ways)
     found = [_ended(whole[0], summed, places) for places in every]
     return [(ended,) for ended in found if ended.divides(shape, mesh)]
 

@@ -165,6 +165,19 @@ def test_a_rough_search_allows_for_its_error_where_nothing_else_is_left() -> Non
         rough_search([2.06], {(1,): 1.0, (2,): 1.0}).run([1])
 
 
+def test_three_axes_are_searched_where_asked_for() -> None:
+    found = {}
+    for axes in (2, 3):
+        cluster = load_cluster("cpu", devices_per_node=8)
+        search = StageSearch(chain_of(3), cluster, InFlight("1f1b", 2), axes=axes)
+        inner = np.array([[1.0 / len(shape) for shape in search.shapes]] * 3)
+        shapes = {shape: m for m, shape in enumerate(search.shapes)}
+        table = TableProfiler(inner, 0 * inner, np.ones(3), 9.0, 0, shapes)
+        search.profiler, search.pricer = table, RoughPricer(table, 0.0, np.random.default_rng(0))
+        found[axes] = [search.shapes[c.option] for c in search.run([1]).stages]
+    assert found[3] == [(2, 2, 2)] and len(found[2][0]) == 2
+
+
 def rough_search(held: list[float], seconds: dict[tuple[int, ...], float]) -> StageSearch:
     """On two devices with one byte each: the layers hold `held`, each takes `seconds` by mesh."""
     cluster = load_cluster("cpu", devices_per_node=2)

@@ -109,3 +109,26 @@ def test_shardings_of_a_value() -> None:
     assert len(value_shardings((8, 6), mesh)) == 8
     assert Sharding(((), ("x", "y"))) not in value_shardings((8, 6), mesh)
     assert value_shardings((), mesh) == [Sharding(())]
+
+
+def test_on_three_axes_sums_end_alike() -> None:
+    """A gradient sums over examples and positions: on two axes each sum may end in its own way."""
+    gradient = """
+      %0 = stablehlo.dot_general %x, %y, contracting_dims = [0, 1] x [0, 1]
+        : (tensor<8x8x8xf32>, tensor<8x8x8xf32>) -> tensor<8x8xf32>
+    """
+    text = f"func.func @main(%x: tensor<8x8x8xf32>, %y: tensor<8x8x8xf32>) {{ {gradient} return }}"
+    program = read_program(parse_module(text, make_context()))
+
+    kinds = program.ops[-1].factors.kinds
+    assert sum(k == "add" for k in kinds) == 2
+    reductions = [f for f, k in enumerate(kinds) if k == "add"]
+    for shape, alike in (((2, 2), False), ((2, 2, 2), True)):
+        _, found = strategies(program, shape)
+        summed = [[a for f in reductions for a in s.factor_axes[f]] for s in found]
+        ended = [
+            {next((d for d, held in enumerate(s.results[0].dims) if a in held), -1) for a in axes}
+            for s, axes in zip(found, summed, strict=True)
+        ]
+        assert any(len(axes) > 1 for axes in summed)
+        assert all(len(ways) <= 1 for ways in ended) == alike
