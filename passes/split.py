@@ -10,7 +10,7 @@ Shardy's MPMD dialect, from which calls and transfers are borrowed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxlib.mlir import ir
@@ -46,9 +46,9 @@ from alpa_mlir.dialect.staged import (
     write_main,
 )
 from alpa_mlir.passes.registry import Pass, option, register
-from alpa_mlir.passes.split_donation import donations
+from alpa_mlir.passes.split_donation import donations, replaced_unread
 from alpa_mlir.passes.split_fragments import Key, assign, names
-from alpa_mlir.passes.split_outline import Outliner, outputs_of
+from alpa_mlir.passes.split_outline import Outliner, append_arguments, outputs_of
 from alpa_mlir.passes.split_parts import Part, classify, live_bindings, read_part, reshard_return
 
 PARTS = ("prologue", "microbatch", "update")
@@ -114,7 +114,7 @@ class _Splitter:
         order = sorted(range(len(update.returns)), key=lambda k: update.result_bindings[k].number)
         results = tuple(self._resolve(update, update.returns[k]) for k in order)
         main = PlanMain(self.arguments, tuple(self.steps), results, (), microbatches_of(self.module))
-        self._finish(main)
+        self._finish(self._with_buffers(main))
 
     # The interface of the program
 
@@ -303,6 +303,16 @@ class _Splitter:
     def _dim(entries: Sequence[dict[str, ir.Attribute]], found: Sequence[Binding], binding: Binding) -> int:
         entry = entries[found.index(binding)]
         return int(ir.IntegerAttr(entry[alpa.DIM]).value) if alpa.DIM in entry else 0
+
+    def _with_buffers(self, main: PlanMain) -> PlanMain:
+        """The same with all state that updates replace as their operands."""
+        steps = list(main.steps)
+        for number, replaced in replaced_unread(main).items():
+            call = steps[number]
+            assert isinstance(call, Fragment)
+            append_arguments(self.functions[call.function], [main.arguments[k].type for k in replaced])
+            steps[number] = replace(call, operands=(*call.operands, *(Ref(ARGUMENT, k) for k in replaced)))
+        return replace(main, steps=tuple(steps))
 
     # The new module
 

@@ -5,12 +5,13 @@ same types: without donation a stage would hold its parameters twice.  Rules: (D
 fragments donate; (D2) an argument is donated to a result of equal shape, element type and sharding,
 each result at most once; (D3) never a value that is read again, or returned by the step, or shared
 with another collector of the same value; (D4) of the program's arguments only state is donated, and
-to the result that replaces it where that is possible.
+to the result that replaces it where that is possible; (D5) state that an update replaces without reading it is an
+argument of the update all the same, for its buffer (half-precision parameters cast from new master copies).
 """
 
 from __future__ import annotations
 
-from alpa_mlir.dialect.staged import Accumulate, Fragment, PlanMain, Ref, Stack
+from alpa_mlir.dialect.staged import ARGUMENT, Accumulate, Fragment, PlanMain, Ref, Stack
 
 
 def donations(main: PlanMain) -> dict[str, list[tuple[int, int]]]:
@@ -19,6 +20,22 @@ def donations(main: PlanMain) -> dict[str, list[tuple[int, int]]]:
     for step in main.steps:
         if isinstance(step, Fragment) and step.phase == "update":
             found[step.function] = _pairs(main, step, _dying(main, step))
+    return found
+
+
+def replaced_unread(main: PlanMain) -> dict[int, list[int]]:
+    """Rule D5: by update fragment the arguments of the program that it is to take besides those that it reads."""
+    found: dict[int, list[int]] = {}
+    last = {ref: step.id for step in main.steps for ref in step.operands}
+    for number, argument in enumerate(main.arguments):
+        if argument.role != "state" or argument.updates is None:
+            continue
+        old, new = Ref(ARGUMENT, number), main.results[argument.updates]
+        step = None if new.is_argument else main.step(new.op)
+        if not isinstance(step, Fragment) or step.phase != "update" or old in (*step.operands, *main.results):
+            continue
+        if main.type_of(new) == argument.type and last.get(old, -1) < step.id:
+            found.setdefault(step.id, []).append(number)
     return found
 
 

@@ -13,6 +13,7 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import (
     SHARDING,
+    argument_attributes,
     set_argument_attributes,
     set_op_shardings,
     set_result_attributes,
@@ -160,6 +161,20 @@ class Outliner:
                 f"a value of {self.part.types[value].mesh} is read on {self.mesh.name} without an sdy.reshard",
                 self.part.function.location if isinstance(value.owner, ir.Block) else value.owner.location,
             )
+
+
+def append_arguments(function: ir.Operation, kinds: Sequence[MeshTensor]) -> None:
+    """Give a stage function arguments that it does not read."""
+    context, block = function.context, function.regions[0].blocks[0]
+    entries = argument_attributes(function)
+    with context, ir.Location.unknown():
+        for kind in kinds:
+            block.add_argument(ir.Type.parse(kind.tensor_text), ir.Location.unknown())
+            entries.append({SHARDING: sharding_attribute(kind.sharding, kind.mesh, context)})
+        old = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
+        whole = ir.FunctionType.get([a.type for a in block.arguments], old.results)
+        function.attributes["function_type"] = ir.TypeAttr.get(whole)
+    set_argument_attributes(function, entries)
 
 
 def outputs_of(part: Part, ops: Iterable[int], elsewhere: set[ir.Value]) -> list[ir.Value]:

@@ -170,6 +170,26 @@ def test_every_donation_is_sound() -> None:
                 assert not ref.is_argument or main.arguments[ref.result].role == "state"
 
 
+def test_an_update_takes_over_the_buffer_of_state_that_it_does_not_read() -> None:
+    """As half-precision parameters, cast from their master copies: nothing but @microbatch reads them."""
+    row = f"%row = stablehlo.slice %g [0:1, 0:8] {{{FORWARD}}} : (tensor<4x8xf32>) -> tensor<1x8xf32>"
+    unread = BIASED.replace(
+        f"%new = stablehlo.negate %b {{{UPDATE}}} : tensor<8xf32>",
+        f"{row}\n    %new = stablehlo.reshape %row {{{UPDATE}}} : (tensor<1x8xf32>) -> tensor<8xf32>".replace(
+            '"forward"', '"update"'
+        ),
+    )
+    module = split(unread)
+    main = read_main(module)
+    update = calls(main)["stage_0_update"]
+    (argument, result), *_ = donated(module, "stage_0_update").items()
+    assert update.operands[argument] == Ref(ARGUMENT, 0) and main.results[0] == Ref(update.id, result)
+    values = [np.arange(8, dtype=np.float32), np.ones((8, 8), np.float32)]
+    new, total, _ = run_plan(module, values)
+    np.testing.assert_array_equal(total, np.broadcast_to(2 * values[0], (4, 8)))
+    np.testing.assert_array_equal(new, 2 * values[0])
+
+
 def ops_of(module, name: str) -> list[ir.Operation]:
     return [op for op in alpa.walk(functions(module)["microbatch"]) if op.name == name]
 
