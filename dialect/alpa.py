@@ -116,7 +116,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V21", CONSIDERED, "array of {microbatches, schedule, remat, …}", ("module",),
                 "the plans that were compared: their predicted seconds and bytes per device, or why they cannot be",
                 lambda a: isinstance(a, ir.ArrayAttr)),
-    Declaration("V22", LAYOUT, "{groups, cuts}", ("module",), "how often, while a plan is searched, layers stand for more of the program, and where it is cut",
+    Declaration("V22", LAYOUT, "{layers, groups, cuts, shared}", ("module",), "how often, while a plan is searched, layers stand for more of the program, and where it is cut",
                 lambda a: isinstance(a, ir.DictAttr)),
     Declaration("V23", ROUTE, "i64", ("op",), "the number of the route that a transfer takes (an alpa.route op of the module)", is_i64),
     Declaration("V24", BYTES, "i64", ("op",), "what a transfer sends from mesh to mesh, in bytes", is_i64),

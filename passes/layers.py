@@ -9,9 +9,10 @@ their data (`inter/assign.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
@@ -20,6 +21,8 @@ from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.passes.inter import assign
 from alpa_mlir.passes.inter.dataflow import Dataflow, read_dataflow
+from alpa_mlir.passes.inter.fold_layers import check_repeats, segment_layout, share_cheap_ops
+from alpa_mlir.passes.inter.layout import Layout, write_layout
 from alpa_mlir.passes.inter.phases import forward_ops, state_updates
 from alpa_mlir.passes.inter.repeat import repeat_cheap_ops
 from alpa_mlir.passes.inter.sum_pieces import separate
@@ -55,7 +58,9 @@ class Layers(Pass):
         flows = {name: read_dataflow(f) for name, f in functions(module).items() if name != "main"}
         micro, update = flows["microbatch"], flows["update"]
         forward = forward_ops(micro, update, state_updates(functions(module)["main"]))
-        ahead, layers = _forward_layers(micro, forward, self.count, max(AUTOMATIC_LAYERS, 2 * self.stages), remarks)
+        automatic = max(AUTOMATIC_LAYERS, 2 * self.stages)
+        ahead, layout = _forward_layers(micro, forward, self.count, automatic, remarks)
+        layers = layout.layers
         behind = assign.backward_layers(micro, ahead, layers)
         of_micro = [ahead[o] if o in ahead else behind[o] for o in range(len(micro.ops))]
         _write(micro, of_micro, ["forward" if o in ahead else "backward" for o in range(len(micro.ops))])
@@ -69,15 +74,22 @@ class Layers(Pass):
             needed = _needed_at([(micro, of_micro), (update, of_update)])
             of_prologue = assign.prologue_layers(flows["prologue"], needed)
             _write(flows["prologue"], of_prologue, ["prologue"] * len(of_prologue))
-        for flow in flows.values():
-            repeat_cheap_ops(flow)
+        if layout.whole:
+            for flow in flows.values():
+                repeat_cheap_ops(flow)
+        else:
+            check_repeats(flows.values(), layout)
+            write_layout(module, share_cheap_ops(flows.values(), layout))
         alpa.set_string(module.operation, alpa.LEVEL, "layered")
 
 
 def _forward_layers(
     micro: Dataflow, forward: set[int], count: int, automatic: int, remarks: list[Remark]
-) -> tuple[dict[int, int], int]:
-    """Layer of each forward op, and the number of layers (`count`, or at most `automatic` where that is 0)."""
+) -> tuple[dict[int, int], Layout]:
+    """Layer of each forward op, and their layout: `count` layers, or at most `automatic` where that is 0.
+
+    Those of a folded program are its segments, and what is cut is the whole program.
+    """
     given = assign.user_layers(micro, forward)
     if given is not None:
         layers = max(given.values()) + 1
@@ -86,23 +98,31 @@ def _forward_layers(
                 f"count={count}, but the program's own alpa.layer attributes name {layers} layers",
                 micro.function.location,
             )
-        return assign.complete_forward(micro, forward, given, layers), layers
+        return assign.complete_forward(micro, forward, given, layers), Layout(layers)
     spine = assign.spine_of(micro, forward)
     if not spine:
-        return dict.fromkeys(sorted(forward), 0), 1
-    possible = assign.segments_of(micro, spine)[-1] + 1
+        return dict.fromkeys(sorted(forward), 0), Layout(1)
+    segments = assign.segments_of(micro, spine)
+    layout = segment_layout(micro, spine, segments)
+    possible = assign.most_layers(layout)
     layers = count or min(automatic, possible)
     if layers > possible:
         raise CompileError(
             f"{layers} layers were asked for, but the forward pass has only {possible} contractions to cut between",
             micro.function.location,
         )
-    cut_at, cut = assign.cut_forward(micro, spine, layers)
+    starts, cut = assign.cut_forward(micro, spine, segments, layout, layers)
     if cut.delta > 0.5:
         share = f"{100 * (1 + cut.delta) / layers:.0f} %"
         message = f"no cut into {layers} layers is balanced within 50 %: a layer may do {share} of the work"
         remarks.append(Remark(message, _where(micro)))
-    return assign.complete_forward(micro, forward, cut_at, layers), layers
+    found = Layout(layers)
+    if not layout.whole:
+        found = replace(layout, cuts=starts)
+    else:
+        segments = (np.searchsorted(np.array(starts), np.array(segments), side="right") - 1).tolist()
+    known = dict(zip(spine, segments, strict=True))
+    return assign.complete_forward(micro, forward, known, found.layers), found
 
 
 def _where(flow: Dataflow) -> str:

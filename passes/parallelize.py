@@ -23,6 +23,8 @@ from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
+from alpa_mlir.passes.inter.fold import fold
+from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.intra.problem import DoesNotFit
@@ -112,7 +114,9 @@ class _Road:
     options: PlanOptions
     progress: Progress | None
     stop_after: str
-    layered: dict[int, Attempt] = field(default_factory=dict)
+    layered: dict[tuple[int, bool], Attempt] = field(default_factory=dict)
+    small: ir.Module | None = None
+    """The program with its equal layers folded, on which settings are compared; None where nothing folds."""
     rough: bool = False
     """Whether settings are compared before the stages of the best are priced exactly."""
     meshes: dict[Setting, str] = field(default_factory=dict)
@@ -141,6 +145,7 @@ class _Road:
         memory = float(options.cluster.memory)
         wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order)
         self.rough = len(counts) > 1 and not in_order
+        self.small = folded(normal) if self.rough and self.stop_after not in EARLY else None
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
         if self.stop_after in EARLY:
@@ -179,13 +184,25 @@ class _Road:
         return attempts[-1].module
 
     def attempt(self, normal: ir.Module, setting: Setting, exact: bool = False) -> Attempt:
-        """Stages under one setting; costs are rough where several are compared, unless `exact`."""
+        """Stages under one setting; costs are rough where several are compared, unless `exact`.
+
+        Rough ones are found on the folded program, unless stages share submeshes (interleaved), which need exact
+        costs, or ops are rematerialised, which needs to know the layers.
+        """
+        if self.small is not None and not exact and not setting.interleaved and setting.remat == NONE:
+            try:
+                return self._attempt(self.small, setting, self.rough)
+            except NotFoldable:
+                self.small = None
+        return self._attempt(normal, setting, self.rough and not exact)
+
+    def _attempt(self, normal: ir.Module, setting: Setting, rough: bool) -> Attempt:
         layered = self._layers(normal, setting)
         if layered.error is not None or self.stop_after in EARLY:
             return replace(layered, setting=setting)
         module, remarks = clone_module(layered.module), list(layered.remarks)
         try:
-            self.run(module, self.until_stages(setting, self.rough and not exact), remarks)
+            self.run(module, self.until_stages(setting, rough), remarks)
         except CompileError as error:
             return Attempt(setting, module, error=error)
         finally:
@@ -196,7 +213,8 @@ class _Road:
 
     def _layers(self, normal: ir.Module, setting: Setting) -> Attempt:
         """Level 3 with a number of microbatches; the last ones are kept, for other settings of the same number."""
-        known = self.layered.get(setting.microbatches)
+        key = (setting.microbatches, normal is self.small)
+        known = self.layered.get(key)
         if known is not None:
             return known
         module, remarks = clone_module(normal), list[Remark]()
@@ -205,10 +223,12 @@ class _Road:
         error: CompileError | None = None
         try:
             self.run(module, self.until_layers(normal, setting), remarks)
+        except NotFoldable:
+            raise
         except CompileError as found:
             error = found
-        self.layered[setting.microbatches] = Attempt(setting, module, tuple(remarks), error)
-        return self.layered[setting.microbatches]
+        self.layered[key] = Attempt(setting, module, tuple(remarks), error)
+        return self.layered[key]
 
     def counts(self, normal: ir.Module) -> list[int]:
         """Numbers of microbatches to choose from."""
@@ -300,6 +320,15 @@ def _text(name: str, **options: str | int | bool) -> str:
             shown = "true" if value is True else str(value)
             written.append(f"{key.replace('_', '-')}={{{shown}}}")
     return name + (f"{{{' '.join(written)}}}" if written else "")
+
+
+def folded(normal: ir.Module) -> ir.Module | None:
+    """A level-1 program with its equal layers folded; None where nothing folds, or a user says the layers."""
+    body = functions(normal)["main"].regions[0].blocks[0]
+    if any(alpa.LAYER in op.attributes for op in body.operations):
+        return None
+    small = fold(normal)
+    return small if small is not normal else None
 
 
 def batch_size(normal: ir.Module) -> int:

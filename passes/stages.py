@@ -23,7 +23,7 @@ from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.interleave import CHUNKS, interleave
-from alpa_mlir.passes.inter.layout import count_layers
+from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.meshes import MESH_AXES, submesh_shapes
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
@@ -57,7 +57,8 @@ class Stages(Pass):
     A module that says its stages itself (`alpa.stages` of mesh, devices and perhaps layers) keeps them.
     Postcondition: unless stages were given, all devices are used; forward data flows to equal or higher stages,
     backward data to equal or lower ones; every argument has one home stage. With schedule=interleaved stage s of S
-    lies on submesh s mod p of p equal ones.
+    lies on submesh s mod p of p equal ones. A folded program (`inter/fold.py`) gets the stages of the whole one, its
+    ops none.
     """
 
     name: ClassVar[str] = "alpa-stages"
@@ -78,7 +79,8 @@ class Stages(Pass):
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         self._check(module)
         cluster = self._cluster(module)
-        layers = count_layers(module)
+        layout = read_layout(module)
+        layers = layout.count
         seconds = None
         if alpa.STAGES in module.operation.attributes:
             stages = self._given(module, cluster, layers)
@@ -88,9 +90,9 @@ class Stages(Pass):
             interleaved = self.schedule == "interleaved" and has_backward(module)
             search = self._interleave if interleaved else self._search
             stages, seconds = search(module, cluster, layers)
-        stage_of_layer = [next(s for s, stage in enumerate(stages) if k <= stage.last) for k in range(layers)]
-        place(module, stage_of_layer)
-        merge(module)
+        if layout.whole:
+            place(module, [next(s for s, stage in enumerate(stages) if k <= stage.last) for k in range(layers)])
+            merge(module)
         _write(module, cluster, stages, seconds)
 
     def _check(self, module: ir.Module) -> None:

@@ -29,9 +29,11 @@ from alpa_mlir.dialect.alpa import Binding
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.inter.dataflow import Dataflow
 from alpa_mlir.passes.inter.layer_dp import Crossing, Cut, cut_layers, entering_bytes
+from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
 
 MAX_SEGMENTS = 1024
-"""Beyond this many candidate boundaries only those with the fewest live bytes are kept (the DP is quadratic)."""
+"""Beyond this many candidate boundaries every few in a row keep the one with the fewest live bytes (the DP is
+quadratic)."""
 
 Layers = list[int]
 
@@ -65,14 +67,9 @@ def segments_of(micro: Dataflow, spine: Sequence[int]) -> list[int]:
     live = _live_bytes(micro, spine)
     any_heavy = any(micro.heavy[o] for o in spine)
     heavy = [p for p, o in enumerate(spine) if micro.heavy[o] or not any_heavy]
-    boundaries = []
-    for left, right in pairwise(heavy):
-        boundaries.append(right - int(np.argmin(live[right:left:-1])))
-    if len(boundaries) >= MAX_SEGMENTS:
-        cheapest = sorted(boundaries, key=lambda p: (live[p], p))[: MAX_SEGMENTS - 1]
-        boundaries = sorted(cheapest)
     marks = np.zeros(len(spine), dtype=np.int64)
-    marks[boundaries] = 1
+    for left, right in pairwise(heavy):
+        marks[right - int(np.argmin(live[right:left:-1]))] = 1
     return [int(s) for s in np.cumsum(marks)]
 
 
@@ -88,22 +85,39 @@ def _live_bytes(micro: Dataflow, spine: Sequence[int]) -> np.ndarray[tuple[int],
     return np.asarray(change.cumsum())
 
 
-def cut_forward(micro: Dataflow, spine: Sequence[int], layers: int) -> tuple[dict[int, int], Cut]:
-    """Layer of each op of the spine, and the cut; `layers` is at most the number of segments."""
-    segments = segments_of(micro, spine)
+def cut_forward(
+    micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout, layers: int
+) -> tuple[tuple[int, ...], Cut]:
+    """The first place of each layer, and the cut: `layers` (at most `most_layers`) of the segments in a layout."""
     where = dict(zip(spine, segments, strict=True))
-    count = segments[-1] + 1
-    work = np.zeros(count)
+    work = np.zeros(layout.layers)
     for o, s in where.items():
         work[s] += micro.flops[o]
-    crossings = [
-        Crossing(where[o], tuple(where[u] for u in micro.uses[v] if u in where), micro.nbytes[v])
-        for o in spine
-        for v in micro.results[o]
-    ]
-    cut = cut_layers(entering_bytes(crossings, count), [float(w) for w in work], layers)
-    layer_of = np.searchsorted(np.array(cut.starts), np.arange(count), side="right") - 1
-    return {o: int(layer_of[s]) for o, s in where.items()}, cut
+    live = _live_bytes(micro, spine)[np.searchsorted(np.array(segments), np.arange(layout.layers))]
+    starts = _candidates(live[layout.order])
+    block = np.searchsorted(starts, np.arange(len(layout.order)), side="right") - 1
+    crossings = []
+    for o in spine:
+        for v in micro.results[o]:
+            used = {where[u] for u in micro.uses[v] if u in where} - {where[o]}
+            for made, users in layout.copies(Flow(where[o], tuple(sorted(used)))) if used else ():
+                crossings.append(Crossing(int(block[made]), tuple(block[list(users)].tolist()), micro.nbytes[v]))
+    cut = cut_layers(entering_bytes(crossings, len(starts)), np.bincount(block, work[layout.order]).tolist(), layers)
+    return tuple(starts[list(cut.starts)].tolist()), cut
+
+
+def most_layers(layout: Layout) -> int:
+    """How many layers can be cut from the segments of a layout."""
+    return min(len(layout.order), MAX_SEGMENTS)
+
+
+def _candidates(live: Table) -> Ids:
+    """The places where a layer may begin, the first among them; `live`: bytes alive before each place."""
+    stride = -(-(len(live) - 1) // (MAX_SEGMENTS - 1))
+    if stride <= 1:
+        return np.arange(len(live))
+    rows = range(1, len(live), stride)
+    return np.array([0, *(p + int(np.argmin(live[p : p + stride])) for p in rows)], dtype=np.int64)
 
 
 def user_layers(micro: Dataflow, forward: set[int]) -> dict[int, int] | None:

@@ -49,16 +49,26 @@ class Flow:
 
 @dataclass(frozen=True)
 class Layout:
-    """`layers` of the module, in `groups` (ascending, disjoint); `cuts`: the first place of each search layer."""
+    """`layers` of the module, in `groups` (ascending, disjoint); `cuts`: the first place of each search layer.
+
+    The last layers have no place: what is in them is made once in every search layer that holds one of those that
+    use it, which `shared` says for each.
+    """
 
     layers: int
     groups: tuple[Group, ...] = ()
     cuts: tuple[int, ...] = ()
+    shared: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def placed(self) -> int:
+        """Number of layers that have places."""
+        return self.layers - len(self.shared)
 
     @cached_property
     def order(self) -> Ids:
         """The layer of the module at each place of the whole program."""
-        order = list(range(self.layers))
+        order = list(range(self.placed))
         for group in reversed(self.groups):
             copy = order[group.first : group.last + 1]
             order[group.last + 1 : group.last + 1] = copy * group.copies
@@ -85,14 +95,28 @@ class Layout:
     @cached_property
     def times(self) -> Ids:
         """How often each layer of the module occurs."""
-        return np.bincount(self.order, minlength=self.layers)
+        found: Ids = self.membership.sum(axis=0).astype(np.int64)
+        return found
 
     @cached_property
     def membership(self) -> Table:
         """[search layers, layers]: how often a search layer holds a layer of the module."""
         table = np.zeros((self.count, self.layers))
         np.add.at(table, (self.search, self.order), 1.0)
+        for layer, users in enumerate(self.shared, self.placed):
+            table[:, layer] = table[:, list(users)].any(axis=1)
         return table
+
+    @cached_property
+    def unions(self) -> tuple[Table, Ids]:
+        """The distinct sets of layers that ranges of search layers hold, as rows of ones, and [i, j]: that of i … j."""
+        held = np.array([self.membership[i : j + 1].any(axis=0) for i in range(self.count) for j in range(self.count)])
+        rows, numbers = np.unique(held, axis=0, return_inverse=True)
+        return rows.astype(np.float64), numbers.reshape(self.count, self.count)
+
+    def users(self, layer: int) -> tuple[int, ...]:
+        """The layers that have places among a layer and those that it is made in."""
+        return (layer,) if layer < self.placed else self.shared[layer - self.placed]
 
     def sums(self, per_layer: Table) -> Table:
         """[i, j]: the sum over search layers i … j of figures given per layer of the module."""
@@ -119,19 +143,23 @@ class Layout:
 
 def read_layout(module: ir.Module) -> Layout:
     """The layout of a level-3 module: what `alpa.layout` says, or else its layers as they are."""
-    layers = count_layers(module)
     if alpa.LAYOUT not in module.operation.attributes:
-        return Layout(layers)
+        return Layout(count_layers(module))
     entry = ir.DictAttr(module.operation.attributes[alpa.LAYOUT])
     groups = tuple(Group(*ir.DenseI64ArrayAttr(g)) for g in ir.ArrayAttr(entry["groups"]))
-    return Layout(layers, groups, tuple(ir.DenseI64ArrayAttr(entry["cuts"])))
+    shared = tuple(tuple(ir.DenseI64ArrayAttr(s)) for s in ir.ArrayAttr(entry["shared"]))
+    layers = int(ir.IntegerAttr(entry["layers"]).value)
+    return Layout(layers, groups, tuple(ir.DenseI64ArrayAttr(entry["cuts"])), shared)
 
 
 def write_layout(module: ir.Module, layout: Layout) -> None:
     """Write `alpa.layout`."""
     context = module.context
     groups = [ir.DenseI64ArrayAttr.get([g.first, g.last, g.copies], context=context) for g in layout.groups]
+    shared = [ir.DenseI64ArrayAttr.get(list(users), context=context) for users in layout.shared]
     entries = {
+        "layers": alpa.i64(layout.layers, context),
+        "shared": ir.ArrayAttr.get(shared, context=context),
         "groups": ir.ArrayAttr.get(groups, context=context),
         "cuts": ir.DenseI64ArrayAttr.get(list(layout.cuts), context=context),
     }

@@ -8,12 +8,12 @@ does not matter; across nodes the first axis runs over the nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from alpa_mlir.dialect.factors import splittable
 from alpa_mlir.passes.costs.cluster import Cluster
-from alpa_mlir.passes.intra.program import Program
+from alpa_mlir.passes.intra.program import OpKind
 
 USEFUL = 0.5
 """Part of a program's operations that an axis must be able to split to be of use."""
@@ -56,14 +56,14 @@ def submesh_shapes(cluster: Cluster, axes: int = MESH_AXES) -> tuple[tuple[int, 
     return tuple(shapes)
 
 
-def idle_axes(shape: Sequence[int], program: Program) -> list[int]:
-    """The sizes of axes that can split less than `USEFUL` of the program's operations (of products).
+def idle_axes(shape: Sequence[int], counts: Mapping[OpKind, int]) -> list[int]:
+    """The sizes of axes that can split less than `USEFUL` of a program's operations (of products).
 
     Devices along such an axis do the same work: fewer devices would be as fast.
     """
     work: dict[int, float] = {}
     total = 0.0
-    for kind, times in program.kind_counts.items():
+    for kind, times in counts.items():
         if kind.compute == "product":
             operations = times * float(prod(kind.factors.sizes))
             total += operations

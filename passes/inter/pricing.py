@@ -146,9 +146,9 @@ def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
     reader = sketch.ends[:, 1]
     for e in np.flatnonzero(layer[sketch.ends[:, 0]] != layer[reader]).tolist():
         u, v = sketch.ends[e].tolist()
-        if not _from_host(nodes[u]):
-            used.setdefault((u, kinds[e].result), set()).add(int(layer[v]))
-    flows = [Flow(int(layer[u]), tuple(sorted(layers))) for (u, _), layers in used.items()]
+        if not _from_host(nodes[u]) and layer[u] < layout.placed:
+            used.setdefault((u, kinds[e].result), set()).update(layout.users(int(layer[v])))
+    flows = [Flow(int(layer[u]), tuple(sorted(layers - {int(layer[u])}))) for (u, _), layers in used.items()]
     counted = {flow: layout.entries(flow).ravel() for flow in dict.fromkeys(flows)}
     kept = np.zeros(len(nodes), dtype=bool)
     for spans in sketch.moments.spans:
@@ -338,7 +338,7 @@ def _transfer(graph: TiedGraph, number: int, result: int, label: int) -> float:
 def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
     """[i, j]: the most bytes of layers i … j alive at once, of those that are not kept, in @microbatch and in @update.
 
-    Copies of a layer run their microbatch one after the other, but are updated together.
+    Copies of a layer run one after the other, in an update as well.
     """
     layout = skeleton.layout
     found = [np.zeros((layout.count, layout.count)) for _ in range(2)]
@@ -349,10 +349,14 @@ def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
         np.add.at(change, (layer, spans.born), passing)
         np.add.at(change, (layer, spans.died), -passing)
         often = skeleton.sketch.nodes[int(spans.node[0])].function in OFTEN
-        members = np.minimum(layout.membership, 1.0) if often else layout.membership
-        total = np.zeros((layout.count + 1, spans.count))
-        np.cumsum(members @ change.cumsum(axis=1)[:, :-1], axis=0, out=total[1:])
-        _raise_to_peaks(found[0 if often else 1], total)
+        alive, peaks = change.cumsum(axis=1)[:, :-1], found[0 if often else 1]
+        if layout.whole:
+            total = np.zeros((layout.count + 1, spans.count))
+            np.cumsum(alive, axis=0, out=total[1:])
+            _raise_to_peaks(peaks, total)
+            continue
+        rows, numbers = layout.unions
+        np.maximum(peaks, (rows @ alive).max(axis=1)[numbers], out=peaks)
     return found[0], found[1]
 
 

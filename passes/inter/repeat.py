@@ -26,12 +26,17 @@ def repeat_cheap_ops(flow: Dataflow) -> None:
 
     Last ops first, so that copies of users count as users.
     """
-    is_update = any(b.kind == "out" for b in flow.yields)
-    cheap = _cheap_in_update(flow) if is_update else _without_arguments(flow)
+    cheap = cheap_ops(flow)
     block = flow.function.regions[0].blocks[0]
     for o in range(len(flow.ops) - 1, -1, -1):
         if cheap[o]:
             _repeat(flow.ops[o], block)
+
+
+def cheap_ops(flow: Dataflow) -> list[bool]:
+    """Whether each op is cheap."""
+    is_update = any(b.kind == "out" for b in flow.yields)
+    return _cheap_in_update(flow) if is_update else _without_arguments(flow)
 
 
 def _without_arguments(flow: Dataflow) -> list[bool]:

@@ -92,11 +92,12 @@ class StageSearch:
         microbatches = self.in_flight.microbatches
         self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
         self.shapes = submesh_shapes(self.cluster, self.axes)
-        busy = [m for m, shape in enumerate(self.shapes) if not idle_axes(shape, self.profiler.program)]
+        self.layout = read_layout(self.module)
+        counts = self.profiler.program.kind_counts(self.layout.times.tolist())
+        busy = [m for m, shape in enumerate(self.shapes) if not idle_axes(shape, counts)]
         wanted = [m for m, shape in enumerate(self.shapes) if shape in self.only]
         self.options = wanted or busy or list(range(len(self.shapes)))
         """The submesh options that are searched: those without idle devices, unless no partition is made of them."""
-        self.layout = read_layout(self.module)
         self.pricer = Pricer(self.profiler.program, self.cluster, self.layout)
 
     @property

@@ -8,6 +8,7 @@ or that replaces a state argument (`out:i` with `alpa.updates = i`) *feeds* that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -174,12 +175,11 @@ class Program:
             found.pop(feed.slot, None) if anywhere else found.update({feed.slot: feed.source.op})
         return found
 
-    @cached_property
-    def kind_counts(self) -> dict[OpKind, int]:
-        """How often ops of each kind run in a step."""
+    def kind_counts(self, times: Sequence[int]) -> dict[OpKind, int]:
+        """How often ops of each kind run in a step, if those of layer k do `times[k]` times what the program says."""
         found: dict[OpKind, int] = {}
         for op in self.ops:
-            found[op.kind] = found.get(op.kind, 0) + self.weight(op.function)
+            found[op.kind] = found.get(op.kind, 0) + self.weight(op.function) * times[max(0, op.layer)]
         return found
 
     def argument(self, slot: str) -> ir.BlockArgument | None:

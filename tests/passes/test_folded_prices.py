@@ -1,0 +1,87 @@
+"""A folded program costs what the whole one costs: the same layers, the same prices of all ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import clone_module, functions, make_context, parse_module, print_module
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.lowering import lower
+from alpa_mlir.models import MODELS
+from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.inter.fold import fold
+from alpa_mlir.passes.inter.fold_layers import NotFoldable
+from alpa_mlir.passes.inter.layout import read_layout
+from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.layers import Layers
+from alpa_mlir.passes.microbatch import Microbatch
+from alpa_mlir.passes.normalize import Normalize
+from alpa_mlir.passes.parallelize import folded
+from alpa_mlir.passes.pipeline import run_pipeline
+
+
+def normal(name: str, size: str, **fields: Any) -> ir.Module:
+    model = MODELS[name]
+    config = dataclasses.replace(model.presets[size], batch=16, **fields)
+    module = parse_module(print_module(lower(model.build(config))), make_context())
+    run_pipeline(module, [Normalize()], [])
+    return module
+
+
+def prices(level1: ir.Module, mesh: tuple[int, ...]) -> tuple[int, RangePrices]:
+    """Number of layers of the module, prices without memory."""
+    module = clone_module(level1)
+    run_pipeline(module, [Microbatch(count=4), Layers(count=5)], [])
+    layout = read_layout(module)
+    pricer = Pricer(read_program(module), load_cluster("dgx-h100"), layout)
+    return layout.layers, next(pricer.prices(Mesh.from_shape("stage", mesh), 2, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fields", "mesh"),
+    [
+        ("gpt", "125M", {"layers": 13}, (2, 4)),
+        ("llama", "8B", {"layers": 12}, (4,)),
+        ("moe", "380M", {"layers": 16}, (2,)),
+    ],
+)
+def test_folded_prices_are_those_of_the_whole(
+    name: str, size: str, fields: dict[str, Any], mesh: tuple[int, ...]
+) -> None:
+    module = normal(name, size, **fields)
+    small = fold(module)
+    assert small is not module
+    (layers, whole), (segments, folded) = prices(module, mesh), prices(small, mesh)
+    assert layers == 5 < segments and whole.repeated.shape == folded.repeated.shape == (5, 5)
+    ranges = np.triu_indices(5)
+    for part in ("repeated", "stored", "kept", "least_stored", "least_kept"):
+        assert getattr(folded, part)[ranges] == pytest.approx(getattr(whole, part)[ranges], rel=1e-6), part
+    # A gradient added up in two segments of one layer is sent in two pieces.
+    assert folded.once[ranges] == pytest.approx(whole.once[ranges], rel=1e-6, abs=1.1e-5)
+    # Gradients that wait for the end of the microbatch are counted for one copy of a layer, not for all.
+    for part in ("working", "updating"):
+        assert getattr(folded, part)[ranges] == pytest.approx(getattr(whole, part)[ranges], rel=0.01), part
+
+
+def test_what_repeats_without_contractions_is_not_folded_into_layers() -> None:
+    """Ops repeat of which no layer says that it does."""
+    module = fold(normal("gpt", "tiny", layers=12))
+    for view in functions(module)["main"].regions[0].blocks[0].operations:
+        if view.operation.name == "stablehlo.dot_general" and alpa.REPEATS in view.operation.attributes:
+            del view.operation.attributes[alpa.REPEATS]
+    with pytest.raises(NotFoldable):
+        run_pipeline(module, [Microbatch(count=2), Layers()], [])
+
+
+def test_layers_of_the_user_are_not_folded() -> None:
+    module = normal("gpt", "tiny", layers=10)
+    assert folded(module) is not None
+    alpa.set_int(functions(module)["main"].regions[0].blocks[0].operations[0], alpa.LAYER, 0)
+    assert folded(module) is None
