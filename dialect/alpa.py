@@ -39,6 +39,7 @@ REPEATS = "alpa.repeats"
 LAYOUT = "alpa.layout"
 CONSIDERED = "alpa.considered"
 MESHES = "alpa.meshes"
+FLOOR = "alpa.floor"
 ROUTE = "alpa.route"
 BYTES = "alpa.bytes"
 
@@ -122,6 +123,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V24", BYTES, "i64", ("op",), "what a transfer sends from mesh to mesh, in bytes", is_i64),
     Declaration("V25", MESHES, "string", ("module",), "while a plan is searched, the logical meshes that were of use, such as 8,2x4",
                 lambda a: isinstance(a, ir.StringAttr)),
+    Declaration("V26", FLOOR, "f64", ("module",), "while a plan is searched, the seconds of a step if memory were no object",
+                lambda a: isinstance(a, ir.FloatAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

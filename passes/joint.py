@@ -7,7 +7,8 @@ that fits in memory wins.  Not everything is tried:
 * numbers of microbatches from FIRST on upwards while the step gets shorter (or, in longer strides, does not fit),
   then downwards: more of them idle less, fewer start less often and add up less;
 * rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
-  (else it only adds work);
+  (else it only adds work), and where it may be quicker than the best step without it, for as many microbatches or
+  AHEAD numbers of them further: it adds at least the part AGAIN to the step that would be if memory were no object;
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time.
 
 What is more complicated (another schedule than 1F1B, recomputation) must gain more than WORTH.  The plan records
@@ -17,7 +18,7 @@ what else was considered (`alpa.considered`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from jaxlib.mlir import ir
@@ -33,6 +34,7 @@ from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.stages import has_backward
 
 FIRST, HALF, IDLE, WORTH = 8, 0.5, 0.1, 0.01
+AHEAD, AGAIN = 2, 0.1
 PATIENT = 2
 """How many numbers of microbatches in a row may be no better before the search ends, where memory is short."""
 INFINITE = float("inf")
@@ -94,6 +96,8 @@ class Attempt:
     module: ir.Module
     remarks: tuple[Remark, ...] = ()
     error: CompileError | None = None
+    floor: float = 0.0
+    """Seconds that a step takes at least, however much memory there is, as far as known."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +196,22 @@ class JointChoice:
         shared = self.wishes.schedule == INTERLEAVED
         rows = self._try(Setting(count, NONE if chosen == AUTO else chosen, shared))
         fitting = [r.bytes or 0.0 for r in rows if r.error is None]
-        if chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains:
+        tight = chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains
+        if tight and self._may_gain(Setting(count, NONE, shared)):
             rows += self._try(Setting(count, FULL, shared))
         possible = [r for r in rows if r.error is None]
         return min((r.seconds or 0.0 for r in possible), default=INFINITE)
+
+    def _may_gain(self, setting: Setting) -> bool:
+        """Whether rematerialisation may make the step quicker than the best one known without it."""
+        least = self.attempts[setting].floor * (1 + AGAIN)
+        counts, divides = [c for c in sorted(self.wishes.microbatches) if c >= setting.microbatches], self.divides
+        for count in counts[: AHEAD + 1] if least else ():
+            rows = self._try(replace(setting, microbatches=count))
+            self.divides = divides
+            if any(r.error is None and (r.seconds or 0.0) <= least for r in rows):
+                return False
+        return True
 
     def _try_interleaving(self) -> None:
         """Where the best step idles much: stages that share submeshes, for about as many microbatches."""
@@ -209,8 +225,11 @@ class JointChoice:
                     self._try(Setting(count, best.setting.remat, interleaved=True))
 
     def _try(self, setting: Setting) -> list[Considered]:
-        attempt = self.attempts[setting] = self.stage(setting)
+        known = setting in self.attempts
+        attempt = self.attempts[setting] = self.attempts[setting] if known else self.stage(setting)
         self.divides = alpa.get_string(attempt.module.operation, alpa.LEVEL) != "normal"
+        if known:
+            return [r for r in self.rows if r.setting == setting]
         rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
         self.rows += rows
         return rows

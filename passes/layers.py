@@ -74,11 +74,11 @@ class Layers(Pass):
             needed = _needed_at([(micro, of_micro), (update, of_update)])
             of_prologue = assign.prologue_layers(flows["prologue"], needed)
             _write(flows["prologue"], of_prologue, ["prologue"] * len(of_prologue))
+        check_repeats(flows.values(), layout)
         if layout.whole:
             for flow in flows.values():
                 repeat_cheap_ops(flow)
         else:
-            check_repeats(flows.values(), layout)
             write_layout(module, share_cheap_ops(flows.values(), layout))
         alpa.set_string(module.operation, alpa.LEVEL, "layered")
 

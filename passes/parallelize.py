@@ -201,15 +201,19 @@ class _Road:
         if layered.error is not None or self.stop_after in EARLY:
             return replace(layered, setting=setting)
         module, remarks = clone_module(layered.module), list(layered.remarks)
+        attempt = Attempt(setting, module)
         try:
             self.run(module, self.until_stages(setting, rough), remarks)
         except CompileError as error:
-            return Attempt(setting, module, error=error)
-        finally:
-            if alpa.MESHES in module.operation.attributes:
-                self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
-                del module.operation.attributes[alpa.MESHES]
-        return Attempt(setting, module, tuple(remarks))
+            attempt = replace(attempt, error=error)
+        else:
+            attempt = replace(attempt, remarks=tuple(remarks))
+        attributes = module.operation.attributes
+        if alpa.MESHES in attributes:
+            self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
+            attempt = replace(attempt, floor=ir.FloatAttr(attributes[alpa.FLOOR]).value)
+            del attributes[alpa.MESHES], attributes[alpa.FLOOR]
+        return attempt
 
     def _layers(self, normal: ir.Module, setting: Setting) -> Attempt:
         """Level 3 with a number of microbatches; the last ones are kept, for other settings of the same number."""

@@ -175,6 +175,9 @@ class Stages(Pass):
             if self.rough:
                 useful = ",".join("x".join(map(str, shape)) for shape in search.useful)
                 alpa.set_string(module.operation, alpa.MESHES, useful)
+                with ir.Location.unknown(module.context):
+                    floor = ir.FloatAttr.get(ir.F64Type.get(module.context), search.floor)
+                module.operation.attributes[alpa.FLOOR] = floor
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages, devices_of_stages = [], search.place(found)
         assert devices_of_stages is not None

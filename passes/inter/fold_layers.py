@@ -79,11 +79,11 @@ def _copy_for_readers(op: ir.Operation) -> ir.Operation:
 
 def check_repeats(flows: Iterable[Dataflow], layout: Layout) -> None:
     """NotFoldable where the ops of a layered program are not as many by their layers as by `alpa.repeats`."""
+    ops = [op for flow in flows for op in flow.ops]
+    repeats = [alpa.get_int(op, alpa.REPEATS) or 0 for op in ops]
+    if layout.whole and not any(repeats):
+        return
     times = layout.times.tolist()
-    by_layer, by_repeats = 0, 0
-    for flow in flows:
-        for op in flow.ops:
-            by_layer += times[alpa.get_int(op, alpa.LAYER) or 0]
-            by_repeats += 1 + (alpa.get_int(op, alpa.REPEATS) or 0)
+    by_layer, by_repeats = sum(times[alpa.get_int(op, alpa.LAYER) or 0] for op in ops), len(ops) + sum(repeats)
     if abs(by_layer - by_repeats) > TOLERANCE * by_repeats:
         raise NotFoldable(f"{by_layer} ops by their layers, {by_repeats} by alpa.repeats")

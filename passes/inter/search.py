@@ -84,6 +84,8 @@ class StageSearch:
     """The most axes that a logical mesh may have."""
     useful: tuple[tuple[int, ...], ...] = ()
     """The logical meshes that were the best of their size for some range that a good partition may have."""
+    floor: float = 0.0
+    """Seconds of the best partition if memory were no object."""
     evaluated: dict[Entry, StageCost] = field(default_factory=dict)
     estimates: dict[Entry, RangePrices] = field(default_factory=dict)
     """With `rough`: the prices of the stages found."""
@@ -122,7 +124,7 @@ class StageSearch:
                 continue
             if found is None and self.rough and table.widen():
                 continue
-            self.useful = tuple(self.shapes[m] for m in table.useful())
+            self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
             if found is None:
                 raise self._nothing_fits(stages, table)
             if self.rough:
@@ -206,7 +208,7 @@ class _Table:
         self.search, self.depth = search, search.in_flight.depth(max(stages))
         depth = self.depth
         self.limit = search.memory or float(search.cluster.memory)
-        self.allowed = self.limit * (1 + SLACK if search.layout.whole and not search.rough else 1.0)
+        self.allowed = self.limit * (1 + SLACK if not search.rough else 1.0)
         """Bytes per device that an entry's price may need."""
         self.crowded = np.inf
         self.sizes = sorted({search.mesh(m).device_count for m in search.options})
@@ -318,8 +320,8 @@ class _Table:
         self.latency[..., gone] = self.bottleneck[..., gone] = np.inf
 
     def widen(self) -> bool:
-        """Allow for what prices may be wrong by; False where that was allowed, or is not to be."""
-        if self.allowed > self.limit or not self.search.layout.whole:
+        """Allow for what prices may be wrong by; False where that was allowed."""
+        if self.allowed > self.limit:
             return False
         self.allowed = self.limit * (1 + SLACK)
         for number, offer in enumerate(self.offers):
