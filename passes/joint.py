@@ -26,6 +26,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import read_pipeline
+from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.estimates import read_estimates
 from alpa_mlir.passes.inter.search import SLACK
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
@@ -104,8 +105,8 @@ class Attempt:
 class Wishes:
     """What the user fixed: numbers of microbatches to choose from, a schedule or auto, layers to rematerialise or auto.
 
-    `memory` in bytes per device. `in_order`: the stages are not searched (they are given, or there is one), so that
-    nothing is known before all is done: the first setting that fits is taken.
+    `memory` in bytes per device, of those that have least. `in_order`: the stages are not searched (they are given, or
+    there is one), so that nothing is known before all is done: the first setting that fits is taken.
     """
 
     microbatches: tuple[int, ...]
@@ -250,12 +251,13 @@ class JointChoice:
             kinds = (self.wishes.schedule,)
         if not costs:
             return [Considered(setting, kinds[0])]
-        rows, room = [], self.wishes.memory * (1 + SLACK if self.closer is not None else 1)
+        limits, rows = memory_limits(attempt.module, self.wishes.memory), []
+        allowed = 1 + SLACK if self.closer is not None else 1.0
         for kind in kinds:
             step = simulate(kind, costs, setting.microbatches, lanes)
-            peak = max(step.peak_bytes)
-            error = None if peak <= room else too_large(peak, self.wishes.memory)
-            rows.append(Considered(setting, kind, step.makespan, peak, step.bubble, error))
+            needed, there = fullest(step.peak_bytes, limits)
+            error = None if needed <= there * allowed else too_large(needed, there)
+            rows.append(Considered(setting, kind, step.makespan, max(step.peak_bytes), step.bubble, error))
         return rows
 
     @staticmethod

@@ -23,6 +23,7 @@ from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
+from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.fold import fold
 from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.meshes import MESH_AXES
@@ -164,7 +165,7 @@ class _Road:
                 continue
             notes += [*remarks, *_passed_over(choice.rows)]
             if self.stop_after == "":
-                notes += _too_full(module, memory)
+                notes += _too_full(module)
                 choice.record(module)
                 seal(module)
             return module
@@ -297,13 +298,15 @@ class _Road:
         ]
 
 
-def _too_full(plan: ir.Module, memory: float) -> list[Remark]:
+def _too_full(plan: ir.Module) -> list[Remark]:
     """A warning where the finished plan holds more than there is: the search does not count what collectives hold."""
-    peaks = [int(ir.IntegerAttr(e["peak_bytes"]).value) for e in stage_entries(plan) if "peak_bytes" in e]
-    if max(peaks, default=0) <= memory:
+    entries = {ir.StringAttr(e["mesh"]).value: e for e in stage_entries(plan)}.values()
+    peaks = [int(ir.IntegerAttr(e["peak_bytes"]).value) for e in entries if "peak_bytes" in e]
+    needed, there = fullest(peaks, memory_limits(plan)) if peaks else (0, 0)
+    if needed <= there:
         return []
-    text = f"the plan needs {needed_text(max(peaks))} per device with the copies that collectives make, "
-    return [Remark(f"{text}there are {memory / 1e6:.6g} MB", location_text(plan.operation.location), "warning")]
+    text = f"the plan needs {needed_text(needed)} per device with the copies that collectives make, "
+    return [Remark(f"{text}there are {there / 1e6:.6g} MB", location_text(plan.operation.location), "warning")]
 
 
 def _passed_over(rows: Sequence[Considered]) -> list[Remark]:

@@ -47,7 +47,8 @@ class Price(Pass):
         cluster = module_cluster(module) or load_cluster("cpu")
         stages, main = read_stages(module), read_main(module)
         links = {name: mesh_links(s.mesh, cluster, min(s.devices)) for name, s in stages.items()}
-        costs = _price_functions(module, main, links, cluster)
+        parts = {name: cluster.part_of(min(s.devices)) for name, s in stages.items()}
+        costs = _price_functions(module, main, links, parts)
         for op in alpa.walk(functions(module)["main"]):
             if op.name == TRANSFER:
                 source, target = (MeshTensor.read(v.type) for v in (op.operands[0], op.results[0]))
@@ -58,7 +59,7 @@ class Price(Pass):
                 # A sum reads two values and writes one, a stack reads and writes one.
                 passes = 3 if op.name == ACCUMULATE else 2
                 part = MeshTensor.read(op.operands[0].type)
-                _set_seconds(op, passes * local_bytes(part, stages[part.mesh]) / cluster.memory_bandwidth)
+                _set_seconds(op, passes * local_bytes(part, stages[part.mesh]) / parts[part.mesh].memory_bandwidth)
         _write_stages(module, main, costs)
 
 
@@ -68,16 +69,16 @@ def local_bytes(kind: MeshTensor, stage: Stage) -> float:
 
 
 def _price_functions(
-    module: ir.Module, main: PlanMain, links: Mapping[str, MeshLinks], cluster: Cluster
+    module: ir.Module, main: PlanMain, links: Mapping[str, MeshLinks], parts: Mapping[str, Cluster]
 ) -> dict[str, FunctionCost]:
     found = functions(module)
     costs: dict[str, FunctionCost] = {}
-    equal: dict[tuple[str, object], FunctionCost] = {}
+    equal: dict[tuple[object, ...], FunctionCost] = {}
     for call in (s for s in main.steps if isinstance(s, Fragment)):
         function, at = found[call.function], links[call.mesh]
-        key = (_anonymous(function, call.mesh), at.content)
+        key = (_anonymous(function, call.mesh), at.content, parts[call.mesh])
         if key not in equal:
-            equal[key] = price_function(function, at, cluster)
+            equal[key] = price_function(function, at, parts[call.mesh])
         costs[call.function] = equal[key]
         _write_cost(function, equal[key])
     return costs
@@ -109,9 +110,9 @@ def _set_seconds(op: ir.Operation, seconds: float, start: float = 0.0) -> None:
 
 def _near(links: MeshLinks, ends: Sequence[Stage], cluster: Cluster) -> MeshLinks:
     """The links of a receiving submesh, with the device link to the outside where both ends lie in one node."""
-    if cluster.axes or len({d // cluster.devices_per_node for end in ends for d in end.devices}) > 1:
+    if cluster.axes or len({cluster.node_of(d) for end in ends for d in end.devices}) > 1:
         return links
-    inside = cluster.device_link
+    inside = cluster.part_of(ends[0].devices[0]).device_link
     return replace(links, outside=AxisLink(inside.bandwidth, inside.start, inside.hop))
 
 

@@ -28,7 +28,7 @@ from alpa_mlir.dialect.plan import (
     write_schedules,
 )
 from alpa_mlir.dialect.staged import Fragment, PlanMain, read_main
-from alpa_mlir.passes.costs.cluster import module_cluster
+from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.inter.simulate import TIE, Timeline
 from alpa_mlir.passes.registry import Pass, option, register
@@ -94,11 +94,13 @@ class SchedulePass(Pass):
 
     def _quickest(self, module: ir.Module, plans: dict[str, Plan], costs: PlanCosts | None) -> str:
         """Of the plans that fit the quickest, of equally quick ones the smallest; else the one that needs least."""
-        cluster = module_cluster(module)
-        limit = self.memory or (float(cluster.memory) if cluster is not None else float("inf"))
+        limits = memory_limits(module)
+        if self.memory:
+            limits = (self.memory,) * len(limits)
         played = {kind: play_plan(plan, costs or unit_costs(plan.main, kind)) for kind, plan in plans.items()}
         peaks = {kind: max(timeline.peak_bytes) for kind, timeline in played.items()}
-        fitting = [kind for kind in played if peaks[kind] <= limit]
+        over = {kind: fullest(timeline.peak_bytes, limits) for kind, timeline in played.items()}
+        fitting = [kind for kind, (needed, there) in over.items() if needed <= there]
         least = min((played[kind].makespan for kind in fitting), default=0.0)
         quick = [kind for kind in fitting if played[kind].makespan <= least * (1 + TIE)]
         return min(quick or list(played), key=lambda kind: peaks[kind])

@@ -177,19 +177,19 @@ class Shard(Pass):
         pipeline = pipeline_of([mesh.name for mesh, _ in meshes], program.microbatches)
         if pipeline.chunks > 1 and schedule in ONE_CHUNK:
             schedule = "interleaved"
-        limits = _limits(module, cluster, pipeline)
+        limits = _limits(module, [cluster.part_of(devices[0]).memory for _, devices in meshes], pipeline)
         return tuple(
             StageSpec(mesh, devices[0], in_flight(schedule, s, pipeline), limits[s])
             for s, (mesh, devices) in enumerate(meshes)
         )
 
 
-def _limits(module: ir.Module, cluster: Cluster, pipeline: Pipeline) -> list[float]:
-    """Bytes per device for each stage: stages that share a submesh get what they were planned with, and equal shares
-    of what is left."""
-    limit = float(cluster.memory)
+def _limits(module: ir.Module, memory: Sequence[int], pipeline: Pipeline) -> list[float]:
+    """Bytes per device for each stage, of its devices' `memory`: stages that share a submesh get what they were planned
+    with, and equal shares of what is left."""
     if pipeline.chunks == 1:
-        return [limit] * pipeline.stages
+        return [float(m) for m in memory]
+    limit = float(min(memory))
     entries = stage_entries(module)
     planned = [float(ir.IntegerAttr(e["memory_bytes"]).value) if "memory_bytes" in e else 0.0 for e in entries]
     lanes = [sum(planned[s] for s in pipeline.stages_of(lane)) for lane in range(pipeline.lanes)]

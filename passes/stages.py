@@ -55,10 +55,10 @@ class Stages(Pass):
     one `sdy.mesh @stage_s` per stage and, where stages were searched, `alpa.cost`.
     Precondition: `cluster` names a preset, or the module carries `alpa.cluster`.
     A module that says its stages itself (`alpa.stages` of mesh, devices and perhaps layers) keeps them.
-    Postcondition: unless stages were given, all devices are used; forward data flows to equal or higher stages,
-    backward data to equal or lower ones; every argument has one home stage. With schedule=interleaved stage s of S
-    lies on submesh s mod p of p equal ones. A folded program (`inter/fold.py`) gets the stages of the whole one, its
-    ops none.
+    Postcondition: unless stages were given, all devices are used (of a mixed cluster all of some groups); forward data
+    flows to equal or higher stages, backward data to equal or lower ones; every argument has one home stage. With
+    schedule=interleaved stage s of S lies on submesh s mod p of p equal ones. A folded program (`inter/fold.py`) gets
+    the stages of the whole one, its ops none.
     """
 
     name: ClassVar[str] = "alpa-stages"
@@ -148,11 +148,11 @@ class Stages(Pass):
         """Given stages with what they would cost as the planner would shard them, if all of them fit."""
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
         profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
-        ranges = [((s.first, s.last), s.mesh) for s in stages]
-        costs = [profiler.cost(layers, mesh) for layers, mesh in ranges]
+        ranges = [((s.first, s.last), s.mesh, s.devices[0]) for s in stages]
+        costs = [profiler.cost(layers, mesh, first_device=first) for layers, mesh, first in ranges]
         if not all(c.feasible for c in costs):
             return list(stages)
-        parts = [profiler.parts(layers, mesh) for layers, mesh in ranges]
+        parts = [profiler.parts(layers, mesh, first_device=first) for layers, mesh, first in ranges]
         return [replace(s, cost=c, parts=p) for s, c, p in zip(stages, costs, parts, strict=True)]
 
     def _search(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
@@ -188,6 +188,11 @@ class Stages(Pass):
 
     def _interleave(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
         """Stages that take turns on equal submeshes; their seconds are those of the simulated step."""
+        if len(cluster.parts) > 1:
+            raise CompileError(
+                f"an interleaved pipeline needs equal devices, cluster {cluster.name} has {len(cluster.parts)} groups",
+                module.operation.location,
+            )
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
         profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
         shapes = submesh_shapes(cluster, self.axes)
@@ -246,6 +251,11 @@ def _single_stage(text: str, cluster: Cluster, layers: int, stages: int) -> Stag
         raise CompileError(
             f"the mesh {text} has {prod(shape)} devices, but the cluster has {cluster.device_count} "
             f"({cluster.nodes} nodes of {cluster.devices_per_node}): their numbers must agree"
+        )
+    if len(cluster.parts) > 1:
+        raise CompileError(
+            f"the mesh {text} makes one stage of all devices, but cluster {cluster.name} has {len(cluster.parts)} "
+            "groups of different ones"
         )
     if stages > 1:
         raise CompileError(f"the mesh {text} makes one stage, but stages={stages}")

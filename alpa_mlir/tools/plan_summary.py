@@ -17,6 +17,7 @@ from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.mesh import meshes_of
 from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.dialect.staged import Fragment, PlanMain, read_main
+from alpa_mlir.passes.costs.cluster import module_cluster
 from alpa_mlir.passes.inter.simulate import Timeline
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.schedule import plan_timeline
@@ -44,6 +45,7 @@ class StageSummary:
     step_seconds: float | None
     memory_bytes: int | None
     peak_bytes: int | None
+    memory_limit: int | None
     forward_seconds: float | None
     backward_seconds: float | None
     weight_seconds: float | None
@@ -103,22 +105,25 @@ def summarize(module: ir.Module, timeline: Timeline | None = None) -> PlanSummar
     main = read_main(module)
     meshes = meshes_of(module)
     by_function = _function_costs(module)
+    known = module_cluster(module)
     stages = []
     for number, entry in enumerate(stage_entries(module)):
         layers = tuple(int(k) for k in ir.DenseI64ArrayAttr(entry["layers"])) if "layers" in entry else (0, 0)
         submesh = str(ir.StringAttr(entry["mesh"]).value)
+        devices = tuple(int(d) for d in ir.DenseI64ArrayAttr(entry["devices"]))
         costs, talking = _stage_costs(main, number, by_function)
         stages.append(
             StageSummary(
                 number,
                 (layers[0], layers[-1]),
-                tuple(int(d) for d in ir.DenseI64ArrayAttr(entry["devices"])),
+                devices,
                 meshes[submesh].shape,
                 submesh,
                 _float(entry, "microbatch_seconds"),
                 _float(entry, "step_seconds"),
                 _int(entry, "memory_bytes"),
                 _int(entry, "peak_bytes"),
+                known.part_of(devices[0]).memory if known is not None else None,
                 _float(entry, "forward_seconds"),
                 _float(entry, "backward_seconds"),
                 _float(entry, "weight_seconds"),
@@ -129,16 +134,15 @@ def summarize(module: ir.Module, timeline: Timeline | None = None) -> PlanSummar
                 _float(entry, "searched_step_seconds"),
             )
         )
-    cluster = ir.DictAttr(attributes[alpa.CLUSTER])
     return PlanSummary(
-        ir.StringAttr(cluster["name"]).value,
+        known.name if known is not None else "",
         main.microbatches,
         timeline.kind if timeline is not None else _kind(module),
         _numbers(attributes[alpa.REMAT]) if alpa.REMAT in attributes else (),
         float(ir.FloatAttr(attributes[alpa.COST]).value) if alpa.COST in attributes else None,
         timeline.bubble if timeline is not None else None,
         alpa.get_string(module.operation, alpa.DIGEST) or "",
-        _int(cluster, "memory"),
+        known.memory if known is not None else None,
         sum(m.bytes for m in timeline.moves) if timeline is not None else None,
         tuple(stages),
         _plan_costs(stages, timeline),

@@ -66,7 +66,7 @@ def _stages(summary: PlanSummary) -> Table:
             _scaled(backward, 1e3),
             _scaled(s.communication_seconds, 1e3),
             _scaled(s.update_seconds, 1e3),
-            _memory(s, summary.memory_limit),
+            _memory(s, s.memory_limit),
             _mostly(s),
         )
     return table

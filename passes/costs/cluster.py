@@ -3,7 +3,9 @@
 A cluster is `nodes` machines with `devices_per_node` equal devices. Devices are numbered node by node.
 Two link levels: between the devices of a node (bandwidth per device) and between nodes (bandwidth per
 *node*, shared by all its devices that talk at the same time). Or, to study communication by itself, one
-link per mesh axis, given by α (seconds to start) and β (seconds per byte). It is read from TOML (docs/clusters.md)
+link per mesh axis, given by α (seconds to start) and β (seconds per byte). A mixed cluster consists of groups, each a
+cluster of equal nodes, joined by the node link; its devices are numbered group by group. It is read from TOML
+(docs/clusters.md)
 and travels through the pipeline as the module's `alpa.cluster` dictionary, so that every later pass
 prices with the same figures. Units: seconds, bytes, bytes/s, floating-point operations/s.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +46,8 @@ class Cluster:
     `flops` maps a type class (f8, f16, bf16, f32, f64) to peak operations/s; `efficiency` is the part of
     the peak that large products reach. `device_link` joins devices of a node (per device), `node_link`
     joins nodes (per node). `axes`, where not empty, are the links of the first, second, … mesh axis instead.
+    Of a mixed cluster `groups` are the parts; its own figures are the least of theirs. `first` is the number of a
+    group's first device, and a group is not `alone`.
     """
 
     name: str
@@ -56,11 +60,28 @@ class Cluster:
     device_link: Link
     node_link: Link
     axes: tuple[Link, ...] = ()
+    groups: tuple[Cluster, ...] = ()
+    first: int = 0
+    alone: bool = True
 
     @property
     def device_count(self) -> int:
         """Devices of the whole cluster."""
-        return self.nodes * self.devices_per_node
+        return sum(g.device_count for g in self.groups) if self.groups else self.nodes * self.devices_per_node
+
+    @property
+    def parts(self) -> tuple[Cluster, ...]:
+        """The groups of equal nodes: the cluster itself unless it is mixed."""
+        return self.groups or (self,)
+
+    def part_of(self, device: int) -> Cluster:
+        """The group that a device belongs to."""
+        return next(g for g in reversed(self.parts) if device >= g.first)
+
+    def node_of(self, device: int) -> tuple[int, int]:
+        """The node of a device: the first device of its group, and its number there."""
+        part = self.part_of(device)
+        return part.first, (device - part.first) // part.devices_per_node
 
     def speed(self, dtype: str) -> float:
         """Attainable operations/s of products in an element type; unknown types count as f32."""
@@ -69,7 +90,14 @@ class Cluster:
         return self.efficiency * table.get(kind, table["f32"])
 
     def with_sizes(self, nodes: int = 0, devices_per_node: int = 0, memory: int = 0) -> Cluster:
-        """The same cluster with other sizes; 0 keeps what is there. CompileError for sizes no cluster has."""
+        """The same cluster with other sizes; 0 keeps what is there. CompileError for sizes no cluster has.
+
+        A mixed cluster's groups may have another memory, the same for all, but no other numbers.
+        """
+        if self.groups:
+            if nodes or devices_per_node:
+                raise CompileError(f"cluster {self.name} consists of groups: their sizes stand in its file")
+            return _mixed(self.name, [g.with_sizes(memory=memory) for g in self.groups], self.node_link)
         changed = replace(
             self,
             nodes=nodes or self.nodes,
@@ -92,6 +120,9 @@ class Cluster:
         return _dictionary(self._table(), context)
 
     def _table(self) -> dict[str, Any]:
+        if self.groups:
+            groups = [g._table() for g in self.groups]
+            return {"name": self.name, "groups": groups, "link": {"node": _link_table(self.node_link)}}
         axes = {"alpha": [k.start for k in self.axes], "beta": [1.0 / k.bandwidth for k in self.axes]}
         return {
             **({"axes": axes} if self.axes else {}),
@@ -171,6 +202,54 @@ def parse_bytes(text: str) -> int:
 
 
 def _from_table(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
+    return _groups(table, where) if "groups" in table else _equal_nodes(table, where)
+
+
+def _groups(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
+    """A mixed cluster: what a group does not say the whole file says for it."""
+    read = _Reader(table, where)
+    entries = table["groups"]
+    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
+        raise CompileError("a cluster's groups must be tables, each [[groups]]", where("groups"))
+    if "axes" in table:
+        raise CompileError("a cluster of groups cannot have links for mesh axes", where("axes"))
+    common = {k: v for k, v in table.items() if k not in ("groups", "name")}
+    groups = []
+    for number, entry in enumerate(entries):
+        name = {"name": f"{read.text('name')}/{number}"}
+        made = {**common, **name, **entry}
+        for key in ("link", "flops"):
+            if isinstance(common.get(key), dict) and isinstance(entry.get(key), dict):
+                made[key] = {**common[key], **entry[key]}
+        groups.append(_equal_nodes(made, where))
+    node = _Reader(read.table("link"), where, "link.").table("node")
+    return _mixed(read.text("name"), groups, _link(node, where, "link.node."))
+
+
+def _mixed(name: str, groups: Sequence[Cluster], node_link: Link) -> Cluster:
+    """A cluster of groups, numbered on; its own figures are the least of theirs."""
+    placed, first = [], 0
+    for group in groups:
+        placed.append(replace(group, first=first, alone=len(groups) == 1))
+        first += group.device_count
+    if first > MOST_DEVICES:
+        raise CompileError(f"a cluster may have {MOST_DEVICES} devices, got {first}")
+    slowest = min(placed, key=lambda g: g.speed("f32"))
+    return replace(
+        slowest,
+        name=name,
+        nodes=sum(g.nodes for g in placed),
+        devices_per_node=min(g.devices_per_node for g in placed),
+        memory=min(g.memory for g in placed),
+        memory_bandwidth=min(g.memory_bandwidth for g in placed),
+        node_link=node_link,
+        groups=tuple(placed),
+        first=0,
+        alone=True,
+    )
+
+
+def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
     read = _Reader(table, where)
     flops = read.table("flops")
     if "f32" not in flops:

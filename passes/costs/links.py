@@ -65,12 +65,13 @@ def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks
     """
     if cluster.axes:
         return _given_links(mesh, cluster)
+    cluster = cluster.part_of(first_device)
     per_node = cluster.devices_per_node
-    offset = first_device % per_node
+    offset = (first_device - cluster.first) % per_node
     axes = tuple(_ring_link(mesh, (name,), cluster, offset) for name in mesh.axis_names)
     joints = tuple((several, _ring_link(mesh, several, cluster, offset)) for several in _several(mesh))
     inside, between = cluster.device_link, cluster.node_link
-    if cluster.nodes == 1:
+    if cluster.nodes == 1 and cluster.alone:
         outside = AxisLink(inside.bandwidth, inside.start, inside.hop)
     else:
         bandwidth = min(inside.bandwidth, between.bandwidth / min(per_node, mesh.device_count))

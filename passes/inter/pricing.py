@@ -231,10 +231,10 @@ def _layers_of_nodes(sketch: Sketch) -> list[int]:
 
 
 class Pricer:
-    """Prices ranges of layers of one module (level 3) on the meshes of one cluster."""
+    """Prices ranges of layers of one module (level 3)."""
 
-    def __init__(self, program: Program, cluster: Cluster, layout: Layout) -> None:
-        self.program, self.cluster, self.layout = program, cluster, layout
+    def __init__(self, program: Program, layout: Layout) -> None:
+        self.program, self.layout = program, layout
 
     @cached_property
     def skeleton(self) -> Skeleton:
@@ -249,13 +249,14 @@ class Pricer:
         alike = skeleton.stored + 2 * skeleton.kept.astype(np.int64)
         return TiedSketch.of(skeleton.sketch, alike, times[skeleton.layer], times[skeleton.edge_layer])
 
-    def prices(self, mesh: Mesh, in_flight: int, share: float) -> Iterator[RangePrices]:
-        """Prices under one labelling after another, each holding less memory than the one before.
+    def prices(self, mesh: Mesh, in_flight: int, share: float, cluster: Cluster) -> Iterator[RangePrices]:
+        """Prices on a mesh of a cluster's equal devices, under one labelling after another, each holding less memory
+        than the one before.
 
         `in_flight`: how many microbatches are reckoned with; `share`: the part of the program that a stage on
         this mesh would have.
         """
-        enumerator = Enumerator(mesh_links(mesh, self.cluster), self.cluster)
+        enumerator = Enumerator(mesh_links(mesh, cluster, cluster.first), cluster)
         made: list[TiedGraph] = []
 
         def compute(unit: float) -> dict[str, Table]:
@@ -272,7 +273,7 @@ class Pricer:
 
         free = prices(0.0)
         yield free
-        unit = share * free.step(self.program.microbatches) / self.cluster.memory
+        unit = share * free.step(self.program.microbatches) / cluster.memory
         for price in PRICES:
             yield prices(price * unit)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 from jaxlib.mlir import ir
@@ -93,14 +94,17 @@ class StageSearch:
     def __post_init__(self) -> None:
         microbatches = self.in_flight.microbatches
         self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
-        self.shapes = submesh_shapes(self.cluster, self.axes)
+        offered = [(shape, part) for part in self.cluster.parts for shape in submesh_shapes(part, self.axes)]
+        self.shapes = tuple(shape for shape, _ in offered)
+        self.groups = tuple(part for _, part in offered)
+        """The equal devices that each option is of."""
         self.layout = read_layout(self.module)
         counts = self.profiler.program.kind_counts(self.layout.times.tolist())
         busy = [m for m, shape in enumerate(self.shapes) if not idle_axes(shape, counts)]
         wanted = [m for m, shape in enumerate(self.shapes) if shape in self.only]
         self.options = wanted or busy or list(range(len(self.shapes)))
         """The submesh options that are searched: those without idle devices, unless no partition is made of them."""
-        self.pricer = Pricer(self.profiler.program, self.cluster, self.layout)
+        self.pricer = Pricer(self.profiler.program, self.layout)
 
     @property
     def layers(self) -> int:
@@ -110,6 +114,10 @@ class StageSearch:
     def mesh(self, option: int, name: str = "stage") -> Mesh:
         """The logical mesh of an option."""
         return Mesh.from_shape(name, self.shapes[option])
+
+    def limit(self, option: int) -> float:
+        """Bytes per device of an option."""
+        return self.memory or float(self.groups[option].memory)
 
     def run(self, stages: Sequence[int]) -> Partition:
         """The cheapest partition into one of the given numbers of stages; CompileError where none fits."""
@@ -133,7 +141,7 @@ class StageSearch:
             if not open_entries or self.rough:
                 if self.place(found) is not None:
                     return found
-                table.keep(chain_sizes(self.cluster.devices_per_node))
+                table.keep_chains()
             if self.rough:
                 continue
             for choice in open_entries:
@@ -142,7 +150,14 @@ class StageSearch:
 
     def place(self, found: Partition) -> list[tuple[int, ...]] | None:
         """The devices of each stage; None where the submeshes cannot be packed into the nodes."""
-        return pack([self.mesh(c.option).device_count for c in found.stages], self.cluster)
+        devices: dict[int, tuple[int, ...]] = {}
+        for part in self.cluster.parts:
+            stages = [s for s, c in enumerate(found.stages) if self.groups[c.option].first == part.first]
+            packed = pack([self.mesh(found.stages[s].option).device_count for s in stages], part) if stages else []
+            if packed is None:
+                return None
+            devices |= {s: tuple(part.first + d for d in ds) for s, ds in zip(stages, packed, strict=True)}
+        return [devices[s] for s in range(len(found.stages))]
 
     def cost_of(self, choice: StageChoice) -> StageCost:
         """The cost of a stage of a partition that `run` returned."""
@@ -160,9 +175,10 @@ class StageSearch:
         if self.rough:
             return self.estimates[_entry(choice)].parts(*layers)
         cost = self.cost_of(choice)
-        alone = self.profiler.cost(layers, mesh, 1, self.memory)
+        first = self.groups[choice.option].first
+        alone = self.profiler.cost(layers, mesh, 1, self.memory, first)
         flying = 1 if cost == alone else self.in_flight.at(choice.in_flight)
-        return self.profiler.parts(layers, mesh, flying, self.memory)
+        return self.profiler.parts(layers, mesh, flying, self.memory, first)
 
     def _evaluate(self, choice: StageChoice) -> None:
         """The exact cost of an entry.
@@ -172,14 +188,15 @@ class StageSearch:
         """
         layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
         in_flight = self.in_flight.at(choice.in_flight)
-        cost = self.profiler.cost(layers, mesh, 1, self.memory)
-        if cost.feasible and in_flight * cost.memory_bytes > (self.memory or self.cluster.memory):
-            cost = self.profiler.cost(layers, mesh, in_flight, self.memory)
+        first = self.groups[choice.option].first
+        cost = self.profiler.cost(layers, mesh, 1, self.memory, first)
+        if cost.feasible and in_flight * cost.memory_bytes > self.limit(choice.option):
+            cost = self.profiler.cost(layers, mesh, in_flight, self.memory, first)
         self.evaluated[_entry(choice)] = cost
 
     def _nothing_fits(self, stages: Sequence[int], table: _Table) -> CompileError:
         location = self.module.operation.location
-        sizes = node_sizes(self.cluster.devices_per_node)
+        sizes = sorted({n for part in self.cluster.parts for n in node_sizes(part.devices_per_node)})
         if not table.shareable:
             return CompileError(
                 f"the {self.cluster.device_count} devices cannot be shared out to {stages[0]} stages: a stage gets "
@@ -191,7 +208,8 @@ class StageSearch:
         if smallest is not None:
             least, fullest = smallest
             layers, in_flight = (fullest.first, fullest.last), self.in_flight.at(fullest.in_flight)
-            notes = self.profiler.alive(layers, self.mesh(fullest.option), in_flight)
+            mesh, part = self.mesh(fullest.option), self.groups[fullest.option]
+            notes = self.profiler.alive(layers, mesh, in_flight, part.first)
         return DoesNotFit(
             f"no plan fits in {table.limit / 1e6:.6g} MB per device: the smallest needs at least {needed_text(least)} "
             "(more devices, more microbatches or more memory would help)",
@@ -202,16 +220,22 @@ class StageSearch:
 
 
 class _Table:
-    """The tables of the dynamic program, one option per number of devices: the best offer for each entry."""
+    """The tables of the dynamic program, one option per number of devices (of each group): the best offer for each
+    entry."""
 
     def __init__(self, search: StageSearch, stages: Sequence[int]) -> None:
         self.search, self.depth = search, search.in_flight.depth(max(stages))
         depth = self.depth
         self.limit = search.memory or float(search.cluster.memory)
-        self.allowed = self.limit * (1 + SLACK if not search.rough else 1.0)
-        """Bytes per device that an entry's price may need."""
+        """Bytes per device, of the group that has least."""
+        self.allowed = 1 + SLACK if not search.rough else 1.0
+        """What an entry's price may need, in parts of what its devices have."""
         self.crowded = np.inf
-        self.sizes = sorted({search.mesh(m).device_count for m in search.options})
+        self.sizes = sorted({self._size(m) for m in search.options})
+        """(first device of the group, number of devices)."""
+        firsts = [part.first for part in search.cluster.parts]
+        self.takes = tuple(tuple(n if first == group else 0 for first in firsts) for group, n in self.sizes)
+        """Of which group a size takes how many devices."""
         shape = (depth, search.layers, search.layers, len(self.sizes))
         self.latency: Table = np.full(shape, np.inf)
         self.bottleneck: Table = np.full(shape, np.inf)
@@ -228,8 +252,7 @@ class _Table:
 
     def partition(self, stages: Sequence[int]) -> Partition | None:
         """The best partition for the tables as they are; its options are submesh options."""
-        tables = StageTables(self.latency, self.bottleneck, tuple((n,) for n in self.sizes))
-        found = partition_layers(tables, (self.search.cluster.device_count,), stages, GAP)
+        found = self._cheapest(self.latency, self.bottleneck, stages)
         if found is None:
             return None
         chosen = [self.choice[c.in_flight - 1, c.first, c.last, c.option] for c in found.stages]
@@ -239,6 +262,21 @@ class _Table:
         }
         options = [self.offers[o].option for o in chosen]
         return replace(found, stages=tuple(replace(c, option=m) for c, m in zip(found.stages, options, strict=True)))
+
+    def _size(self, option: int) -> tuple[int, int]:
+        return self.search.groups[option].first, self.search.mesh(option).device_count
+
+    def _cheapest(self, latency: Table, bottleneck: Table, stages: Sequence[int]) -> Partition | None:
+        """The cheapest partition over all devices; of a mixed cluster, over all of some groups."""
+        tables = StageTables(latency, bottleneck, self.takes)
+        counts = [part.device_count for part in self.search.cluster.parts]
+        best: Partition | None = None
+        for used in product((True, False), repeat=len(counts)):
+            total = tuple(n if use else 0 for n, use in zip(counts, used, strict=True))
+            found = partition_layers(tables, total, stages, GAP) if any(used) else None
+            if found is not None and (best is None or found.cost < best.cost):
+                best = found
+        return best
 
     def estimate(self, choice: StageChoice) -> RangePrices:
         """The prices under which a stage of the last partition was chosen."""
@@ -251,7 +289,7 @@ class _Table:
         numbers = np.arange(len(self.asked))
         steps = np.array([p.repeated * self.search.in_flight.microbatches + p.once for _, _, p, _ in self.asked])
         least = np.array([p.least_memory(f) for _, f, p, _ in self.asked])
-        size = np.array([self.search.mesh(m).device_count for m, _, _, _ in self.asked])
+        size = np.array([self.sizes.index(self._size(m)) for m, _, _, _ in self.asked])
         ordered = np.triu(np.ones(steps.shape[1:], dtype=bool))
         for n in np.unique(size):
             members = numbers[size == n]
@@ -263,15 +301,17 @@ class _Table:
         return sorted(found | {self.offers[o].option for o in np.unique(chosen).tolist()})
 
     def smallest(self, stages: Sequence[int]) -> tuple[float, StageChoice] | None:
-        """Bytes per device of the partition whose fullest stage holds least, and that stage."""
+        """Bytes per device of the partition whose fullest stage holds least, and that stage; in a mixed cluster scaled
+        to the memory of the group that has least."""
         held: Table = np.full_like(self.latency, np.inf)
         option = np.zeros(held.shape, dtype=np.int64)
         ordered = np.triu(np.ones(held.shape[1:3], dtype=bool))
         tightest = [_Offer(m, p) for m, _, _, offers in self.asked for p in list(offers)[-1:]]
         for offer in (*self.offers, *tightest):
-            size = self.sizes.index(self.search.mesh(offer.option).device_count)
+            size = self.sizes.index(self._size(offer.option))
+            scale = self.limit / self.search.limit(offer.option)
             for q in range(self.depth):
-                bytes_held = np.where(ordered, offer.prices.memory(self.search.in_flight.at(q + 1)), np.inf)
+                bytes_held = np.where(ordered, scale * offer.prices.memory(self.search.in_flight.at(q + 1)), np.inf)
                 less = bytes_held < held[q, :, :, size]
                 held[q, :, :, size][less] = bytes_held[less]
                 option[q, :, :, size][less] = offer.option
@@ -280,8 +320,7 @@ class _Table:
         while low < high:
             middle = (low + high) // 2
             fits = np.where(held <= limits[middle], 0.0, np.inf)
-            tables = StageTables(fits, fits, tuple((n,) for n in self.sizes))
-            found = partition_layers(tables, (self.search.cluster.device_count,), stages, GAP)
+            found = self._cheapest(fits, fits, stages)
             if found is None:
                 low = middle + 1
             else:
@@ -294,17 +333,17 @@ class _Table:
     def correct(self, choice: StageChoice) -> None:
         """Take the exact cost of an entry into account."""
         q, i, j, m = _entry(choice)
-        size = self.sizes.index(self.search.mesh(m).device_count)
+        size = self.sizes.index(self._size(m))
         self.latency[q, i, j, size] = self.bottleneck[q, i, j, size] = np.inf
         waits = self.search.in_flight.microbatches - 1
         best = np.inf
         for number, offer in enumerate(self.offers):
-            if self.search.mesh(offer.option).device_count != self.sizes[size]:
+            if self._size(offer.option) != self.sizes[size]:
                 continue
             known = self.search.evaluated.get((q, i, j, offer.option))
             if known is None:
                 latency, once = float(offer.prices.repeated[i, j]), float(offer.prices.once[i, j])
-                fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self.allowed
+                fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self._room(offer.option)
             else:
                 latency, once, fits = known.microbatch_seconds, known.step_seconds, known.feasible
             if fits and (waits + 1) * latency + once < best:
@@ -313,17 +352,22 @@ class _Table:
                 self.bottleneck[q, i, j, size] = waits * latency + once
                 self.choice[q, i, j, size] = number
 
-    def keep(self, sizes: Sequence[int]) -> None:
-        """Within a node only submeshes of these sizes."""
-        within = self.search.cluster.devices_per_node
-        gone = [k for k, n in enumerate(self.sizes) if n < within and n not in sizes]
-        self.latency[..., gone] = self.bottleneck[..., gone] = np.inf
+    def _room(self, option: int) -> float:
+        """Bytes per device that a price may need."""
+        return self.search.limit(option) * self.allowed
+
+    def keep_chains(self) -> None:
+        """Within a node only submeshes of sizes that can always be packed."""
+        for part in self.search.cluster.parts:
+            sizes, within = chain_sizes(part.devices_per_node), part.devices_per_node
+            gone = [k for k, (f, n) in enumerate(self.sizes) if f == part.first and n < within and n not in sizes]
+            self.latency[..., gone] = self.bottleneck[..., gone] = np.inf
 
     def widen(self) -> bool:
         """Allow for what prices may be wrong by; False where that was allowed."""
-        if self.allowed > self.limit:
+        if self.allowed > 1:
             return False
-        self.allowed = self.limit * (1 + SLACK)
+        self.allowed = 1 + SLACK
         for number, offer in enumerate(self.offers):
             self._fill(number, offer)
         return True
@@ -335,7 +379,8 @@ class _Table:
         for m in search.options:
             devices = search.mesh(m).device_count
             in_flight = search.in_flight.at(max(1, min(self.depth, search.cluster.device_count // devices)))
-            offers = search.pricer.prices(search.mesh(m), in_flight, devices / search.cluster.device_count)
+            share = devices / search.cluster.device_count
+            offers = search.pricer.prices(search.mesh(m), in_flight, share, search.groups[m])
             free = next(offers)
             asked.append((m, in_flight, free, offers))
             self._add(_Offer(m, free))
@@ -346,16 +391,17 @@ class _Table:
         self.unlimited = unlimited
         for m, in_flight, tight, offers in asked:
             cost = tight.repeated * search.in_flight.microbatches + tight.once
-            ordered = np.triu(np.ones_like(cost, dtype=bool))
-            wanted = ordered & (cost <= INTEREST * unlimited) & (tight.least_memory(in_flight) <= self.limit)
-            while (tight.memory(in_flight)[wanted] > self.limit).any():
+            ordered, limit = np.triu(np.ones_like(cost, dtype=bool)), search.limit(m)
+            wanted = ordered & (cost <= INTEREST * unlimited) & (tight.least_memory(in_flight) <= limit)
+            while (tight.memory(in_flight)[wanted] > limit).any():
                 following = next(offers, None)
                 if following is None:
                     break
                 tight = following
                 self._add(_Offer(m, tight))
-            least = tight.least_memory(1)[ordered]
-            held = np.where(least > self.limit, least, tight.memory(1)[ordered])
+            scale = self.limit / limit
+            least = scale * tight.least_memory(1)[ordered]
+            held = np.where(least > self.limit, least, scale * tight.memory(1)[ordered])
             self.crowded = min([*held[held > self.limit].tolist(), self.crowded])
 
     def _without_memory(self, stages: Sequence[int]) -> float | None:
@@ -364,13 +410,12 @@ class _Table:
         latency, bottleneck = np.full(shape, np.inf), np.full(shape, np.inf)
         waits = self.search.in_flight.microbatches - 1
         for offer in self.offers:
-            size = self.sizes.index(self.search.mesh(offer.option).device_count)
+            size = self.sizes.index(self._size(offer.option))
             wait = waits * offer.prices.repeated + offer.prices.once
             better = offer.prices.repeated + wait < latency[0, :, :, size] + bottleneck[0, :, :, size]
             latency[0, :, :, size][better] = offer.prices.repeated[better]
             bottleneck[0, :, :, size][better] = wait[better]
-        tables = StageTables(latency, bottleneck, tuple((n,) for n in self.sizes))
-        found = partition_layers(tables, (self.search.cluster.device_count,), stages, GAP)
+        found = self._cheapest(latency, bottleneck, stages)
         return found.cost if found is not None else None
 
     def _add(self, offer: _Offer) -> None:
@@ -381,12 +426,12 @@ class _Table:
     def _fill(self, number: int, offer: _Offer) -> None:
         """Put an offer into the entries where it is the best that fits."""
         search, prices = self.search, offer.prices
-        size = self.sizes.index(search.mesh(offer.option).device_count)
+        size = self.sizes.index(self._size(offer.option))
         waits = search.in_flight.microbatches - 1
         bottleneck = waits * prices.repeated + prices.once
         ordered = np.triu(np.ones_like(bottleneck, dtype=bool))
         for q in range(self.depth):
-            fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self.allowed)
+            fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self._room(offer.option))
             old = self.latency[q, :, :, size] + self.bottleneck[q, :, :, size]
             better = fits & (prices.repeated + bottleneck < old)
             self.latency[q, :, :, size][better] = prices.repeated[better]

@@ -71,22 +71,25 @@ class StageProfiler:
     ) -> StageCost:
         """The cheapest way to run the ops of layers first…last (inclusive) on `mesh`.
 
-        `in_flight` microbatches are alive at once; `memory_limit` in bytes per device (0: the cluster's).
+        `in_flight` microbatches are alive at once; `memory_limit` in bytes per device (0: what the devices have);
+        `first_device`: where in the cluster, as far as it matters.
         """
         return self._solved(self.graph(layers, mesh, in_flight, first_device), memory_limit)[0]
 
-    def parts(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageParts:
+    def parts(
+        self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0, first_device: int = 0
+    ) -> StageParts:
         """The feasible stage of `cost` taken apart."""
-        labels = self._solved(self.graph(layers, mesh, in_flight, 0), memory_limit)[1]
-        one, two = (self.graph(layers, mesh, n, 0) for n in (1, 2))
+        labels = self._solved(self.graph(layers, mesh, in_flight, first_device), memory_limit)[1]
+        one, two = (self.graph(layers, mesh, n, first_device) for n in (1, 2))
         return stage_parts(one, two, labels, self.program, lambda op: layers[0] <= op.layer <= layers[1])
 
-    def alive(self, layers: Layers, mesh: Mesh, in_flight: int) -> list[Remark]:
+    def alive(self, layers: Layers, mesh: Mesh, in_flight: int, first_device: int = 0) -> list[Remark]:
         """Notes about the largest values of a stage that holds as little as it can."""
-        return alive(self.program, self.graph(layers, mesh, in_flight))
+        return alive(self.program, self.graph(layers, mesh, in_flight, first_device))
 
     def _solved(self, graph: StageGraph, memory_limit: float) -> tuple[StageCost, tuple[int, ...]]:
-        limit = memory_limit or float(self.cluster.memory)
+        limit = memory_limit or float(graph.enumerator.cluster.memory)
         key = (id(graph.enumerator), graph.signature(), limit)
         found = self._costs.get(key)
         if found is None:
@@ -98,10 +101,11 @@ class StageProfiler:
     ) -> StageGraph:
         """The problem that `cost` solves."""
         links = mesh_links(mesh, self.cluster, first_device)
-        shape = links.content
+        part = self.cluster.part_of(first_device)
+        shape = (links.content, part.first)
         enumerator = self._enumerators.get(shape)
         if enumerator is None:
-            enumerator = self._enumerators[shape] = Enumerator(links, self.cluster)
+            enumerator = self._enumerators[shape] = Enumerator(links, part)
         if not isinstance(layers, tuple):
             return build_graph(self.program, enumerator, layers, -1, in_flight)
         first, last = layers

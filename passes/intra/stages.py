@@ -98,14 +98,13 @@ def solve_stages(
 
 
 def _enumerators(specs: tuple[StageSpec, ...], cluster: Cluster) -> list[Enumerator]:
-    """The enumerator of each stage; stages on equal links share one."""
+    """The enumerator of each stage; stages on equal devices and links share one."""
     known: dict[object, Enumerator] = {}
     found = []
     for spec in specs:
         links = mesh_links(spec.mesh, cluster, spec.first_device)
-        if links.content not in known:
-            known[links.content] = Enumerator(links, cluster)
-        found.append(known[links.content])
+        made = Enumerator(links, cluster.part_of(spec.first_device))
+        found.append(known.setdefault(made.content, made))
     return found
 
 

@@ -40,8 +40,8 @@ def prices(level1: ir.Module, mesh: tuple[int, ...]) -> tuple[int, RangePrices]:
     module = clone_module(level1)
     run_pipeline(module, [Microbatch(count=4), Layers(count=5)], [])
     layout = read_layout(module)
-    pricer = Pricer(read_program(module), load_cluster("dgx-h100"), layout)
-    return layout.layers, next(pricer.prices(Mesh.from_shape("stage", mesh), 2, 1.0))
+    pricer = Pricer(read_program(module), layout)
+    return layout.layers, next(pricer.prices(Mesh.from_shape("stage", mesh), 2, 1.0, load_cluster("dgx-h100")))
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def gpt() -> ir.Module:
 def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> None:
     cluster = load_cluster("cpu")
     profiler = StageProfiler(gpt, cluster)
-    pricer = Pricer(profiler.program, cluster, read_layout(gpt))
+    pricer = Pricer(profiler.program, read_layout(gpt))
     mesh = Mesh.from_shape("stage", shape)
-    free = next(pricer.prices(mesh, 2, 0.5))
+    free = next(pricer.prices(mesh, 2, 0.5, cluster))
     for i, j in ((0, 0), (1, 1), (3, 3), (1, 2), (0, 3)):
         exact = profiler.cost((i, j), mesh, 2, 1e15)
         step = MICROBATCHES * exact.microbatch_seconds + exact.step_seconds
@@ -66,8 +66,8 @@ def test_what_runs_again_is_held_for_the_weight_part(gpt: ir.Module) -> None:
     run_pipeline(module, [Rematerialize(layers="full")], [])
     cluster, parts = load_cluster("cpu"), []
     for program in (gpt, module):
-        pricer = Pricer(StageProfiler(program, cluster).program, cluster, read_layout(program))
-        parts.append(next(pricer.prices(Mesh.from_shape("stage", (2,)), 2, 0.5)).parts(1, 1))
+        pricer = Pricer(StageProfiler(program, cluster).program, read_layout(program))
+        parts.append(next(pricer.prices(Mesh.from_shape("stage", (2,)), 2, 0.5, cluster)).parts(1, 1))
     kept, again = parts
     assert again.kept_bytes < 0.2 * kept.kept_bytes < again.weight_bytes
     assert again.weight_bytes == pytest.approx(kept.weight_bytes, rel=0.2)
@@ -75,8 +75,8 @@ def test_what_runs_again_is_held_for_the_weight_part(gpt: ir.Module) -> None:
 
 def test_higher_prices_on_memory_hold_less(gpt: ir.Module) -> None:
     cluster = load_cluster("cpu")
-    pricer = Pricer(StageProfiler(gpt, cluster).program, cluster, read_layout(gpt))
-    offers = list(pricer.prices(Mesh.from_shape("stage", (4,)), 4, 1.0))
+    pricer = Pricer(StageProfiler(gpt, cluster).program, read_layout(gpt))
+    offers = list(pricer.prices(Mesh.from_shape("stage", (4,)), 4, 1.0, cluster))
     held = [offer.memory(4)[0, 3] for offer in offers]
     assert held[-1] < 0.9 * held[0] and np.all(np.diff(held) <= 0.01 * held[0])
     assert offers[-1].step(MICROBATCHES) > offers[0].step(MICROBATCHES)

@@ -16,7 +16,7 @@ from alpa_mlir.dialect.context import functions, make_context, parse_module, pri
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster
 from alpa_mlir.passes.inter.layout import Layout
 from alpa_mlir.passes.inter.meshes import chain_sizes, node_counts, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import RangePrices
@@ -70,7 +70,9 @@ class TableProfiler:
     asked: int = 0
     shapes: dict[tuple[int, ...], int] = field(default_factory=dict)
 
-    def cost(self, layers: tuple[int, int], mesh: Mesh, in_flight: int, memory: float) -> StageCost:
+    def cost(
+        self, layers: tuple[int, int], mesh: Mesh, in_flight: int, memory: float, first_device: int = 0
+    ) -> StageCost:
         self.asked += 1
         first, last = layers
         column = self.shapes[mesh.shape]
@@ -80,7 +82,7 @@ class TableProfiler:
         span = slice(first, last + 1)
         return StageCost(float(self.inner[span, column].sum()), float(self.once[span, column].sum()), need, True)
 
-    def alive(self, layers: tuple[int, int], mesh: Mesh, in_flight: int) -> list[Remark]:
+    def alive(self, layers: tuple[int, int], mesh: Mesh, in_flight: int, first_device: int) -> list[Remark]:
         return []
 
 
@@ -112,7 +114,7 @@ class RoughPricer:
     error: float
     rng: np.random.Generator
 
-    def prices(self, mesh: Mesh, in_flight: int, share: float) -> Iterator[RangePrices]:
+    def prices(self, mesh: Mesh, in_flight: int, share: float, cluster: Cluster) -> Iterator[RangePrices]:
         column, layers = self.table.shapes[mesh.shape], len(self.table.held)
         layout = Layout(layers)
         seconds = np.zeros((6, layers, layers))
