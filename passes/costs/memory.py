@@ -6,7 +6,8 @@
     M4  a value made by a fused op (rule C12) whose only user, in the same phase, is fused or a reduction
         is never stored
     M5  a new state value takes over the buffer of the old one
-    M6  a value that leaves the step is alive to the end of its function
+    M6  a value that leaves the step is alive to the end of its function; what leaves a microbatch (its gradients, which
+        are added to the sums afterwards) from the start of its phase: XLA gives results their buffers first
     M7  a value that several products share (rule C15) is alive for them in the sharding of that copy
 
 The moments that matter are those just before something dies with something born since the last death:

@@ -339,17 +339,19 @@ def _transfer(graph: TiedGraph, number: int, result: int, label: int) -> float:
 def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
     """[i, j]: the most bytes of layers i … j alive at once, of those that are not kept, in @microbatch and in @update.
 
-    Copies of a layer run one after the other, in an update as well.
+    Copies of a layer run one after the other, in an update as well; what lasts to the end of a microbatch (gradients)
+    is there for all of them.
     """
     layout = skeleton.layout
     found = [np.zeros((layout.count, layout.count)) for _ in range(2)]
     for spans in skeleton.sketch.moments.spans:
         layer = skeleton.layer[spans.node]
-        change = np.zeros((layout.layers, spans.count + 1))
-        passing = np.where(spans.kept > 0, 0.0, held[spans.node])
-        np.add.at(change, (layer, spans.born), passing)
-        np.add.at(change, (layer, spans.died), -passing)
         often = skeleton.sketch.nodes[int(spans.node[0])].function in OFTEN
+        passing = np.where(spans.kept > 0, 0.0, held[spans.node])
+        lasting = np.where((spans.died == spans.count) & (often and not layout.whole), passing, 0.0)
+        change = np.zeros((layout.layers, spans.count + 1))
+        np.add.at(change, (layer, spans.born), passing - lasting)
+        np.add.at(change, (layer, spans.died), lasting - passing)
         alive, peaks = change.cumsum(axis=1)[:, :-1], found[0 if often else 1]
         if layout.whole:
             total = np.zeros((layout.count + 1, spans.count))
@@ -357,7 +359,8 @@ def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
             _raise_to_peaks(peaks, total)
             continue
         rows, numbers = layout.unions
-        np.maximum(peaks, (rows @ alive).max(axis=1)[numbers], out=peaks)
+        always = layout.sums(np.bincount(layer, lasting, layout.layers).astype(np.float64))
+        np.maximum(peaks, (rows @ alive).max(axis=1)[numbers] + always, out=peaks)
     return found[0], found[1]
 
 

@@ -215,6 +215,8 @@ class _Builder:
         self.included = [op for op in taken if not op.kind.is_source]
         self.inside = {op.number for op in taken}
         self.last = {op.function: op.number for op in self.included}
+        """The last op of each function; `first`: the first of each phase."""
+        self.first = {(op.function, op.phase): op.number for op in reversed(self.included)}
         self.recipes: dict[Recipe, int] = {}
         self.nodes: list[SketchNode] = []
         self.ends: list[tuple[int, int]] = []
@@ -400,6 +402,9 @@ class _Builder:
         here = [u for u in users if u.function == first.function]
         phases = {u.phase for u in here} if maker is None else {maker.phase, *(u.phase for u in here)}
         kept = in_flight - 1 if "forward" in phases and "backward" in phases else 0
+        if number in self.leaving and first.function == "microbatch":
+            begin = self.first[first.function, first.phase]
+            return Lifetime(number, first.function, begin, self.last[first.function], kept)
         if not users and number not in self.leaving:
             last = self.last[first.function]
         else:
@@ -410,7 +415,7 @@ class _Builder:
         """Rules M4 and M5."""
         kind = maker.kind.compute
         if number in self.leaving and not users:
-            return kind == "fused"
+            return kind == "fused" and maker.function != "microbatch"
         if kind != "fused" or len(users) != 1 or number in self.leaving:
             return False
         return users[0].phase == maker.phase and users[0].kind.compute in ("fused", "reduction")

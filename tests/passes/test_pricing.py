@@ -60,6 +60,15 @@ def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> N
     assert free.step(MICROBATCHES) == pytest.approx(MICROBATCHES * free.repeated[0, 3] + free.once[0, 3])
 
 
+def test_gradients_of_a_microbatch_are_held_beside_their_sums(gpt: ir.Module) -> None:
+    profiler = StageProfiler(gpt, load_cluster("cpu"))
+    graph = profiler.graph((0, 3), Mesh.from_shape("stage", (1,)), 1)
+    held = np.array([h[0] for h in graph.held])
+    sums = sum(held[node] for slot, node in graph.of_slot.items() if slot.startswith("sum:"))
+    moments = graph.usage([0] * len(graph.nodes))
+    assert sums > 0 and moments.max() >= held[graph.moments.stored].sum() + sums
+
+
 def test_what_runs_again_is_held_for_the_weight_part(gpt: ir.Module) -> None:
     """Rematerialised layers keep little for each microbatch, but their weight part reads what ran again."""
     module = clone_module(gpt)
