@@ -102,7 +102,7 @@ class Bench:
         import jax
         import jax.numpy as jnp
 
-        from alpa_mlir.runtime.program import Add, Call, Expect, Give, Take
+        from alpa_mlir.runtime.actions import Add, Call, Expect, Give, Take
 
         action, call, slots = self.part.actions[number], self.calls[number], self.worker._slots
 
@@ -126,7 +126,7 @@ class Bench:
         """A step that keeps what it receives, for those without messages."""
         import jax.numpy as jnp
 
-        from alpa_mlir.runtime.program import Take
+        from alpa_mlir.runtime.actions import Take
 
         def keeping(number: int) -> Any:
             action, call = self.part.actions[number], self.calls[number]
@@ -151,7 +151,7 @@ class Bench:
 
     def foretold(self) -> float:
         """The ideal step, by what the last step without messages took."""
-        from alpa_mlir.runtime.program import Give, Take
+        from alpa_mlir.runtime.actions import Give, Take
 
         moments: list[Moment] = []
         for number, action in enumerate(self.part.actions):

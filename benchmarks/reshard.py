@@ -83,9 +83,9 @@ class Bench:
         plan, kinds = plan_of(case, per_mesh)
         arranged = layout.arrange(plan, world.size, "-")
         devices = layout.connect(arranged, world)
+        from alpa_mlir.runtime.actions import Path
         from alpa_mlir.runtime.devices import Submeshes
         from alpa_mlir.runtime.guard import Watchdog
-        from alpa_mlir.runtime.program import Path
         from alpa_mlir.runtime.transfers import Transfers
         from alpa_mlir.runtime.transport.mpi import MpiTransport
 

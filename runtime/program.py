@@ -2,8 +2,7 @@
 
 Values of a step are (op, result, microbatch); here each becomes a slot of a list, so that the loop does no
 look-ups.  The rank's instructions are its part of the total order of all (see `order`).  Two things change on
-the way: messages may land one stage function before they are needed, and neighbouring accumulations become one
-program.
+the way: neighbouring accumulations become one program, and messages overlap with computation (see `overlap`).
 """
 
 from __future__ import annotations
@@ -43,135 +42,10 @@ from alpa_mlir.dialect.staged import (
     read_main,
 )
 from alpa_mlir.dialect.tiles import Placement
+from alpa_mlir.runtime.actions import Action, Add, Assign, Call, Cut, Drop, Give, Join, Number, Path, Take
 from alpa_mlir.runtime.executable import StageFunction, Tensor, extract
 from alpa_mlir.runtime.order import total_order
-
-
-@dataclass(frozen=True)
-class Call:
-    """Run a stage function on a submesh, for a microbatch or (-1) once per step.
-
-    `settles`: it takes over the buffer of a value that was given to others, who must have it first.
-    """
-
-    function: str
-    mesh: str
-    microbatch: int
-    operands: tuple[int, ...]
-    results: tuple[int, ...]
-    what: str
-    settles: bool = False
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Put microbatch `microbatch` of `count` of host argument `argument`, cut along `dim`, onto a submesh."""
-
-    argument: int
-    dim: int
-    microbatch: int
-    count: int
-    result: int
-    type: MeshTensor
-
-
-@dataclass(frozen=True)
-class Number:
-    """Put the number of the microbatch onto a submesh."""
-
-    microbatch: int
-    result: int
-    type: MeshTensor
-
-
-@dataclass(frozen=True)
-class Path:
-    """Where values of one kind come from and go to; `route` numbers the plan's route, None where it has none."""
-
-    source: MeshTensor
-    target: MeshTensor
-    route: int | None
-    _hash: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.source, self.target, self.route)))
-
-    def __hash__(self) -> int:
-        # Asked several times per instruction.
-        return self._hash
-
-
-@dataclass(frozen=True)
-class Give:
-    """The source's half of transfer number `transfer`; `keep`: the value's buffer is donated later in the step."""
-
-    value: int
-    path: Path
-    transfer: int
-    keep: bool
-
-
-@dataclass(frozen=True)
-class Expect:
-    """Let the messages of a transfer land; comes some time before its `Take`."""
-
-    path: Path
-    transfer: int
-
-
-@dataclass(frozen=True)
-class Take:
-    """The destination's half of a transfer: wait for its messages and make the value.
-
-    `owned`: a stage function takes over its buffer.
-    """
-
-    result: int
-    path: Path
-    transfer: int
-    what: str
-    owned: bool = False
-
-
-@dataclass(frozen=True)
-class Assign:
-    """Let a slot hold another one's value: the first microbatch of a total, or a part of a stack."""
-
-    value: int
-    result: int
-
-
-@dataclass(frozen=True)
-class Add:
-    """Combine values into running totals, all in one program; `donate` says whose total may be overwritten."""
-
-    mesh: str
-    combine: tuple[str, ...]
-    totals: tuple[int, ...]
-    values: tuple[int, ...]
-    types: tuple[MeshTensor, ...]
-    donate: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Join:
-    """Concatenate the microbatches' parts along `dim`."""
-
-    parts: tuple[int, ...]
-    part: MeshTensor
-    result: int
-    type: MeshTensor
-    dim: int
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Forget values."""
-
-    values: tuple[int, ...]
-
-
-Action = Call | Cut | Number | Give | Expect | Take | Assign | Add | Join | Drop
+from alpa_mlir.runtime.overlap import overlapped
 
 
 @dataclass(frozen=True)
@@ -215,7 +89,7 @@ def decode(module: ir.Module, plan: Plan, rank: int, rank_of: Sequence[int]) -> 
     return Program(
         plan,
         meshes,
-        tuple(decoder.actions),
+        overlapped(decoder.actions),
         decoder.functions,
         len(decoder.slots),
         placed,
@@ -335,8 +209,6 @@ class _Decoder:
             value = self.slot(operand, half.microbatch)
             self.actions.append(Give(value, path, transfer, operand in self.donated))
             return
-        calls = [i for i in range(len(self.actions)) if isinstance(self.actions[i], Call)]
-        self.actions.insert(calls[-1] if calls else 0, Expect(path, transfer))
         what = f"transfer {half.id} from {path.source.mesh} to {path.target.mesh}, microbatch {half.microbatch}"
         result = self.slot(Ref(step.id), half.microbatch)
         self.actions.append(Take(result, path, transfer, what, Ref(step.id) in self.donated))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from alpa_mlir.runtime import program as actions
+from alpa_mlir.runtime import actions
 from alpa_mlir.runtime.guard import guarded
 from alpa_mlir.runtime.program import Program
 

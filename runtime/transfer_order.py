@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alpa_mlir.runtime.program import Action, Expect, Give, Take
+from alpa_mlir.runtime.actions import Action, Expect, Give, Take
 
 
 def in_order(actions: Sequence[Action]) -> tuple[Action, ...]:

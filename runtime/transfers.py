@@ -7,9 +7,11 @@ landed, and becomes a tensor.  Which boxes these are follows from the plan's rou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,10 +22,10 @@ from alpa_mlir.dialect.route import Route
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.staged import MeshTensor
 from alpa_mlir.dialect.tiles import Box, Placement, extents, intersect, within
+from alpa_mlir.runtime.actions import Path
 from alpa_mlir.runtime.devices import HOST, Submeshes
 from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.guard import Watchdog
-from alpa_mlir.runtime.program import Path
 from alpa_mlir.runtime.reshard import Piece, Site, direct_route, plan_pieces
 from alpa_mlir.runtime.transport.base import Array, Buffer, Held, Message, Test, Transport, Window, wait_until
 from alpa_mlir.runtime.transport.gpu import DeviceMemory, Gpu
@@ -169,6 +171,10 @@ class Transfers:
         landing = self._landing[transfer] = _Landing()
         for spot, shape in share.spots:
             landing.begin(spot, side.memory.take(shape, share.dtype, spot[0]))
+        if path.target.mesh != HOST and not share.whole:
+            # Made before anybody waits for it.
+            parts = [landing.buffers[spot] for spot, _ in share.placed]
+            landing.made = side.memory.early(partial(self._assembled, share, path), parts)
         edge = (path.source.mesh, path.target.mesh)
         with side.together(edge):
             for r in share.moves:
@@ -187,20 +193,25 @@ class Transfers:
         spot = (piece.receiver, piece.tile)
         buffer = landing.buffers[spot]
         target = buffer if received.window is None else buffer[received.window]
+        landing.copies |= received.transport is not self._host.peers
         landing.add(spot, piece.box, received.transport.post_receive(target, self._message(piece, transfer)))
 
     def take(self, path: Path, transfer: int, what: str, owned: bool = False) -> jax.Array:
         """Wait for an expected transfer and make its value; `owned`: a program will overwrite it."""
         share, side = self._share(path), self._side_of(path)
         landing = self._land(transfer, what)
+        if landing.made is not None:
+            return landing.made
         parts: list[Held] = []
         for spot, _ in share.placed:
             whole = share.whole.get(spot)
             parts.append(landing.buffers[spot] if whole is None else self._moved(side, whole, transfer, landing))
-        devices = [device for _, device in share.placed]
         tests = [landing.tests(spot) for spot, _ in share.placed]
-        made = side.memory.shards(parts, tests, owned)
-        return assemble(share.shape, share.dtype, self._submeshes.sharding(path.target), made, devices)
+        return self._assembled(share, path, side.memory.shards(parts, tests, owned))
+
+    def _assembled(self, share: _Share, path: Path, parts: Sequence[Held]) -> jax.Array:
+        devices = [device for _, device in share.placed]
+        return assemble(share.shape, share.dtype, self._submeshes.sharding(path.target), parts, devices)
 
     def _moved(self, side: Side, piece: Piece, transfer: int, landing: _Landing) -> Held:
         """The array of a tile that moves whole, which several devices may want."""
@@ -210,9 +221,11 @@ class Transfers:
         return landing.buffers[spot]
 
     def _land(self, transfer: int, what: str) -> _Landing:
-        landing = self._landing.pop(transfer)
+        landing, peers = self._landing.pop(transfer), self._host.peers
         if not landing.arrived():
-            wait_until(landing.arrived, self.progress, self._watchdog, what, self.busy)
+            # Nobody rings for what is copied here.
+            rest = time.sleep if landing.copies or peers is None else peers.rest
+            wait_until(landing.arrived, self.progress, self._watchdog, what, self.busy, rest)
         return landing
 
     def gather(self, value: jax.Array | None, kind: MeshTensor, transfer: int, what: str) -> Array | None:
@@ -379,6 +392,8 @@ class _Landing:
 
     def __init__(self) -> None:
         self.buffers: dict[Spot, Buffer] = {}
+        self.copies = False
+        self.made: jax.Array | None = None
         self._boxes: dict[Spot, list[tuple[Box, Test]]] = {}
         self._open: list[Test] = []
 

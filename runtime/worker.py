@@ -17,7 +17,7 @@ import numpy as np
 
 from alpa_mlir.dialect.staged import MeshTensor
 from alpa_mlir.dialect.tiles import Box
-from alpa_mlir.runtime import program as actions
+from alpa_mlir.runtime import actions
 from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.executable import Compiler, dtype_of

@@ -63,6 +63,10 @@ class Transport(ABC):
     def secured(self) -> bool:
         """Whether what was posted can no longer be overwritten by a donation, be it on its way or not."""
 
+    def rest(self, seconds: float) -> None:
+        """Sleep before looking again for a message: so long, or until one comes where that can be told."""
+        time.sleep(seconds)
+
     def together(self, edge: tuple[str, str], *, hold: bool = False) -> AbstractContextManager[None]:
         """What is posted inside starts as one, on the edge between two submeshes; all ranks in the same order.
 
@@ -72,7 +76,12 @@ class Transport(ABC):
 
 
 def wait_until(
-    done: Test, progress: Callable[[], None], watchdog: Watchdog, what: str, busy: Test | None = None
+    done: Test,
+    progress: Callable[[], None],
+    watchdog: Watchdog,
+    what: str,
+    busy: Test | None = None,
+    rest: Callable[[float], None] = time.sleep,
 ) -> None:
     """Return when `done()`; meanwhile `progress()`.  First spins a little, then sleeps up to 0.3 ms at a time.
 
@@ -90,6 +99,6 @@ def wait_until(
         now = time.monotonic()
         if busy is not None and busy():
             idle_since = now
-            time.sleep(LONGEST_SLEEP)
+            rest(LONGEST_SLEEP)
         else:
-            time.sleep(min(LONGEST_SLEEP, max(SHORTEST_SLEEP, (now - idle_since) / 10)))
+            rest(min(LONGEST_SLEEP, max(SHORTEST_SLEEP, (now - idle_since) / 10)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,10 @@ class Memory(ABC):
 
         `owned`: a program will overwrite them.
         """
+
+    def early(self, make: Callable[[Sequence[Buffer]], jax.Array], parts: Sequence[Buffer]) -> jax.Array | None:
+        """What `make` makes of buffers in which nothing has landed yet; None where it would not see what lands."""
+        return None
 
 
 def assemble(
@@ -102,6 +106,14 @@ class HostMemory(Memory):
     def shards(self, parts: Sequence[Held], landed: Sequence[Sequence[Test]], owned: bool) -> list[Held]:
         """See `Memory`."""
         return list(parts)
+
+    def early(self, make: Callable[[Sequence[Buffer]], jax.Array], parts: Sequence[Buffer]) -> jax.Array | None:
+        """See `Memory`: it sees it where XLA has taken the buffers over as they are."""
+        made = make(parts)
+        alone = len(made.sharding.device_set) == 1
+        arrays = [made] if alone else [shard.data for shard in made.addressable_shards]
+        taken = {array.unsafe_buffer_pointer() for array in arrays} == {part.ctypes.data for part in parts}
+        return made if taken else None
 
 
 def _unused(blocks: list[Array]) -> int | None:

@@ -6,9 +6,9 @@ lives XLA does not reuse the buffer (without it, a donation during the send was 
 that are not contiguous are packed, into buffers that are used again (MPI's own strided types were slower by far on busy
 cores).  Messages above 1 GiB go in chunks, because Open MPI refuses counts above 2³¹-1.
 
-Where a submesh spans ranks, a program of its may hold the calling thread until its peers arrive, and a peer may
-be waiting for a message of ours: there another thread makes the progress.  One lock keeps the threads from talking to
-MPI at once.
+A rank that waits for a neighbour's message sleeps until that rings (`doorbell`).  Where a submesh spans ranks, a
+program of its may hold the calling thread until its peers arrive, and a peer may be waiting for a message of ours:
+there another thread makes the progress.  One lock keeps the threads from talking to MPI at once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ import jax
 import numpy as np
 
 from alpa_mlir.runtime.guard import guarded
+from alpa_mlir.runtime.transport import doorbell
 from alpa_mlir.runtime.transport.base import Array, Held, Message, Test, Transport, Window
 from alpa_mlir.runtime.transport.memory import HostMemory, is_ready
 
 CHUNK = 1 << 30
 _PAUSE = 2e-4
+_LONG_REST = 5e-3
 
 
 class MpiTransport(Transport):
@@ -47,6 +49,8 @@ class MpiTransport(Transport):
         self._scratch = HostMemory()
         self._lock = threading.RLock()
         self._computed: SimpleQueue[Held] = SimpleQueue()
+        self._bell, self._listens = doorbell.hang(self._comm, listens=not threaded), not threaded
+        self._landed: dict[int, int] = {}
         self.sent = 0
         for work in (self._send_computed, self._keep_moving) if threaded else (self._send_computed,):
             # An error in such a thread ends the job: the main thread may be in a collective that never ends.
@@ -69,8 +73,8 @@ class MpiTransport(Transport):
             landing = target if direct else self._scratch.take(target.shape, target.dtype, 0)
             requests = [self._comm.Irecv([c, self._byte], message.sender, tag) for c in chunks(landing)]
             # What has landed must not be kept from being used again until somebody makes progress.
-            self._arriving = [arrival for arrival in self._arriving if arrival.open]
-            arrival = _Arrival(requests, target, None if direct else landing, self._lock)
+            self._keep_open()
+            arrival = _Arrival(message.sender, requests, target, None if direct else landing, self._lock)
             self._arriving.append(arrival)
         return arrival
 
@@ -79,7 +83,9 @@ class MpiTransport(Transport):
         if not self._waiting and not self._leaving and not self._arriving:
             return
         with self._lock:
-            self._arriving = [arrival for arrival in self._arriving if not arrival()]
+            for arrival in self._arriving:
+                arrival()
+            self._keep_open()
             self._waiting = [send for send in self._waiting if not self._issue(*send)]
             self._leaving = [(view, rs) for view, rs in self._leaving if not all(r.Test() for r in rs)]
 
@@ -92,6 +98,28 @@ class MpiTransport(Transport):
         """See `Transport`: what has been issued holds a view."""
         with self._lock:
             return all(isinstance(held, np.ndarray) for held, _, _, _ in self._waiting)
+
+    def rest(self, seconds: float) -> None:
+        """See `Transport`; long where all that is to come is rung for, and nothing is on its way."""
+        if self._bell is None or not self._listens:
+            time.sleep(seconds)
+        else:
+            self._bell.wait(seconds if self._moves(self._bell) else _LONG_REST)
+
+    def _moves(self, bell: doorbell.Doorbell) -> bool:
+        """Whether something can move that nobody rings for: a message under way, in parts, or of another host."""
+        with self._lock:
+            senders = {arrival.sender for arrival in self._arriving if arrival.open}
+            near = bell.neighbours
+            coming = any(r not in near or bell.rung(r) > self._landed.get(r, 0) for r in senders)
+            return coming or bool(self._leaving) or any(after for _, _, _, after in self._waiting)
+
+    def _keep_open(self) -> None:
+        """Count the messages that have landed, and forget them."""
+        for arrival in self._arriving:
+            if not arrival.open:
+                self._landed[arrival.sender] = self._landed.get(arrival.sender, 0) + 1
+        self._arriving = [arrival for arrival in self._arriving if arrival.open]
 
     def _send_computed(self) -> None:
         """A thread's work: let a value leave as soon as it is computed, however long the others sleep."""
@@ -119,6 +147,8 @@ class MpiTransport(Transport):
         tag = self._tag(message)
         requests = [self._comm.Isend([c, self._byte], message.receiver, tag) for c in chunks(view)]
         self._leaving.append((view, requests))
+        if self._bell is not None:
+            self._bell.ring(message.receiver)
         self.sent += view.nbytes
         return True
 
@@ -129,7 +159,8 @@ class MpiTransport(Transport):
 class _Arrival:
     """Whether a message has landed; then its memory is let go."""
 
-    def __init__(self, requests: list[Any], target: Array, landing: Array | None, lock: Any) -> None:
+    def __init__(self, sender: int, requests: list[Any], target: Array, landing: Array | None, lock: Any) -> None:
+        self.sender = sender
         self._requests, self._target, self._landing, self._lock = requests, target, landing, lock
         self.open = True
 
@@ -146,6 +177,8 @@ class _Arrival:
 
 
 def chunks(array: Array) -> list[Array]:
-    """The bytes of a contiguous array in parts of at most 1 GiB (one empty part for an empty array)."""
+    """A contiguous array in parts of at most 1 GiB."""
+    if array.nbytes <= CHUNK:
+        return [array]
     raw = array.reshape(-1).view(np.uint8)
-    return [raw[i : i + CHUNK] for i in range(0, max(raw.size, 1), CHUNK)]
+    return [raw[i : i + CHUNK] for i in range(0, raw.size, CHUNK)]

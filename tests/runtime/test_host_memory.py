@@ -24,7 +24,7 @@ def test_a_buffer_is_free_when_its_message_has_landed_and_its_array_is_gone() ->
     landed = []
     for value in range(20):
         buffer = memory.take(SHAPE, F32, 0)
-        arrival = _Arrival([SimpleNamespace(Test=lambda: True)], buffer, None, threading.RLock())
+        arrival = _Arrival(0, [SimpleNamespace(Test=lambda: True)], buffer, None, threading.RLock())
         landed.append(arrival)  # some transfers are remembered for long
         buffer[...] = value
         assert arrival()
@@ -39,9 +39,29 @@ def test_a_buffer_is_free_when_its_message_has_landed_and_its_array_is_gone() ->
 def test_a_strided_box_is_unpacked_once() -> None:
     target, landing = np.zeros((4, 4)), np.ones((4, 2))
     ready = [False]
-    arrival = _Arrival([SimpleNamespace(Test=lambda: ready[0])], target[:, :2], landing, threading.RLock())
+    arrival = _Arrival(0, [SimpleNamespace(Test=lambda: ready[0])], target[:, :2], landing, threading.RLock())
     assert not arrival() and target.sum() == 0
     ready[0] = True
     assert arrival() and target.sum() == 8
     target[...] = 0
     assert arrival() and target.sum() == 0
+
+
+def test_an_array_made_before_its_boxes_land_sees_them() -> None:
+    memory, devices = HostMemory(), jax.devices()[:2]
+    sharding = NamedSharding(jax_mesh(Mesh("m", (("x", 2),)), devices), PartitionSpec("x"))
+    halves = [memory.take((32, 64), F32, 0) for _ in devices]
+    made = memory.early(lambda parts: assemble(SHAPE, F32, sharding, parts, devices), halves)
+    assert made is not None
+    for number, half in enumerate(halves):
+        half[...] = number + 1
+    assert np.asarray(made).sum() == 32 * 64 * 3
+
+
+def test_an_array_that_cannot_live_in_its_buffers_is_not_made_early() -> None:
+    device = jax.devices()[:1]
+    sharding = NamedSharding(jax_mesh(Mesh("m", (("x", 1),)), device), PartitionSpec())
+    crooked = np.zeros(64 * 64 * 4 + 64, np.uint8)
+    start = -crooked.ctypes.data % 64 + 4
+    buffer = crooked[start : start + 64 * 64 * 4].view(F32).reshape(SHAPE)
+    assert HostMemory().early(lambda parts: assemble(SHAPE, F32, sharding, parts, device), [buffer]) is None

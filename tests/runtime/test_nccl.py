@@ -26,10 +26,11 @@ from alpa_mlir.dialect.staged import MeshTensor, PlanMain
 from alpa_mlir.dialect.tiles import Placement, whole, within
 from alpa_mlir.passes.route import plan_route
 from alpa_mlir.runtime import program
+from alpa_mlir.runtime.actions import Expect, Give, Take
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.platform import visible_gpus
-from alpa_mlir.runtime.program import Expect, Give, Take, decode, paths_of, read
+from alpa_mlir.runtime.program import decode, paths_of, read
 from alpa_mlir.runtime.transfer_order import in_order
 from alpa_mlir.runtime.transfers import Transfers, device_side, host_side, lines_of
 from alpa_mlir.runtime.transport.gpu import Gpu

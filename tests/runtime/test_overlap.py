@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from alpa_mlir.dialect.context import make_context, parse_module
+from alpa_mlir.dialect.sharding import Sharding
+from alpa_mlir.dialect.staged import MeshTensor
 from alpa_mlir.runtime import transfers as moving
+from alpa_mlir.runtime.actions import Action, Call, Drop, Expect, Give, Path, Take, fills, reads
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.guard import Watchdog
-from alpa_mlir.runtime.program import Call, decode, read
+from alpa_mlir.runtime.overlap import overlapped
+from alpa_mlir.runtime.program import decode, read
 from alpa_mlir.runtime.transfers import TAGS_PER_TRANSFER, Transfers
 from alpa_mlir.runtime.transport.base import Buffer, Held, Message, Test, Transport, Window
 from alpa_mlir.runtime.worker import Worker
@@ -73,13 +77,61 @@ def until_it_waits(rank: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str
     calls = zip(part.actions, worker._calls, strict=True)
     worker._calls = [noted(a, c) if isinstance(a, Call) else c for a, c in calls]  # type: ignore[misc]
 
-    def wait(done: Test, progress: object, watchdog: Watchdog, what: str, busy: object) -> None:
+    def wait(done: Test, progress: object, watchdog: Watchdog, what: str, busy: object, rest: object) -> None:
         raise Blocked(what)
 
     monkeypatch.setattr(moving, "wait_until", wait)
     with pytest.raises(Blocked) as blocked:
         worker.step()
     return log, str(blocked.value)
+
+
+def parts() -> list[tuple[Action, ...]]:
+    """The actions of two ranks."""
+    module = parse_module(mlp_plan.plan_text(MICROBATCHES), make_context())
+    return [decode(module, read(module), rank, (0, 0, 1, 1)).actions for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_half_of_a_transfer_stands_where_it_overlaps_with_most(rank: int) -> None:
+    actions = parts()[rank]
+    gives = [i for i, a in enumerate(actions) if isinstance(a, Give)]
+    takes = [i for i, a in enumerate(actions) if isinstance(a, Take)]
+    assert gives and takes
+    for i in gives:
+        before = next(a for a in reversed(actions[:i]) if not isinstance(a, Give))
+        assert actions[i].value in fills(before)
+    for i in takes:
+        behind = next(a for a in actions[i:] if not isinstance(a, Take))
+        assert actions[i].result in reads(behind)
+        posted = next(k for k, a in enumerate(actions) if isinstance(a, Expect) and a.transfer == actions[i].transfer)
+        between = [a for a in actions[posted:i] if isinstance(a, Call)]
+        assert between or not any(isinstance(a, Call) for a in actions[:i])
+
+
+def test_nothing_waits_in_a_circle() -> None:
+    """The ranks, played with messages that arrive at once: all get to their ends."""
+    ranks, at, given = parts(), [0, 0], set()
+    while any(a < len(r) for a, r in zip(at, ranks, strict=True)):
+        before = list(at)
+        for rank, actions in enumerate(ranks):
+            while at[rank] < len(actions):
+                action = actions[at[rank]]
+                if isinstance(action, Take) and action.transfer not in given:
+                    break
+                given |= {action.transfer} if isinstance(action, Give) else set()
+                at[rank] += 1
+        assert at != before
+
+
+def test_a_take_comes_before_whatever_reads_it_and_a_give_after_a_take_that_makes_it() -> None:
+    kind = MeshTensor("m", (2,), "f32", Sharding.replicated(1))
+    path = Path(kind, kind, None)
+    relay = [Take(0, path, 7, "-"), Call("f", "m", 0, (5,), (1,), "-"), Give(0, path, 8, False), Drop((0, 1))]
+    expected = [Expect(path, 7), relay[0], relay[2], relay[1], relay[3]]
+    assert list(overlapped(relay)) == expected
+    unread = [Take(0, path, 7, "-"), Call("f", "m", 0, (5,), (1,), "-")]
+    assert list(overlapped(unread)) == [Expect(path, 7), unread[1], unread[0]]
 
 
 def test_the_first_stage_runs_on_while_its_values_leave(monkeypatch: pytest.MonkeyPatch) -> None:
