@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from alpa_mlir.passes.intra.near import near_optimum
 from alpa_mlir.passes.intra.shared import Matrices, SharedGraph
 from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.strategies import Enumerator, StrategySet
+from alpa_mlir.passes.intra.sweeps import near_optimum
 from alpa_mlir.passes.intra.tying import numbered, refined
 
 Ids = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ from alpa_mlir.passes.intra.graph import StageGraph
 from alpa_mlir.passes.intra.problem import DoesNotFit, Solution
 from alpa_mlir.passes.intra.shared import SharedGraph
 from alpa_mlir.passes.intra.solve import solve
-from alpa_mlir.passes.intra.sweeps import Sweeps
+from alpa_mlir.passes.intra.sweeps import Sweeps, flat_graph
 from alpa_mlir.passes.intra.tying import Tying
 from alpa_mlir.passes.memo import Arrays, digest, remembered
 
@@ -110,7 +110,7 @@ class _Free:
             if self._solve(period):
                 break
             if sweeps is None:
-                sweeps = Sweeps(self.shared)
+                sweeps = Sweeps(flat_graph(self.shared, self.shared.left))
                 self._sweep(sweeps)
             if self.best.cost - self.bound <= GAP * self.best.cost:
                 break
@@ -143,18 +143,14 @@ class _Free:
         while count < SWEEPS:
             count += 1
             last = self.bound
-            sweeps.sweep(forward=True)
-            sweeps.sweep(forward=False)
-            self.bound = max(last, sweeps.bound())
+            self.bound = max(last, self.shared.constant + sweeps.round())
             if self.best.cost - self.bound <= GAP * self.best.cost or self.bound - last <= 1e-4 * self.bound:
                 break
         self.steps.append(f"bound: {self.bound:.6g} after {count} sweeps")
         if self.best.cost - self.bound > GAP * self.best.cost:
-            for forward in (True, False):
-                labels = sweeps.rounded(forward)
-                cost = sweeps.descend(labels)
-                self.steps.append(f"round: {cost:.6g}")
-                self.best.offer(labels, cost)
+            labels, cost = sweeps.improved()
+            self.steps.append(f"round: {self.shared.constant + cost:.6g}")
+            self.best.offer(dict(zip(self.shared.left, labels.tolist(), strict=True)), self.shared.constant + cost)
 
 
 def _within_memory(graph: StageGraph, limit: float, solver: str, free: Optimum) -> Optimum:

@@ -1,102 +1,149 @@
-"""A lower bound on the cost of every labelling of a shared graph, and labellings near it, by message passing.
+"""Message passing over what is left of a shared graph: a bound on every labelling, and labellings near it.
 
-Each edge (u, v) with table M holds a message to either end, μ_u and μ_v, which takes cost from the edge to the node:
-for any messages no labelling costs less than
-
-    Σ_v min(c_v + Σ_e μ_(e,v))  +  Σ_(u,v) min(M − μ_u − μ_v)
-
-A sweep goes through the nodes in order; each collects from all its edges what they can give and hands equal
-shares on to the edges ahead (sequential tree-reweighted message passing, Kolmogorov, PAMI 2006): the bound only
-rises. Rounding in the same order (each node takes its best label given those already labelled) and descent node
-by node give labellings.  The tables are those of `shared.py`, held once; only the messages are one per edge.
+The sweeps are those of `prices.py`, without memory rows; here are the graph laid out flat (each distinct table once),
+descent from what the sweeps round to, and labellings near the optimum for where many small problems are solved for
+an estimate each, so that a proven optimum is not worth its time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from alpa_mlir.passes.intra.problem import Array
+from alpa_mlir.passes.costs.memory import Ids
+from alpa_mlir.passes.intra.compiled import compiled
+from alpa_mlir.passes.intra.flat import Array, Flat
+from alpa_mlir.passes.intra.prices import sweep
 from alpa_mlir.passes.intra.shared import SharedGraph
 
-
-@dataclass(frozen=True, eq=False)
-class _Half:
-    """An edge seen from one of its ends: its number, the node at the other end, its table [own labels, other's]."""
-
-    edge: int
-    side: int
-    other: int
-    table: Array
+NEAR = 1e-3
+"""The part of a labelling's cost that it may lie above the bound: then it is near enough."""
+ROUNDS, ROUNDING = 60, 5
+"""How many rounds of sweeps are tried to get there, and after how many of them their labels are improved."""
+FASTER = 0.95
+"""The part of the gap that may be left from one rounding to the next; where more is, it stands still."""
 
 
 class Sweeps:
-    """Messages on the edges of what is left of a graph."""
+    """Messages on the edges of a problem without memory rows, and the labels that the last sweeps rounded to."""
 
-    def __init__(self, graph: SharedGraph) -> None:
-        self.graph = graph
-        arrays = graph.tables.arrays
-        self.nodes = graph.left
-        self.costs = {v: arrays[graph.costs[v]] for v in self.nodes}
-        self.halves: dict[int, list[_Half]] = {v: [] for v in self.nodes}
-        self.messages: list[list[Array]] = []
-        ends, numbers = graph.edges()
-        for (u, v), table in zip(ends.tolist(), numbers.tolist(), strict=True):
-            edge, matrix, turned = len(self.messages), arrays[table], arrays[graph.tables.turned(table)]
-            self.messages.append([np.zeros(matrix.shape[0]), np.zeros(matrix.shape[1])])
-            self.halves[u].append(_Half(edge, 0, v, matrix))
-            self.halves[v].append(_Half(edge, 1, u, turned))
+    def __init__(self, flat: Flat) -> None:
+        self.flat = flat
+        self.messages, self.thetas = np.zeros(flat.messages), np.zeros(len(flat.cost))
+        self.labels = [np.zeros(flat.nodes, dtype=np.int64) for _ in range(2)]
 
-    def sweep(self, forward: bool) -> None:
-        """Collect at every node in order, hand on to the edges ahead."""
-        for v in self.nodes if forward else reversed(self.nodes):
-            halves = self.halves[v]
-            offers = [self._offer(h) for h in halves]
-            ahead = [(h.side == 0) == forward for h in halves]
-            most = max(sum(ahead), len(halves) - sum(ahead), 1)
-            share = np.sum([self.costs[v], *offers], axis=0) / most
-            for half, offer, is_ahead in zip(halves, offers, ahead, strict=True):
-                self.messages[half.edge][half.side] = offer - share if is_ahead else offer
+    def round(self) -> float:
+        """One sweep in each direction; returns a bound on the cost of all labellings."""
+        sweep(self.flat, self.flat.cost, self.messages, self.labels[0], self.thetas, True)
+        return float(sweep(self.flat, self.flat.cost, self.messages, self.labels[1], self.thetas, False))
 
-    def _offer(self, half: _Half) -> Array:
-        """What an edge can give to a node: its least cost for each of the node's labels."""
-        result: Array = (half.table - self.messages[half.edge][1 - half.side]).min(axis=1)
-        return result
+    def improved(self) -> tuple[Ids, float]:
+        """The better of the two labellings that the last round gave, after descent, and its cost."""
+        found = []
+        for rounded in self.labels:
+            labels = rounded.copy()
+            found.append((float(descend(self.flat, labels)), labels))
+        cost, labels = min(found, key=lambda pair: pair[0])
+        return labels, cost
 
-    def bound(self) -> float:
-        """No labelling costs less."""
-        total = self.graph.constant
-        for v in self.nodes:
-            halves = self.halves[v]
-            total += float(np.sum([self.costs[v], *(self.messages[h.edge][h.side] for h in halves)], axis=0).min())
-            for h in halves:
-                if h.side == 0:
-                    total += float((self._offer(h) - self.messages[h.edge][0]).min())
-        return total
 
-    def rounded(self, forward: bool) -> dict[int, int]:
-        """A labelling: each node in order takes its best label given those already labelled."""
-        labels: dict[int, int] = {}
-        for v in self.nodes if forward else reversed(self.nodes):
-            cost = self.costs[v].copy()
-            for h in self.halves[v]:
-                cost += h.table[:, labels[h.other]] if h.other in labels else self._offer(h)
-            labels[v] = int(np.argmin(cost))
-        return labels
+def near_optimum(graph: SharedGraph) -> dict[int, int]:
+    """A labelling of the nodes left that costs little more than the optimum."""
+    nodes = graph.left
+    if not nodes:
+        return {}
+    sweeps = Sweeps(flat_graph(graph, nodes))
+    best, cost, gap = sweeps.labels[0], float("inf"), float("inf")
+    for count in range(1, ROUNDS + 1):
+        bound = sweeps.round()
+        if count % ROUNDING:
+            continue
+        labels, found = sweeps.improved()
+        if found < cost:
+            best, cost = labels, found
+        last, gap = gap, cost - bound
+        if gap <= NEAR * (cost + graph.constant) or gap > FASTER * last:
+            break
+    return dict(zip(nodes, best.tolist(), strict=True))
 
-    def descend(self, labels: dict[int, int]) -> float:
-        """Improve a labelling node by node until none improves; returns its cost."""
-        waiting = dict.fromkeys(self.nodes)
-        while waiting:
-            touched: dict[int, None] = {}
-            for v in waiting:
-                cost = self.costs[v].copy()
-                for h in self.halves[v]:
-                    cost += h.table[:, labels[h.other]]
-                best = int(np.argmin(cost))
-                if cost[best] < cost[labels[v]] - 1e-15 * abs(cost[labels[v]]):
-                    labels[v] = best
-                    touched.update(dict.fromkeys(h.other for h in self.halves[v]))
-            waiting = dict.fromkeys(sorted(touched))
-        return self.graph.cost(labels)
+
+def flat_graph(graph: SharedGraph, nodes: list[int]) -> Flat:
+    """What is left of a shared graph in flat arrays, without memory rows."""
+    arrays = graph.tables.arrays
+    ends, numbers = graph.edges()
+    ends = np.searchsorted(nodes, ends)
+    own = np.concatenate([ends[:, 0], ends[:, 1]])
+    other = np.concatenate([ends[:, 1], ends[:, 0]])
+    order = np.lexsort((other, own))
+    # Half e + n·[v is the higher end] of edge e; a half holds [labels of the other end, labels of its own].
+    turned = [graph.tables.turned(t) for t in numbers.tolist()]
+    halves = np.concatenate([np.array(turned, dtype=np.int64), numbers])[order]
+    distinct, of_half = np.unique(halves, return_inverse=True)
+    own, other = own[order], other[order]
+    costs = [arrays[graph.costs[v]] for v in nodes]
+    sizes = np.array([len(c) for c in costs], dtype=np.int64)
+    tables = [arrays[t].ravel() for t in distinct.tolist()]
+    begins = _offsets(np.array([len(t) for t in tables], dtype=np.int64))
+    message = _offsets(sizes[own])
+    none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
+    return Flat(
+        _offsets(sizes),
+        np.concatenate(costs) if costs else nothing,
+        np.zeros(int(sizes.sum())),
+        _offsets(np.bincount(own, minlength=len(nodes))),
+        np.bincount(own[other < own], minlength=len(nodes)),
+        other,
+        np.lexsort((own, other)),
+        message[:-1],
+        begins[:-1][of_half],
+        np.concatenate(tables) if tables else nothing,
+        np.zeros(len(nodes) + 1, dtype=np.int64),
+        none,
+        none,
+        nothing,
+        nothing,
+        none,
+        int(message[-1]),
+        graph.tables.forbidden,
+    )
+
+
+def _offsets(sizes: Ids) -> Ids:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+@compiled
+def descend(flat: Flat, labels: Ids) -> float:
+    """Improve a labelling node by node until none improves; returns its cost."""
+    nodes = len(flat.start) - 1
+    waiting = np.ones(nodes, dtype=np.bool_)
+    changed = True
+    while changed:
+        changed = False
+        for v in range(nodes):
+            if not waiting[v]:
+                continue
+            waiting[v] = False
+            theta = _given(flat, labels, v, nodes)
+            best = np.argmin(theta)
+            if theta[best] < theta[labels[v]] - 1e-15 * abs(theta[labels[v]]):
+                labels[v] = best
+                changed = True
+                for h in range(flat.first[v], flat.first[v + 1]):
+                    waiting[flat.other[h]] = True
+    cost = 0.0
+    for v in range(nodes):
+        cost += _given(flat, labels, v, v)[labels[v]]
+    return cost
+
+
+@compiled
+def _given(flat: Flat, labels: Ids, v: int, end: int) -> Array:
+    """What each label of v costs, edges to nodes below `end` included."""
+    n = flat.start[v + 1] - flat.start[v]
+    theta = flat.cost[flat.start[v] : flat.start[v + 1]].copy()
+    for h in range(flat.first[v], flat.first[v + 1]):
+        if flat.other[h] < end:
+            row = flat.table[h] + labels[flat.other[h]] * n
+            for i in range(n):
+                theta[i] += flat.entries[row + i]
+    return theta
