@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -340,7 +341,7 @@ def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
     """[i, j]: the most bytes of layers i … j alive at once, of those that are not kept, in @microbatch and in @update.
 
     Copies of a layer run one after the other, in an update as well; what lasts to the end of a microbatch (gradients)
-    is there for all of them.
+    is there for all of them, from when it is born.
     """
     layout = skeleton.layout
     found = [np.zeros((layout.count, layout.count)) for _ in range(2)]
@@ -359,8 +360,11 @@ def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
             _raise_to_peaks(peaks, total)
             continue
         rows, numbers = layout.unions
-        always = layout.sums(np.bincount(layer, lasting, layout.layers).astype(np.float64))
-        np.maximum(peaks, (rows @ alive).max(axis=1)[numbers] + always, out=peaks)
+        times = np.unique([0, *spans.born[lasting > 0], spans.count])
+        for begin, end in pairwise(times.tolist()):
+            born = lasting * (spans.born <= begin)
+            always = layout.sums(np.bincount(layer, born, layout.layers).astype(np.float64))
+            np.maximum(peaks, (rows @ alive[:, begin:end]).max(axis=1)[numbers] + always, out=peaks)
     return found[0], found[1]
 
 
