@@ -294,7 +294,7 @@ class JointChoice:
         module.operation.attributes[alpa.CONSIDERED] = ir.ArrayAttr.get(rows, context)
 
 
-def too_large(peak: float, memory: float) -> DoesNotFit:
+def too_large(peak: float, memory: float, how: str = "") -> DoesNotFit:
     """The error for a plan that does not fit."""
-    text = f"no plan fits in {memory / 1e6:.6g} MB per device: this one needs {needed_text(peak)}"
+    text = f"no plan fits in {memory / 1e6:.6g} MB per device: this one needs {needed_text(peak)}{how}"
     return DoesNotFit(text, least=peak)

@@ -18,7 +18,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions, replace_module
-from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
@@ -29,8 +29,7 @@ from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.intra.problem import DoesNotFit
-from alpa_mlir.passes.intra.words import needed_text
-from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes
+from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.unroll import UNROLL
@@ -39,6 +38,9 @@ SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
 EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
+TURNS, MARGIN = 3, 1.05
+"""How often the stages of a setting are chosen, and how much less memory there is each time, in parts of what the plan
+before needed too much."""
 LAYERED = 2
 """How many modules of level 3 are kept."""
 MOST_MICROBATCHES = 4096
@@ -152,24 +154,46 @@ class _Road:
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
         for row, attempt in choice.ranked():
-            if self.rough and not row.setting.interleaved:
-                attempt = self.attempt(normal, row.setting, exact=True)
-            if attempt.error is not None:
-                choice.reject(row, attempt.error)
+            done = self._finished(normal, row, attempt)
+            if done.error is not None:
+                choice.reject(row, done.error)
                 continue
-            module, remarks = clone_module(attempt.module), list(attempt.remarks)
-            try:
-                self.run(module, self.rest(row) if self.stop_after != "alpa-stages" else [], remarks)
-            except DoesNotFit as error:
-                choice.reject(row, error)
-                continue
-            notes += [*remarks, *_passed_over(choice.rows)]
+            module = done.module
+            notes += [*done.remarks, *_passed_over(choice.rows)]
             if self.stop_after == "":
-                notes += _too_full(module)
                 choice.record(module)
                 seal(module)
             return module
         raise choice.least_error()
+
+    def _finished(self, normal: ir.Module, row: Considered, attempt: Attempt) -> Attempt:
+        """The plan with the setting and schedule of a row.
+
+        A finished plan may hold more than the stages were chosen for, copies that collectives make: then they are
+        chosen once more, with that much less memory.
+        """
+        memory = float(self.options.cluster.memory)
+        full: DoesNotFit | None = None
+        for turn in range(TURNS):
+            if turn or (self.rough and not row.setting.interleaved):
+                attempt = self.attempt(normal, row.setting, exact=True, memory=memory if turn else 0.0)
+            module, remarks = clone_module(attempt.module), list(attempt.remarks)
+            try:
+                if attempt.error is not None:
+                    raise attempt.error
+                self.run(module, self.rest(row, memory if turn else 0.0), remarks)
+            except DoesNotFit as error:
+                return replace(attempt, error=full or error)
+            except CompileError as error:
+                if attempt.error is None:
+                    raise
+                return replace(attempt, error=error)
+            needed, there = _fullest(module)
+            if self.stop_after or needed <= there:
+                return replace(attempt, module=module, remarks=tuple(remarks))
+            full = full or too_large(needed, there, " with the copies that collectives make")
+            memory -= MARGIN * (needed - there)
+        return replace(attempt, error=full)
 
     def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
         """A module from before the stages, with the first number of microbatches that can be."""
@@ -184,8 +208,10 @@ class _Road:
         notes += attempts[-1].remarks
         return attempts[-1].module
 
-    def attempt(self, normal: ir.Module, setting: Setting, exact: bool = False) -> Attempt:
+    def attempt(self, normal: ir.Module, setting: Setting, exact: bool = False, memory: float = 0.0) -> Attempt:
         """Stages under one setting; costs are rough where several are compared, unless `exact`.
+
+        `memory`: bytes per device, 0: the cluster's.
 
         Rough ones are found on the folded program, unless stages share submeshes (interleaved), which need exact
         costs, or ops are rematerialised, which needs to know the layers.
@@ -195,21 +221,22 @@ class _Road:
                 return self._attempt(self.small, setting, self.rough)
             except NotFoldable:
                 self.small = None
-        return self._attempt(normal, setting, self.rough and not exact)
+        return self._attempt(normal, setting, self.rough and not exact, memory)
 
-    def _attempt(self, normal: ir.Module, setting: Setting, rough: bool) -> Attempt:
+    def _attempt(self, normal: ir.Module, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
         layered = self._layers(normal, setting)
         if layered.error is not None or self.stop_after in EARLY:
             return replace(layered, setting=setting)
         module, remarks = clone_module(layered.module), list(layered.remarks)
         attempt = Attempt(setting, module)
         try:
-            self.run(module, self.until_stages(setting, rough), remarks)
+            self.run(module, self.until_stages(setting, rough, memory), remarks)
         except CompileError as error:
             attempt = replace(attempt, error=error)
         else:
             attempt = replace(attempt, remarks=tuple(remarks))
         attributes = module.operation.attributes
+        attributes[alpa.CLUSTER] = self.options.cluster.attribute(module.context)
         if alpa.MESHES in attributes:
             self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
             attempt = replace(attempt, floor=ir.FloatAttr(attributes[alpa.FLOOR]).value)
@@ -255,7 +282,7 @@ class _Road:
             _text("alpa-layers", count=options.layers, stages=options.stages or stages),
         ]
 
-    def until_stages(self, setting: Setting, rough: bool) -> list[str]:
+    def until_stages(self, setting: Setting, rough: bool, memory: float = 0.0) -> list[str]:
         """The passes from level 3 to level 4. What was of no use under one setting is not tried under others."""
         options = self.options
         kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
@@ -267,6 +294,7 @@ class _Road:
                 stages=options.stages,
                 chunks=options.chunks if setting.interleaved else 0,
                 mesh=options.mesh,
+                memory=_bytes(memory),
                 axes=options.axes if options.axes != MESH_AXES else 0,
                 schedule=kind,
                 solver=options.solver,
@@ -276,13 +304,16 @@ class _Road:
             ),
         ]
 
-    def rest(self, row: Considered) -> list[str]:
+    def rest(self, row: Considered, memory: float = 0.0) -> list[str]:
         """The passes from level 4 to the plan."""
         local = self.options.partitioner == "local"
+        if self.stop_after == "alpa-stages":
+            return []
         return [
             _text(
                 "alpa-shard",
                 constrain=self.options.constrain,
+                memory=_bytes(memory),
                 solver=self.options.solver,
                 schedule=row.schedule,
                 whole_sums=not local,
@@ -298,15 +329,15 @@ class _Road:
         ]
 
 
-def _too_full(plan: ir.Module) -> list[Remark]:
-    """A warning where the finished plan holds more than there is: the search does not count what collectives hold."""
-    entries = {ir.StringAttr(e["mesh"]).value: e for e in stage_entries(plan)}.values()
-    peaks = [int(ir.IntegerAttr(e["peak_bytes"]).value) for e in entries if "peak_bytes" in e]
-    needed, there = fullest(peaks, memory_limits(plan)) if peaks else (0, 0)
-    if needed <= there:
-        return []
-    text = f"the plan needs {needed_text(needed)} per device with the copies that collectives make, "
-    return [Remark(f"{text}there are {there / 1e6:.6g} MB", location_text(plan.operation.location), "warning")]
+def _fullest(module: ir.Module) -> tuple[float, float]:
+    """(bytes needed, bytes there) of the submesh of a plan that is fullest for its devices."""
+    entries = {ir.StringAttr(e["mesh"]).value: e for e in stage_entries(module)}.values()
+    peaks = [float(ir.IntegerAttr(e["peak_bytes"]).value) for e in entries if "peak_bytes" in e]
+    return fullest(peaks, memory_limits(module)) if peaks else (0.0, 0.0)
+
+
+def _bytes(memory: float) -> str:
+    return f"{int(memory)}B" if memory else ""
 
 
 def _passed_over(rows: Sequence[Considered]) -> list[Remark]:
