@@ -63,15 +63,27 @@ class Sharding:
         return f"<@{mesh_name}, [{dims}]" + (f", unreduced={{{partial}}}>" if partial else ">")
 
 
+@lru_cache(maxsize=1)
+def _written(context: ir.Context) -> dict[tuple[object, str], ir.Attribute]:
+    """The attributes written so far in the context that was last written in, by what they say."""
+    return {}
+
+
 def sharding_attribute(sharding: Sharding, mesh_name: str, context: ir.Context) -> ir.Attribute:
     """`#sdy.sharding<…>` for function arguments and results and for `sdy.reshard`."""
-    return ir.Attribute.parse("#sdy.sharding" + sharding.text(mesh_name), context)
+    known, key = _written(context), (sharding, mesh_name)
+    if key not in known:
+        known[key] = ir.Attribute.parse("#sdy.sharding" + sharding.text(mesh_name), context)
+    return known[key]
 
 
 def op_sharding_attribute(shardings: Sequence[Sharding], mesh_name: str, context: ir.Context) -> ir.Attribute:
     """`#sdy.sharding_per_value<[…]>` for the results of an op."""
-    inner = ", ".join(s.text(mesh_name) for s in shardings)
-    return ir.Attribute.parse(f"#sdy.sharding_per_value<[{inner}]>", context)
+    known, key = _written(context), (tuple(shardings), mesh_name)
+    if key not in known:
+        inner = ", ".join(s.text(mesh_name) for s in shardings)
+        known[key] = ir.Attribute.parse(f"#sdy.sharding_per_value<[{inner}]>", context)
+    return known[key]
 
 
 def set_op_shardings(op: ir.Operation | ir.OpView, shardings: Sequence[Sharding], mesh_name: str) -> None:

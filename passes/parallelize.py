@@ -30,7 +30,7 @@ from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
-from alpa_mlir.passes.pipeline import run_pipeline
+from alpa_mlir.passes.pipeline import run_pipeline, verify
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.unroll import UNROLL
 
@@ -130,7 +130,8 @@ class _Road:
         for text in texts:
             if self.progress is not None:
                 self.progress(text)
-            run_pipeline(module, text, remarks)
+            # What users get to see is verified, not what lies between.
+            run_pipeline(module, text, remarks, verify_each=bool(self.stop_after))
             if text.partition("{")[0] == self.stop_after:
                 return True
         return False
@@ -161,6 +162,7 @@ class _Road:
             module = done.module
             notes += [*done.remarks, *_passed_over(choice.rows)]
             if self.stop_after == "":
+                verify(module, "alpa-schedule")
                 choice.record(module)
                 seal(module)
             return module

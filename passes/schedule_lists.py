@@ -213,17 +213,16 @@ def uses(main: PlanMain, instruction: Instruction) -> list[Use]:
     """The (value, microbatch) pairs that an instruction reads; arguments of `@main` are left out."""
     if isinstance(instruction, (Recv, Free)):
         return []
-    operands = main.step(instruction.id).operands
-    return [(r, instruction.microbatch if main.per_microbatch(r) else ONCE) for r in operands if not r.is_argument]
+    m = instruction.microbatch
+    return [(r, m if often else ONCE) for r, often in main.reads[instruction.id]]
 
 
 def makes(main: PlanMain, instruction: Instruction) -> list[Use]:
     """The (value, microbatch) pairs that exist after an instruction."""
     if isinstance(instruction, (Send, Free)):
         return []
-    step = main.step(instruction.id)
     m = ONCE if isinstance(instruction, Combine) else instruction.microbatch
-    return [(Ref(step.id, k), m) for k in range(len(step.results))]
+    return [(ref, m) for ref in main.makes[instruction.id]]
 
 
 def _with_frees(main: PlanMain, mesh: str, lane: Sequence[Instruction]) -> tuple[Instruction, ...]:

@@ -9,7 +9,6 @@ Shardy's MPMD dialect, from which calls and transfers are borrowed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -174,7 +173,7 @@ class _Splitter:
             if phase == "backward":
                 source = part.producer(value)
                 phase = "forward" if source is None else part.phase(source)
-            number = part.result_bindings.index(binding)
+            number = part.result_of[binding]
             home = reader.get(alpa.STAGE)
             stage = self.first_stages[wanted.mesh] if home is None else int(ir.IntegerAttr(home).value)
             reshard_return(part, number, wanted, stage, phase)
@@ -182,13 +181,13 @@ class _Splitter:
     # What is live, and in which fragment
 
     def _find_live(self) -> None:
-        wanted: list[Binding] = []
+        wanted: set[Binding] = set()
         for name in reversed(PARTS):
             if name in self.parts:
                 part = self.parts[name]
                 numbers = range(len(part.returns))
                 classify(part, [k for k in numbers if name == "update" or part.result_bindings[k] in wanted])
-                wanted += live_bindings(part)
+                wanted.update(live_bindings(part))
 
     def _group(self) -> None:
         for name, part in self.parts.items():
@@ -274,13 +273,16 @@ class _Splitter:
         return self._share(("transfer", ref, wanted), Transfer(self._next_id(), phase, (ref,), (wanted,)))
 
     def _is_per_step(self, ref: Ref) -> bool:
-        return not PlanMain((), tuple(self.steps), ()).per_microbatch(ref)
+        while not ref.is_argument and isinstance(self.steps[ref.op], Transfer):
+            ref = self.steps[ref.op].operands[0]
+        return ref.is_argument or not PlanMain((), (self.steps[ref.op],), ()).per_microbatch(ref)
 
     def _resolve_argument(self, part: Part, binding: Binding, kind: MeshTensor) -> Ref:
         if binding.kind == "arg":
             return Ref(ARGUMENT, binding.number)
         if binding.kind == "batch":
-            ref, dim = Ref(ARGUMENT, binding.number), self._dim(part.argument_entries, part.argument_bindings, binding)
+            ref = Ref(ARGUMENT, binding.number)
+            dim = self._dim(part.argument_entries[part.argument_of[binding]])
             return self._share(("batch", ref, kind), Slice(self._next_id(), dim, (ref,), (kind,)))
         if binding.kind == "index":
             return self._share(("index", kind), Index(self._next_id(), (kind,)))
@@ -292,16 +294,15 @@ class _Splitter:
     def _collect(self, binding: Binding, kind: MeshTensor) -> Ref:
         part = self.parts["microbatch"]
         ref = self._resolve(part, part.returned(binding))
-        entry = part.result_entries[part.result_bindings.index(binding)]
+        entry = part.result_entries[part.result_of[binding]]
         if binding.kind == "stack":
-            dim = self._dim(part.result_entries, part.result_bindings, binding)
+            dim = self._dim(part.result_entries[part.result_of[binding]])
             return self._share(("stack", ref, dim), Stack(self._next_id(), dim, (ref,), (kind,)))
         combine = ir.StringAttr(entry[alpa.COMBINE]).value if alpa.COMBINE in entry else "add"
         return self._share(("sum", ref, combine), Accumulate(self._next_id(), combine, (ref,), (kind,)))
 
     @staticmethod
-    def _dim(entries: Sequence[dict[str, ir.Attribute]], found: Sequence[Binding], binding: Binding) -> int:
-        entry = entries[found.index(binding)]
+    def _dim(entry: dict[str, ir.Attribute]) -> int:
         return int(ir.IntegerAttr(entry[alpa.DIM]).value) if alpa.DIM in entry else 0
 
     def _with_buffers(self, main: PlanMain) -> PlanMain:

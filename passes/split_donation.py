@@ -11,15 +11,18 @@ argument of the update all the same, for its buffer (half-precision parameters c
 
 from __future__ import annotations
 
+from collections import Counter
+
 from alpa_mlir.dialect.staged import ARGUMENT, Accumulate, Fragment, PlanMain, Ref, Stack
 
 
 def donations(main: PlanMain) -> dict[str, list[tuple[int, int]]]:
     """Per update function the (argument, result) pairs, in order of argument."""
     found: dict[str, list[tuple[int, int]]] = {}
+    collectors = Counter(s.operands[0] for s in main.steps if isinstance(s, (Accumulate, Stack)))
     for step in main.steps:
         if isinstance(step, Fragment) and step.phase == "update":
-            found[step.function] = _pairs(main, step, _dying(main, step))
+            found[step.function] = _pairs(main, step, _dying(main, step, collectors))
     return found
 
 
@@ -39,17 +42,17 @@ def replaced_unread(main: PlanMain) -> dict[int, list[int]]:
     return found
 
 
-def _dying(main: PlanMain, fragment: Fragment) -> list[int]:
+def _dying(main: PlanMain, fragment: Fragment, collectors: Counter[Ref]) -> list[int]:
     """The operands of a fragment that it may consume."""
     kept = set(main.results)
     for step in main.steps:
         if step.id > fragment.id:
             kept.update(step.operands)
-    return [i for i, ref in enumerate(fragment.operands) if ref not in kept and _owned(main, ref)]
+    return [i for i, ref in enumerate(fragment.operands) if ref not in kept and _owned(main, ref, collectors)]
 
 
-def _owned(main: PlanMain, ref: Ref) -> bool:
-    """Whether the value's buffer belongs to the step alone."""
+def _owned(main: PlanMain, ref: Ref, collectors: Counter[Ref]) -> bool:
+    """Whether the value's buffer belongs to the step alone; `collectors`: how many sums and stacks read each value."""
     if ref.is_argument:
         argument = main.arguments[ref.result]
         return argument.role == "state" and argument.updates is not None
@@ -58,8 +61,7 @@ def _owned(main: PlanMain, ref: Ref) -> bool:
         return False
     if isinstance(step, Accumulate):
         source = step.operands[0]
-        readers = [s for s in main.steps if isinstance(s, (Accumulate, Stack)) and source in s.operands]
-        return main.per_microbatch(source) and len(readers) == 1
+        return main.per_microbatch(source) and collectors[source] == 1
     return True
 
 

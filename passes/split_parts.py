@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 from jaxlib.mlir import ir
@@ -54,10 +55,22 @@ class Part:
     result_bindings: list[Binding]
     types: dict[ir.Value, MeshTensor]
     position: dict[int, int]
+    terminator: ir.Operation
     live: list[bool] = field(default_factory=list)
     transfer: list[bool] = field(default_factory=list)
     recomputable: list[bool] = field(default_factory=list)
     leaves: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
+    _inputs: dict[int, list[ir.Value]] = field(default_factory=dict)
+
+    @cached_property
+    def argument_of(self) -> dict[Binding, int]:
+        """The first argument that stands for each binding."""
+        return {b: i for i, b in reversed(list(enumerate(self.argument_bindings)))}
+
+    @cached_property
+    def result_of(self) -> dict[Binding, int]:
+        """The first result that stands for each binding."""
+        return {b: i for i, b in reversed(list(enumerate(self.result_bindings)))}
 
     def producer(self, value: ir.Value) -> int | None:
         """The position of the op that makes a value; None for an argument."""
@@ -71,9 +84,9 @@ class Part:
 
     def returned(self, binding: Binding) -> ir.Value:
         """The value returned under a binding; CompileError where none is."""
-        if binding not in self.result_bindings:
+        if binding not in self.result_of:
             raise CompileError(f"@{self.name} returns no {binding}", self.function.location)
-        return self.returns[self.result_bindings.index(binding)]
+        return self.returns[self.result_of[binding]]
 
     def mesh(self, position: int) -> str:
         """The mesh of an op's results."""
@@ -103,7 +116,9 @@ class Part:
 
     def inputs(self, position: int) -> list[ir.Value]:
         """The values an op reads, those captured by its regions included, each once."""
-        return list(dict.fromkeys(self._reads(self.ops[position])))
+        if position not in self._inputs:
+            self._inputs[position] = list(dict.fromkeys(self._reads(self.ops[position])))
+        return self._inputs[position]
 
     def _reads(self, op: ir.Operation) -> Iterator[ir.Value]:
         for value in op.operands:
@@ -142,6 +157,7 @@ def read_part(function: ir.Operation) -> Part:
         bindings(results),
         types,
         {op_id(op): i for i, op in enumerate(ops[:-1])},
+        ops[-1],
     )
 
 
@@ -157,11 +173,10 @@ def reshard_return(part: Part, number: int, wanted: MeshTensor, stage: int, phas
     """Give a returned value the type its reader wants, by an `sdy.reshard` before the return."""
     value = part.returns[number]
     context = part.function.context
-    terminator = list(part.function.regions[0].blocks[0].operations)[-1].operation
-    op = make_reshard(value, wanted, ir.InsertionPoint(terminator))
+    op = make_reshard(value, wanted, ir.InsertionPoint(part.terminator))
     alpa.set_int(op, alpa.STAGE, stage)
     alpa.set_string(op, alpa.PHASE, phase)
-    terminator.operands[number] = op.results[0]
+    part.terminator.operands[number] = op.results[0]
     part.result_entries[number][SHARDING] = sharding_attribute(wanted.sharding, wanted.mesh, context)
     part.returns[number] = op.results[0]
     part.types[op.results[0]] = wanted

@@ -19,7 +19,7 @@ groups (of values that share one decision): then repeated layers leave few rows 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,10 @@ class Moments:
             by_function.setdefault(lifetime.function, []).append(lifetime)
         spans = tuple(_Spans.of(found) for found in by_function.values())
         return Moments(nodes, np.array(sorted(stored), dtype=np.int64), spans)
+
+    def keeping(self, times: int) -> Moments:
+        """The same lifetimes with `times` times as many copies kept."""
+        return Moments(self.nodes, self.stored, tuple([replace(s, kept=times * s.kept) for s in self.spans]))
 
     def counted(self) -> set[int]:
         """The nodes that hold bytes at some moment."""

@@ -9,7 +9,7 @@ for collectives, which XLA starts early and ends late (M8, M9).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -24,7 +24,7 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import step_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
-from alpa_mlir.passes.local.device_placement import place
+from alpa_mlir.passes.local.device_placement import Placements
 from alpa_mlir.passes.local.steps import Step, reshard_steps
 
 RESHARD = "sdy.reshard"
@@ -72,7 +72,8 @@ class _Pricer:
     def __init__(self, function: ir.Operation, links: MeshLinks, cluster: Cluster) -> None:
         self.links, self.cluster = links, cluster
         self.block = function.regions[0].blocks[0]
-        self.factors: Mapping[int, OpFactors] = read_factors(function)
+        self.factors = read_factors(function)
+        self.placements = Placements(self.factors, links.mesh)
         self.values: dict[ir.Value, _Value] = {}
         self.unended: dict[ir.Value, float] = {}
         """Local bytes of the sums that collectives end, by the value that they end in."""
@@ -98,7 +99,7 @@ class _Pricer:
         operands, results = [self.values[v] for v in op.operands], [self.values[v] for v in op.results]
         if is_free(factors, operands, results):
             return
-        placed = place(op, factors, [v.sharding for v in operands], [v.sharding for v in results], mesh)
+        placed = self.placements.of(op, [v.sharding for v in operands], [v.sharding for v in results])
         kind = compute_kind(factors)
         read = sum(v.bytes / mesh.extent(v.sharding.axes) for v in operands)
         written = sum(v.bytes / mesh.extent(natural.axes) for v, natural in zip(results, placed.natural, strict=True))

@@ -83,11 +83,15 @@ def read_dataflow(function: ir.Operation) -> Dataflow:
     number: dict[ir.Value, int] = {}
     definition: list[int] = []
     nbytes: list[int] = []
+    sizes: dict[ir.Type, int] = {}
 
     def add(value: ir.Value, owner: int) -> int:
         number[value] = len(definition)
         definition.append(owner)
-        nbytes.append(value_bytes(value))
+        kind = value.type
+        if kind not in sizes:
+            sizes[kind] = value_bytes(value)
+        nbytes.append(sizes[kind])
         return number[value]
 
     for argument in block.arguments:
@@ -95,8 +99,9 @@ def read_dataflow(function: ir.Operation) -> Dataflow:
     operands: list[tuple[int, ...]] = []
     results: list[tuple[int, ...]] = []
     for index, op in enumerate(ops):
-        operands.append(tuple(number[v] for v in _reads(op) if v in number))
-        results.append(tuple(add(v, index) for v in op.results))
+        read = _reads(op) if len(op.regions) else op.operands
+        operands.append(tuple([number[v] for v in read if v in number]))
+        results.append(tuple([add(v, index) for v in op.results]))
     uses: list[list[int]] = [[] for _ in definition]
     for index, read in enumerate(operands):
         for v in dict.fromkeys(read):

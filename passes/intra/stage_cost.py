@@ -8,7 +8,7 @@ remembers optima by the content of the problem: equal layers cost one solve.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxlib.mlir import ir
 
@@ -16,10 +16,11 @@ from alpa_mlir.dialect.diagnostics import Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
-from alpa_mlir.passes.intra.graph import StageGraph, build_graph
+from alpa_mlir.passes.intra.graph import StageGraph, build_graph, graph_on, sketch_stage
 from alpa_mlir.passes.intra.optimize import optimum
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
+from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.stage_parts import StageParts, stage_parts
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.intra.too_small import alive
@@ -55,6 +56,7 @@ class StageProfiler:
     whole_sums: bool = False
     program: Program = field(init=False)
     _enumerators: dict[tuple[object, ...], Enumerator] = field(default_factory=dict)
+    _sketches: dict[Layers, Sketch] = field(default_factory=dict)
     _graphs: dict[tuple[object, ...], StageGraph] = field(default_factory=dict)
     _costs: dict[tuple[object, ...], tuple[StageCost, tuple[int, ...]]] = field(default_factory=dict)
 
@@ -108,12 +110,22 @@ class StageProfiler:
             enumerator = self._enumerators[shape] = Enumerator(links, part)
         if not isinstance(layers, tuple):
             return build_graph(self.program, enumerator, layers, -1, in_flight)
-        first, last = layers
-        key = (shape, first, last, in_flight)
+        two, key = (shape, layers, 2), (shape, layers, in_flight)
+        if two not in self._graphs:
+            self._graphs[two] = graph_on(self.sketch(layers), enumerator)
         if key not in self._graphs:
-            inside = lambda op: first <= op.layer <= last  # noqa: E731
-            self._graphs[key] = build_graph(self.program, enumerator, inside, -1, in_flight)
+            graph = self._graphs[two]
+            moments = graph.moments.keeping(in_flight - 1)
+            sketch = replace(graph.sketch, moments=moments)
+            self._graphs[key] = replace(graph, moments=moments, sketch=sketch)
         return self._graphs[key]
+
+    def sketch(self, layers: Layers) -> Sketch:
+        """A stage with two microbatches in flight, on any mesh."""
+        if layers not in self._sketches:
+            first, last = layers
+            self._sketches[layers] = sketch_stage(self.program, lambda op: first <= op.layer <= last, -1, 2)
+        return self._sketches[layers]
 
     def _solve(self, graph: StageGraph, limit: float) -> tuple[StageCost, tuple[int, ...]]:
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import sdy, stablehlo
@@ -20,7 +21,7 @@ from jaxlib.mlir.dialects import sdy, stablehlo
 from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.dialect.factors import OpFactors, added_once, read_factors, shape_of
+from alpa_mlir.dialect.factors import added_once, read_factors, shape_of
 from alpa_mlir.dialect.linear import is_zero
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import (
@@ -36,7 +37,7 @@ from alpa_mlir.dialect.sharding import (
     sharding_attribute,
 )
 from alpa_mlir.passes.local.collectives import DeviceProgram
-from alpa_mlir.passes.local.device_placement import Placement, place
+from alpa_mlir.passes.local.device_placement import Placement, Placements
 from alpa_mlir.passes.local.shrink import shrink_op
 from alpa_mlir.passes.local.splats import splat
 from alpa_mlir.passes.local.steps import Step, reshard_steps
@@ -82,14 +83,15 @@ def plan_function(function: ir.Operation, mesh: Mesh) -> list[Planned]:
 
     Changes nothing (but that `sdy` sharding rules are read).
     """
-    factors = read_factors(function)
+    placements = Placements(read_factors(function), mesh)
     known = dict(zip(function.regions[0].blocks[0].arguments, read_boundary(function, mesh).arguments, strict=True))
     planned = []
     for op in _body(function)[:-1]:
         results = _results(op, mesh)
         operands = [known[v] for v in op.operands]
-        planned.append(_plan_op(op, operands, results, factors, mesh))
-        _check_captured(op, known)
+        planned.append(_plan_op(op, operands, results, placements))
+        if len(op.regions):
+            _check_captured(op, known)
         known.update(zip(op.results, results, strict=True))
     wanted = read_boundary(function, mesh).results
     for number, (value, sharding) in enumerate(zip(_body(function)[-1].operands, wanted, strict=True)):
@@ -104,17 +106,16 @@ def _plan_op(
     op: ir.Operation,
     operands: Sequence[Sharding],
     results: Sequence[Sharding],
-    factors: dict[int, OpFactors],
-    mesh: Mesh,
+    placements: Placements,
 ) -> Planned:
     if op.name in RESHARDS:
         try:
-            return Planned(op, steps=reshard_steps(operands[0], results[0], mesh))
+            return Planned(op, steps=reshard_steps(operands[0], results[0], placements.mesh))
         except ValueError as e:
             raise CompileError(f"{op.name}: {e}", op.location) from None
     if not len(op.results):
         return Planned(op)
-    return Planned(op, placement=place(op, factors[op_id(op)], operands, results, mesh))
+    return Planned(op, placement=placements.of(op, operands, results))
 
 
 def read_boundary(function: ir.Operation, mesh: Mesh) -> Boundary:
@@ -159,6 +160,7 @@ def _checked(name: str, sharding: Sharding, value: ir.Value, mesh: Mesh, where: 
     return significant(sharding, mesh)
 
 
+@lru_cache(maxsize=4096)
 def significant(sharding: Sharding, mesh: Mesh) -> Sharding:
     """The sharding without axes of size one, which split nothing."""
     dims = tuple(tuple(a for a in axes if mesh.size(a) > 1) for axes in sharding.dims)

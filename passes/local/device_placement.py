@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import FIXED, Mapping, OpFactors
 from alpa_mlir.dialect.linear import is_linear
@@ -76,6 +77,27 @@ def place(
     kind = _monoid(op, factors, axes, carried)
     endings = tuple(_ending(op, n, r, kind, mesh) for n, r in zip(natural, results, strict=True))
     return Placement(axes, carried, natural, endings, kind)
+
+
+class Placements:
+    """The placements of one function's ops: what equal ops with equal shardings mean is worked out once."""
+
+    def __init__(self, factors: dict[int, OpFactors], mesh: Mesh) -> None:
+        self.factors, self.mesh = factors, mesh
+        self._known: dict[tuple[object, ...], Placement] = {}
+
+    def of(self, op: ir.Operation, operands: Sequence[Sharding], results: Sequence[Sharding]) -> Placement:
+        """`place` with the factors and mesh of the function."""
+        factors = self.factors[op_id(op)]
+        # Equal factors are one object within a function.
+        key = (id(factors), tuple(operands), tuple(results))
+        found = self._known.get(key)
+        if found is None:
+            found = place(op, factors, operands, results, self.mesh)
+            # Whether an op may take partial operands depends on more than its factors.
+            if not any(s.partial for s in operands):
+                self._known[key] = found
+        return found
 
 
 def _monoid(op: ir.Operation, factors: OpFactors, axes: tuple[Axes, ...], carried: Axes) -> str:

@@ -51,6 +51,7 @@ class Step:
     after: Sharding
 
 
+@lru_cache(maxsize=65536)
 def reshard_steps(source: Sharding, target: Sharding, mesh: Mesh) -> tuple[Step, ...]:
     """The chain of steps from `source` to `target` (same rank).
 
