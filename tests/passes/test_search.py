@@ -110,6 +110,24 @@ def test_the_marginals_are_the_derivative_of_the_bound() -> None:
     assert parts.min() >= 0.0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_ascent_does_not_step_far_where_usage_swings_about_the_room(seed: int) -> None:
+    """Many values alike, each dear or large: at low prices all are too large, at high ones none is."""
+    rng = np.random.default_rng(seed)
+    costs = tuple(np.sort(rng.random(3)) for _ in range(150))
+    held = tuple(np.array([4.0, 2.0, 1.0]) * rng.uniform(0.5, 2) for _ in costs)
+    born = rng.integers(0, 20, len(costs))
+    spans = Spans.of_intervals(np.column_stack([born, born + rng.integers(15, 20, len(costs))]))
+    problem = Problem(costs, {}, held, spans=spans)
+    least, most = (usage.max() for usage in (problem.least_usage(), problem.largest_usage()))
+    prices = Prices(flat_of(replace(problem, limit=float(least + 0.3 * (most - least)))))
+    bounds = []
+    for _ in range(300):
+        prices.round(sum(float(c.max()) for c in costs))
+        bounds.append(prices.bound)
+    assert bounds[30] > 0.98 * bounds[-1] and bounds[-1] > 1.5 * bounds[0]
+
+
 def test_implied_rows_go_and_the_rest_implies_them() -> None:
     problem = large_problem(5)
     flat, rng = flat_of(problem), np.random.default_rng(0)
