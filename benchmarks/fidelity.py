@@ -2,6 +2,7 @@
 
     python -m benchmarks.fidelity memory [MODEL …] [--plans data zero3 …] [--functions]
     python -m benchmarks.fidelity steps [MODEL …] [--devices 2] [--most 20] [--rounds 5]
+    python -m benchmarks.fidelity paper [MODEL …] [--gpus 1 4]
 
 *memory*: each model is planned in several ways; of each submesh the peak that the plan predicts stands beside the peak
 with XLA's own figures: the same lists of instructions, but with what XLA's memory analysis says that each function
@@ -10,6 +11,8 @@ by one.  The aim is a prediction of 1.00 to 1.03 of XLA's: never under.
 
 *steps*: about so many different plans of one model are predicted with a cluster calibrated here and run in this
 process; the table has predicted and measured milliseconds of a step, and Spearman's rank correlation of the two.
+
+*paper*: the plans that the Alpa paper measured on V100s, predicted against measured (`benchmarks/paper.py`).
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ from alpa_mlir.planner import PlanOptions, plan  # noqa: E402
 from alpa_mlir.runtime.executable import Compiler, extract, jax_mesh  # noqa: E402
 from alpa_mlir.runtime.execute import InProcess  # noqa: E402
 from alpa_mlir.tools.plan_summary import summarize  # noqa: E402
+from benchmarks.paper import Speed, paper  # noqa: E402
+from benchmarks.plan_quality import BATCH  # noqa: E402
 
 SIZES: dict[str, dict[str, object]] = {
     "mlp": {"layers": 6, "hidden": 256, "batch": 512},
@@ -234,18 +239,21 @@ def rank_correlation(found: Sequence[Timed]) -> float:
 def main() -> int:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("memory", "steps"))
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(SIZES)} (memory: all, steps: gpt)")
+    parser.add_argument("what", choices=("memory", "steps", "paper"))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(SIZES)} (steps: gpt alone)")
     parser.add_argument("--plans", nargs="+", choices=tuple(SHAPES), default=list(SHAPES), help="memory: which plans")
     parser.add_argument("--functions", action="store_true", help="memory: functions one by one")
     parser.add_argument("--devices", type=int, default=2, help="steps: devices, as many as there are cores")
     parser.add_argument("--most", type=int, default=20, help="steps: how many plans")
     parser.add_argument("--rounds", type=int, default=5, help="steps: how often each plan runs")
+    parser.add_argument("--gpus", nargs="+", type=int, default=[1, 4], help="paper: plans on so many GPUs")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    found: list[Held] | list[Timed]
+    found: list[Held] | list[Timed] | list[Speed]
     if options.what == "memory":
         found = memory(options.models or list(SIZES), options.plans, options.functions)
+    elif options.what == "paper":
+        found = paper(options.models or list(BATCH), options.gpus)
     else:
         found = [t for m in options.models or ["gpt"] for t in steps(m, options.devices, options.most, options.rounds)]
     if options.json:

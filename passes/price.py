@@ -59,7 +59,7 @@ class Price(Pass):
                 # A sum reads two values and writes one, a stack reads and writes one.
                 passes = 3 if op.name == ACCUMULATE else 2
                 part = MeshTensor.read(op.operands[0].type)
-                _set_seconds(op, passes * local_bytes(part, stages[part.mesh]) / parts[part.mesh].memory_bandwidth)
+                _set_seconds(op, passes * local_bytes(part, stages[part.mesh]) / parts[part.mesh].memory_speed)
         _write_stages(module, main, costs)
 
 

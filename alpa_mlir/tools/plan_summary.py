@@ -24,7 +24,7 @@ from alpa_mlir.passes.schedule import plan_timeline
 from alpa_mlir.passes.shard import step_seconds
 
 COMPUTE = ("product", "reduction", "fused", "moved", "slice")
-"""Costs of functions that are no communication (docs/costs.md, C6 and C10 to C13)."""
+"""Costs of functions that are no communication (docs/costs.md, C6 and C10 to C12)."""
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,9 @@ class Cluster:
     """Devices, memory (bytes per device), speeds and links of a cluster.
 
     `flops` maps a type class (f8, f16, bf16, f32, f64) to peak operations/s; `efficiency` is the part of
-    the peak that large products reach. `device_link` joins devices of a node (per device), `node_link`
-    joins nodes (per node). `axes`, where not empty, are the links of the first, second, … mesh axis instead.
+    the peak that large products reach, `memory_efficiency` that of `memory_bandwidth` that long reads reach.
+    `device_link` joins devices of a node (per device), `node_link` joins nodes (per node).
+    `axes`, where not empty, are the links of the first, second, … mesh axis instead.
     Of a mixed cluster `groups` are the parts; its own figures are the least of theirs. `first` is the number of a
     group's first device, and a group is not `alone`.
     """
@@ -60,9 +61,15 @@ class Cluster:
     device_link: Link
     node_link: Link
     axes: tuple[Link, ...] = ()
+    memory_efficiency: float = 1.0
     groups: tuple[Cluster, ...] = ()
     first: int = 0
     alone: bool = True
+
+    @property
+    def memory_speed(self) -> float:
+        """Attainable bytes/s of a device's own memory."""
+        return self.memory_efficiency * self.memory_bandwidth
 
     @property
     def device_count(self) -> int:
@@ -131,6 +138,7 @@ class Cluster:
             "devices_per_node": self.devices_per_node,
             "memory": self.memory,
             "memory_bandwidth": self.memory_bandwidth,
+            "memory_efficiency": self.memory_efficiency,
             "efficiency": self.efficiency,
             "flops": dict(self.flops),
             "link": {"device": _link_table(self.device_link), "node": _link_table(self.node_link)},
@@ -241,7 +249,8 @@ def _mixed(name: str, groups: Sequence[Cluster], node_link: Link) -> Cluster:
         nodes=sum(g.nodes for g in placed),
         devices_per_node=min(g.devices_per_node for g in placed),
         memory=min(g.memory for g in placed),
-        memory_bandwidth=min(g.memory_bandwidth for g in placed),
+        memory_bandwidth=min(g.memory_speed for g in placed),
+        memory_efficiency=1.0,
         node_link=node_link,
         groups=tuple(placed),
         first=0,
@@ -267,6 +276,7 @@ def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Clust
         _link(link.table("device"), where, "link.device."),
         _link(link.table("node"), where, "link.node."),
         axes,
+        read.part("memory_efficiency"),
     )
 
 
@@ -306,6 +316,13 @@ class _Reader:
         if not numeric or not minimum <= value <= 1e30:
             raise self._wrong("positive number", key, value)
         return float(value)
+
+    def part(self, key: str) -> float:
+        """A number up to 1, which is what is meant where it is not there."""
+        value = self.number(key, 1.0)
+        if not 0 < value <= 1:
+            raise self._wrong("number above 0 and up to 1 as", key, value)
+        return value
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of at least one positive number."""

@@ -1,11 +1,12 @@
 """Seconds of an op's local piece: a roofline over products, and memory traffic for the rest.
 
-    C10  product (two operands share a reduction factor): max(2·multiplications / speed(dtype),
-         (operands + result) bytes / memory bandwidth); the local share is 1 / extent of the axes on its factors
-    C11  other reductions: bytes of operands and result / memory bandwidth
-    C12  ops without fixed or reduction factors fuse with their neighbours: half of their result's bytes
-         are counted as traffic (in a fused chain most intermediate values stay in registers)
-    C13  everything else (gather, slice, sort, …): twice the result's bytes (what is written was read)
+    C10  product (two operands share a reduction factor): max(2·multiplications / speed(dtype), bytes read / memory
+         bandwidth) + bytes written / memory bandwidth: operands stream in during the multiplications, but a tile of
+         the result is written when all of its own are done; the local share is 1 / extent of the axes on its factors
+    C11  everything else: bytes read and written / memory bandwidth. What moves is decided by fusion (T1 to T3,
+         `fusion.py`): values between ops that are computed point by point stay in registers
+    C12  each time that an op is computed point by point, its result (a reduction's operand) passes through registers
+         and the nearest caches, 16 times as fast as memory
 
 Williams, Waterman, Patterson 2009 (roofline). A product's multiplications are
 result elements × elements of the second operand that are not in the result, as for any einsum.
@@ -17,15 +18,13 @@ from collections.abc import Sequence
 from math import prod
 
 from alpa_mlir.dialect.factors import PASS, OpFactors
+from alpa_mlir.dialect.kernels import is_product
 from alpa_mlir.passes.costs.cluster import Cluster
 
+REGISTERS = 16.0
+"""How many times faster registers and the nearest caches are than memory (rule C12).
 
-def is_product(factors: OpFactors) -> bool:
-    """Two operands contracted over a common reduction factor (dot_general, convolution)."""
-    if len(factors.operands) != 2 or len(factors.results) != 1:
-        return False
-    left, right = ({f for d in m for f in d} for m in factors.operands)
-    return any(factors.is_reduction(f) for f in sorted(left & right))
+A V100's L1 caches give 80 x 128 bytes a cycle, about 14 TB/s, beside 0.9 TB/s of memory; CPU cores are alike."""
 
 
 def is_fusable(factors: OpFactors) -> bool:
@@ -41,19 +40,15 @@ def product_flops(factors: OpFactors, shapes: Sequence[tuple[int, ...]], result:
 
 
 def compute_seconds(
-    kind: str, cluster: Cluster, dtype: str, flops: float, operand_bytes: float, result_bytes: float
+    cluster: Cluster, dtype: str, flops: float, read: float, written: float, computed: float = 0.0
 ) -> float:
-    """Seconds of a local piece with `flops` operations and the given local bytes (rules C10 to C13)."""
-    traffic = cluster.memory_bandwidth
-    if kind == "product":
-        return max(flops / cluster.speed(dtype), (operand_bytes + result_bytes) / traffic)
-    if kind == "reduction":
-        return (operand_bytes + result_bytes) / traffic
-    return (0.5 if kind == "fused" else 2.0) * result_bytes / traffic
+    """Seconds of a local piece: a product's operations, bytes read, written, computed point by point (C10 to C12)."""
+    traffic = cluster.memory_speed
+    return max(flops / cluster.speed(dtype), read / traffic) + (written + computed / REGISTERS) / traffic
 
 
 def compute_kind(factors: OpFactors) -> str:
-    """Which rule prices an op: product (C10), reduction (C11), fused (C12) or moved (C13)."""
+    """Which rule prices an op: product (C10), reduction (C11), point by point (fused) or other (moved)."""
     if is_product(factors):
         return "product"
     if any(factors.is_reduction(f) for f in range(len(factors.kinds))):

@@ -76,7 +76,7 @@ def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks
     else:
         bandwidth = min(inside.bandwidth, between.bandwidth / min(per_node, mesh.device_count))
         outside = AxisLink(bandwidth, between.start, between.hop)
-    return MeshLinks(mesh, axes, outside, cluster.memory_bandwidth, joints)
+    return MeshLinks(mesh, axes, outside, cluster.memory_speed, joints)
 
 
 def _several(mesh: Mesh) -> list[tuple[str, ...]]:
@@ -113,7 +113,7 @@ def _given_links(mesh: Mesh, cluster: Cluster) -> MeshLinks:
     joints = tuple((several, _slowest([link[a] for a in several])) for several in _several(mesh))
     between = cluster.node_link
     outside = AxisLink(between.bandwidth, between.start, between.hop)
-    return MeshLinks(mesh, axes, outside, cluster.memory_bandwidth, joints)
+    return MeshLinks(mesh, axes, outside, cluster.memory_speed, joints)
 
 
 def _slowest(links: Sequence[AxisLink]) -> AxisLink:

@@ -3,8 +3,8 @@
     M1  stored values (state, constants, sums, stacks, the microbatch's batch arguments) are alive always
     M2  a value of @microbatch is alive from its op to its last use in program order
     M3  a forward value that a backward op uses is kept once per microbatch in flight
-    M4  a value made by a fused op (rule C12) whose only user, in the same phase, is fused or a reduction
-        is never stored
+    M4  a value that fusion computes where it is needed (rule T1) is never held; what it is computed from is alive
+        as long as it would be
     M5  a new state value takes over the buffer of the old one
     M6  a value that leaves the step is alive to the end of its function; what leaves a microbatch (its gradients, which
         are added to the sums afterwards) from the start of its phase: XLA gives results their buffers first

@@ -2,14 +2,14 @@
 
 Nothing is decided here: every op of levels 5 and 6 can be read by itself (docs/ir.md), so its local piece, the
 collectives that end its partial sums, and the reshards between ops are known, and each is priced by the rule
-that also chose it (C1 to C13, docs/costs.md).  Memory: the most bytes per device that values made inside the
+that also chose it (C1 to C12, docs/costs.md).  Memory: the most bytes per device that values made inside the
 function hold at once, in program order (M2, M4; M5: a result that takes over an argument's buffer holds none), but
 for collectives, which XLA starts early and ends late (M8, M9).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -23,11 +23,15 @@ from alpa_mlir.dialect.staged import element_bytes
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import step_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
+from alpa_mlir.passes.costs.fusion import FusedOp, FusedOps, Traffic, traffic_of
 from alpa_mlir.passes.costs.links import MeshLinks
 from alpa_mlir.passes.local.device_placement import Placements
 from alpa_mlir.passes.local.steps import Step, reshard_steps
+from alpa_mlir.passes.local.time_analysis import captures
 
 RESHARD = "sdy.reshard"
+NOTHING = OpFactors((), (), (), ())
+"""The factors of an op without results."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,13 @@ class _Pricer:
         self.unended: dict[ir.Value, float] = {}
         """Local bytes of the sums that collectives end, by the value that they end in."""
         self.seconds: dict[str, float] = {}
+        self.traffic: dict[int, Traffic] = {}
         for value, entry in zip(self.block.arguments, argument_attributes(function), strict=True):
             self.values[value] = _value(value, read_sharding(entry[SHARDING])[1])
 
     def run(self) -> None:
         """Price every op but the return."""
+        self.traffic = self._traffic()
         for view in list(self.block.operations)[:-1]:
             op = view.operation
             found = op_shardings(op)
@@ -92,23 +98,40 @@ class _Pricer:
                 source, target = self.values[op.operands[0]], self.values[op.results[0]]
                 self._steps(reshard_steps(source.sharding, target.sharding, self.links.mesh), target.bytes)
             elif len(op.results):
-                self._op(op)
+                self._op(op, self.traffic[op_id(op)])
 
-    def _op(self, op: ir.Operation) -> None:
+    def _traffic(self) -> dict[int, Traffic]:
+        """What the ops move; reshards are taken for views: what they move is priced by itself (C2 to C6)."""
+        numbers = {value: n for n, value in enumerate(self.block.arguments)}
+        ops = [view.operation for view in self.block.operations]
+        make, fused = FusedOps().make, list[FusedOp]()
+        for op in ops[:-1]:
+            for value in op.results:
+                numbers[value] = len(numbers)
+            read, made = (tuple(numbers[v] for v in values) for values in (_inputs(op), op.results))
+            factors = self.factors.get(op_id(op), NOTHING)
+            fused.append(make(op, factors, read, made, is_free(factors, op.operands, op.results)))
+        leaving = [numbers[v] for v in ops[-1].operands]
+        found = traffic_of(fused, [_whole_bytes(v) for v in numbers], leaving)
+        return {op_id(op): t for op, t in zip(ops, found, strict=False)}
+
+    def _op(self, op: ir.Operation, traffic: Traffic) -> None:
         factors, mesh = self.factors[op_id(op)], self.links.mesh
         operands, results = [self.values[v] for v in op.operands], [self.values[v] for v in op.results]
-        if is_free(factors, operands, results):
+        if is_free(factors, op.operands, op.results):
             return
         placed = self.placements.of(op, [v.sharding for v in operands], [v.sharding for v in results])
         kind = compute_kind(factors)
-        read = sum(v.bytes / mesh.extent(v.sharding.axes) for v in operands)
-        written = sum(v.bytes / mesh.extent(natural.axes) for v, natural in zip(results, placed.natural, strict=True))
+        read = [v.bytes / mesh.extent(v.sharding.axes) for v in (self.values[v] for v in _inputs(op))]
+        written = [v.bytes / mesh.extent(natural.axes) for v, natural in zip(results, placed.natural, strict=True)]
+        split = prod(mesh.extent(axes) for axes in placed.axes)
         flops = 0.0
         if kind == "product":
-            split = prod(mesh.extent(axes) for axes in placed.axes)
             flops = product_flops(factors, [v.shape for v in operands], results[0].shape) / split
         element = (operands or results)[0].element
-        self._add(kind, compute_seconds(kind, self.cluster, element, flops, read, written))
+        computed = traffic.runs * sum(read[:1] if kind == "reduction" else written)
+        moved = traffic.read_bytes(read, written), traffic.written_bytes(written)
+        self._add(kind, compute_seconds(self.cluster, element, flops, *moved, computed))
         for made, value, natural, ending in zip(op.results, results, placed.natural, placed.endings, strict=True):
             self._steps(ending, value.bytes)
             if ending:
@@ -124,10 +147,22 @@ class _Pricer:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-def is_free(factors: OpFactors, operands: Sequence[_Value], results: Sequence[_Value]) -> bool:
+def is_free(factors: OpFactors, operands: Iterable[ir.Value], results: Iterable[ir.Value]) -> bool:
     """Constants, iotas, and what is spread out of scalars: every device makes its part for nothing."""
-    points = all(k == PASS for k in factors.kinds)
-    return points and not any(v.shape for v in operands) and (not operands or any(v.shape for v in results))
+    if not all(k == PASS for k in factors.kinds):
+        return False
+    read, made = [shape_of(v) for v in operands], [shape_of(v) for v in results]
+    return not any(read) and (not read or any(made))
+
+
+def _inputs(op: ir.Operation) -> list[ir.Value]:
+    """The operands, and what regions use of the function."""
+    return [*op.operands, *(captures(op) if len(op.regions) else ())]
+
+
+def _whole_bytes(value: ir.Value) -> float:
+    shape = shape_of(value)
+    return 0.0 if shape is None else prod(shape) * element_bytes(str(ir.RankedTensorType(value.type).element_type))
 
 
 def _value(value: ir.Value, sharding: Sharding) -> _Value:
@@ -140,7 +175,7 @@ def _value(value: ir.Value, sharding: Sharding) -> _Value:
 def _peak(function: ir.Operation, pricer: _Pricer) -> float:
     """Most local bytes of values made in the function, alive from their op to their last use in program order."""
     ops = [view.operation for view in pricer.block.operations]
-    place_of = {op_id(op): n for n, op in enumerate(ops)}
+    last_of, fused = _reach(ops, pricer)
     adopted, early = _adopted(function, ops[-1]), set(pricer.block.arguments)
     changes = [0.0] * (len(ops) + 1)
 
@@ -151,14 +186,13 @@ def _peak(function: ir.Operation, pricer: _Pricer) -> float:
     for n, op in enumerate(ops[:-1]):
         gathered = _follows_arguments(op, early, pricer)
         for value in op.results:
-            users = [_outermost(use.owner.operation, pricer.block) for use in value.uses]
-            last = max((place_of[op_id(user)] for user in users), default=n)
+            last = last_of[value]
             if gathered:
                 early.add(value)
             if value in pricer.unended:
-                leaves = all(op_id(user) == op_id(ops[-1]) for user in users)
+                leaves = all(op_id(use.owner.operation) == op_id(ops[-1]) for use in value.uses)
                 hold(pricer.unended[value], n, last if leaves else n)
-            if value in adopted or _is_fused_away(op, users, ops[-1], pricer):
+            if value in adopted or value in fused:
                 continue
             known = pricer.values[value]
             size = known.bytes / pricer.links.mesh.extent(known.sharding.axes)
@@ -190,13 +224,26 @@ def _outermost(op: ir.Operation, block: ir.Block) -> ir.Operation:
     return op
 
 
+def _reach(ops: Sequence[ir.Operation], pricer: _Pricer) -> tuple[dict[ir.Value, int], set[ir.Value]]:
+    """Up to which op each value is needed, and the values that are never held: what is computed where it is needed
+    (rule M4) keeps what it is computed from as long as itself."""
+    place_of = {op_id(op): n for n, op in enumerate(ops)}
+    last: dict[ir.Value, int] = {}
+    fused: set[ir.Value] = set()
+    for n, op in reversed(list(enumerate(ops[:-1]))):
+        for value in op.results:
+            users = [_outermost(use.owner.operation, pricer.block) for use in value.uses]
+            ends = [max([last[r] for r in u.results if r in fused], default=place_of[op_id(u)]) for u in users]
+            last[value] = max(ends, default=n)
+            if _is_fused_away(op, users, ops[-1], pricer):
+                fused.add(value)
+    return last, fused
+
+
 def _is_fused_away(op: ir.Operation, users: Sequence[ir.Operation], end: ir.Operation, pricer: _Pricer) -> bool:
-    """Rule M4, and what costs nothing to make is not kept."""
+    """Rule M4, and what costs nothing to make is not kept. A reshard reads and writes memory."""
     if op.name == RESHARD or any(op_id(user) == op_id(end) for user in users):
         return False
-    factors = pricer.factors[op_id(op)]
-    if is_free(factors, [pricer.values[v] for v in op.operands], [pricer.values[v] for v in op.results]):
+    if is_free(pricer.factors[op_id(op)], op.operands, op.results):
         return True
-    if compute_kind(factors) != "fused" or len(users) != 1 or users[0].name == RESHARD:
-        return False
-    return compute_kind(pricer.factors[op_id(users[0])]) in ("fused", "reduction")
+    return pricer.traffic[op_id(op)].is_fused and all(user.name != RESHARD for user in users)

@@ -200,6 +200,14 @@ def graph_on(sketch: Sketch, enumerator: Enumerator) -> StageGraph:
     )
 
 
+@dataclass(frozen=True)
+class _Reach:
+    """The last op for which an op's operands must be there, and the phases in which they must."""
+
+    last: int
+    phases: frozenset[str]
+
+
 class _Builder:
     def __init__(
         self,
@@ -239,6 +247,7 @@ class _Builder:
         self.deferral = find_deferral(program, self.included, feeders)
         self.users: list[list[OpRecord]] = []
         self.leaving: set[int] = set()
+        self.reach: dict[int, _Reach] = {}
 
     def run(self) -> None:
         """Make all nodes and edges."""
@@ -384,6 +393,7 @@ class _Builder:
 
     def lifetimes(self, in_flight: int) -> list[Lifetime]:
         """When each op's and each arriving value is alive (rules M2 to M6)."""
+        self.reach = self._reaches()
         found = []
         for number, node in enumerate(self.nodes):
             if (node.incoming or not node.source.slot) and number not in self.unheld:
@@ -400,7 +410,8 @@ class _Builder:
         if first is None or (not node.incoming and self._is_fused_away(first, users, number)):
             return None
         here = [u for u in users if u.function == first.function]
-        phases = {u.phase for u in here} if maker is None else {maker.phase, *(u.phase for u in here)}
+        reach = [self.reach[u.number] for u in here]
+        phases = {phase for r in reach for phase in r.phases} | ({maker.phase} if maker is not None else set())
         kept = in_flight - 1 if "forward" in phases and "backward" in phases else 0
         if number in self.leaving and first.function == "microbatch":
             begin = self.first[first.function, first.phase]
@@ -408,14 +419,29 @@ class _Builder:
         if not users and number not in self.leaving:
             last = self.last[first.function]
         else:
-            last = max([first.number, *[op.number for op in here]])
+            last = max([first.number, *[r.last for r in reach]])
         return Lifetime(number, first.function, first.number, last, kept)
+
+    def _reaches(self) -> dict[int, _Reach]:
+        """Up to when each included op reads what it reads: as long as what it computes in registers is needed."""
+        found: dict[int, _Reach] = {}
+        for op in reversed(self.included):
+            number = self.ops[op.number]
+            last, phases = op.number, {op.phase}
+            if self._is_in_registers(op, number):
+                for user in self.users[number]:
+                    if user.function == op.function:
+                        last = max(last, found[user.number].last)
+                        phases |= found[user.number].phases
+            found[op.number] = _Reach(last, frozenset(phases))
+        return found
+
+    def _is_in_registers(self, op: OpRecord, number: int) -> bool:
+        """Whether the op's results are computed where they are needed (T1), so that nothing holds them."""
+        return op.kind.traffic.is_fused and number not in self.leaving and number not in self.shared
 
     def _is_fused_away(self, maker: OpRecord, users: list[OpRecord], number: int) -> bool:
         """Rules M4 and M5."""
-        kind = maker.kind.compute
         if number in self.leaving and not users:
-            return kind == "fused" and maker.function != "microbatch"
-        if kind != "fused" or len(users) != 1 or number in self.leaving:
-            return False
-        return users[0].phase == maker.phase and users[0].kind.compute in ("fused", "reduction")
+            return maker.kind.compute == "fused" and maker.function != "microbatch"
+        return self._is_in_registers(maker, number)

@@ -8,7 +8,7 @@ or that replaces a state argument (`out:i` with `alpa.updates = i`) *feeds* that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -20,6 +20,7 @@ from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors, shape_of
 from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
 from alpa_mlir.passes.costs.compute import compute_kind
+from alpa_mlir.passes.costs.fusion import UNMOVED, FusedOp, FusedOps, Traffic, phased_traffic
 
 DERIVED = ("prologue", "microbatch", "update")
 PERSISTENT = ("arg", "batch", "prologue", "sum", "stack")
@@ -72,18 +73,24 @@ class OpKind:
     captured: int
     operand_types: tuple[TensorType, ...]
     result_types: tuple[TensorType, ...]
+    traffic: Traffic
+    """What the op moves through memory, among those that it is fused with."""
 
     @cached_property
     def is_source(self) -> bool:
         """Constants, iota, and what is spread out of scalars: any part can be made anywhere at no cost."""
-        if any(t.shape for t in self.operand_types) or not any(t.shape for t in self.result_types):
-            return not self.operand_types and all(k == PASS for k in self.factors.kinds)
-        return all(k == PASS for k in self.factors.kinds)
+        return _is_source(self.factors, self.operand_types, self.result_types)
 
     @cached_property
     def compute(self) -> str:
         """Which rule prices the op (`compute_kind`)."""
         return compute_kind(self.factors)
+
+
+def _is_source(factors: OpFactors, operands: Sequence[TensorType], results: Sequence[TensorType]) -> bool:
+    if any(t.shape for t in operands) or not any(t.shape for t in results):
+        return not operands and all(k == PASS for k in factors.kinds)
+    return all(k == PASS for k in factors.kinds)
 
 
 @dataclass(frozen=True)
@@ -261,18 +268,49 @@ class _Reader:
         values: dict[ir.Value, Source] = {}
         block = function.regions[0].blocks[0]
         self._arguments(name, function, block, values)
-        factors = read_factors(function)
+        sources = list(values.values())
         self.read_kinds = {}
-        for view in block.operations:
-            op = view.operation
-            if op.name == "func.return":
-                self._results(name, function, op, values, replaced)
-                continue
-            self._op(name, op, factors.get(op_id(op)), values)
+        numbers, entries = self._body(function, block)
+        for entry in entries:
+            self._op(name, entry, sources)
+        terminator = list(block.operations)[-1].operation
+        values = {v: sources[numbers[v]] for v in terminator.operands}
+        self._results(name, function, terminator, values, replaced)
+
+    def _body(self, function: ir.Operation, block: ir.Block) -> tuple[dict[ir.Value, int], list[_Entry]]:
+        """All values numbered, and the ops with their factors and what they move when they are fused."""
+        factors = read_factors(function)
+        numbers = {value: n for n, value in enumerate(block.arguments)}
+        types = [self.type_of(v) for v in numbers]
+        found: list[_Entry] = []
+        make, fused = FusedOps().make, list[FusedOp]()
+        ops = [view.operation for view in block.operations]
+        for op in ops[:-1]:
+            operands, results = list(op.operands), list(op.results)
+            captured = len(operands)
+            operands += _captures(op, numbers)
+            read = tuple([numbers[v] for v in operands])
+            made = tuple(range(len(types), len(types) + len(results)))
+            given = tuple([self.type_of(v) for v in results])
+            numbers.update(zip(results, made, strict=True))
+            types += given
+            entry = _Entry(
+                op, factors.get(op_id(op)) or _NOTHING, captured, read, tuple([types[n] for n in read]), given
+            )
+            free = _is_source(entry.factors, entry.taken, given)
+            fused.append(make(op, entry.factors, read, made, free))
+            found.append(entry)
+        at_hand = {n for n, e in enumerate(argument_attributes(function)) if _binding(e, n).startswith("arg")}
+        leaving = [numbers[v] for v in ops[-1].operands]
+        phases = [alpa.get_string(op, alpa.PHASE) or "" for op in ops[:-1]]
+        traffic = phased_traffic(fused, phases, [t.bytes for t in types], leaving, at_hand)
+        for entry, phase, moved in zip(found, phases, traffic, strict=True):
+            entry.phase, entry.traffic = phase, moved
+        return numbers, found
 
     def _arguments(self, name: str, function: ir.Operation, block: ir.Block, values: dict[ir.Value, Source]) -> None:
         for i, (value, entry) in enumerate(zip(block.arguments, argument_attributes(function), strict=True)):
-            slot = ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"arg:{i}"
+            slot = _binding(entry, i)
             stage = int(ir.IntegerAttr(entry[alpa.STAGE]).value) if alpa.STAGE in entry else -1
             values[value] = Source(-1, 0, slot)
             binding = alpa.Binding.parse(slot)
@@ -305,39 +343,21 @@ class _Reader:
                 additive = binding.kind == "sum" and combine == "add" and not self.whole_sums
                 self.slots[text] = Slot(text, self.type_of(value), -1, additive=additive)
 
-    def _op(
-        self,
-        name: str,
-        op: ir.Operation,
-        factors: OpFactors | None,
-        values: dict[ir.Value, Source],
-    ) -> None:
-        number = len(self.ops)
-        operands, results = list(op.operands), list(op.results)
-        captured = len(operands)
-        operands += _captures(op, values)
-        record = OpRecord(
-            number,
-            name,
-            alpa.get_string(op, alpa.PHASE) or "",
-            _number(op, alpa.LAYER),
-            _number(op, alpa.STAGE),
-            self._kind(factors or _NOTHING, captured, operands, results),
-            tuple([values[v] for v in operands]),
-            op,
-        )
-        self.ops.append(record)
-        for i, value in enumerate(results):
-            values[value] = Source(number, i)
+    def _op(self, name: str, entry: _Entry, sources: list[Source]) -> None:
+        number, op = len(self.ops), entry.op
+        read = tuple([sources[n] for n in entry.read])
+        layer, stage = _number(op, alpa.LAYER), _number(op, alpa.STAGE)
+        self.ops.append(OpRecord(number, name, entry.phase, layer, stage, self._kind(entry), read, op))
+        sources += [Source(number, i) for i in range(len(entry.given))]
 
-    def _kind(self, factors: OpFactors, captured: int, operands: list[ir.Value], results: list[ir.Value]) -> OpKind:
-        taken, given = tuple([self.type_of(v) for v in operands]), tuple([self.type_of(v) for v in results])
+    def _kind(self, entry: _Entry) -> OpKind:
         # Within a function, equal factors are one object, as equal types are: comparing identities is enough.
-        key = (id(factors), captured, *map(id, taken), None, *map(id, given))
+        types = (*map(id, entry.taken), None, *map(id, entry.given))
+        key = (id(entry.factors), entry.captured, *types, entry.traffic)
         found = self.read_kinds.get(key)
         if found is None:
-            made = OpKind(factors, captured, taken, given)
-            found = self.read_kinds[key] = self.kinds.setdefault((factors, captured, taken, given), made)
+            whole = (entry.factors, entry.captured, entry.taken, entry.given, entry.traffic)
+            found = self.read_kinds[key] = self.kinds.setdefault(whole, OpKind(*whole))
         return found
 
     def type_of(self, value: ir.Value) -> TensorType:
@@ -351,6 +371,25 @@ class _Reader:
 
 _NOTHING = OpFactors((), (), (), ())
 """The factors of an op without results."""
+
+
+@dataclass
+class _Entry:
+    """An op of a function: the values that it reads (with what its regions use) by number, types read and made."""
+
+    op: ir.Operation
+    factors: OpFactors
+    captured: int
+    read: tuple[int, ...]
+    taken: tuple[TensorType, ...]
+    given: tuple[TensorType, ...]
+    phase: str = ""
+    traffic: Traffic = UNMOVED
+
+
+def _binding(entry: Mapping[str, ir.Attribute], number: int) -> str:
+    """What an argument of a function stands for."""
+    return str(ir.StringAttr(entry[alpa.BINDING]).value) if alpa.BINDING in entry else f"arg:{number}"
 
 
 def _number(op: ir.Operation, name: str) -> int:
@@ -375,7 +414,7 @@ def itemsize(dtype: str) -> float:
     return 1.0 if bits == 1 else bits / 8
 
 
-def _captures(op: ir.Operation, values: dict[ir.Value, Source]) -> list[ir.Value]:
+def _captures(op: ir.Operation, values: Container[ir.Value]) -> list[ir.Value]:
     """Values of the function body that the op's regions use, in order of first use."""
     if not len(op.regions):
         return []

@@ -137,7 +137,7 @@ def _told(recipe: Recipe) -> object:
     """What a recipe holds, with a repr that tells it: ops and slots have names of their own."""
     if isinstance(recipe, OpRecipe):
         kind = recipe.kind
-        types = (kind.captured, kind.operand_types, kind.result_types)
+        types = (kind.captured, kind.operand_types, kind.result_types, kind.traffic)
         return kind.factors, *types, recipe.partial, recipe.carried, recipe.rules
     if isinstance(recipe, ValueRecipe):
         return recipe.type, recipe.incoming, recipe.partial, recipe.rules

@@ -98,7 +98,7 @@ def _read_by_weights(graph: StageGraph, program: Program, awaited: set[int]) -> 
 def _accumulation(graph: StageGraph, held: Array, program: Program) -> float:
     """Seconds of one microbatch to add it to the sums: all but the first read two values and write one."""
     sums = sum(float(held[node]) for name, node in graph.of_slot.items() if name.startswith("sum:"))
-    return 3 * sums / graph.enumerator.cluster.memory_bandwidth * (1 - 1 / program.microbatches)
+    return 3 * sums / graph.enumerator.cluster.memory_speed * (1 - 1 / program.microbatches)
 
 
 def _part_of_node(node: Node, program: Program, awaited: set[int]) -> str:

@@ -21,7 +21,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, transfer_cost
-from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
+from alpa_mlir.passes.costs.compute import compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
 from alpa_mlir.passes.intra.excluded import usable_factors
 from alpa_mlir.passes.intra.program import OpKind, OpRecord, TensorType
@@ -183,7 +183,7 @@ class Enumerator:
 
     def _held(self, sharding: Sharding, kind: TensorType, incoming: bool) -> Strategy:
         seconds = transfer_cost(sharding, self.links).at(kind.bytes) if incoming else 0.0
-        seconds += STORED * kind.bytes / self.mesh.extent(sharding.axes) / self.cluster.memory_bandwidth
+        seconds += STORED * kind.bytes / self.mesh.extent(sharding.axes) / self.cluster.memory_speed
         return Strategy((), (sharding,), (sharding,), (sharding,), 0.0, seconds)
 
     def _arrays(self, strategies: list[Strategy], types: tuple[TensorType, ...]) -> StrategySet:
@@ -339,13 +339,14 @@ def _compute(
     mesh, factors = enumerator.mesh, op.factors
     if not op.result_types or op.is_source:
         return 0.0
-    kind = compute_kind(factors)
-    read = sum(t.bytes / mesh.extent(s.axes) for s, t in zip(operands, op.operand_types, strict=True))
-    written = sum(t.bytes / mesh.extent(s.axes) for s, t in zip(results, op.result_types, strict=True))
+    read = [t.bytes / mesh.extent(s.axes) for s, t in zip(operands, op.operand_types, strict=True)]
+    written = [t.bytes / mesh.extent(s.axes) for s, t in zip(results, op.result_types, strict=True)]
+    split = prod(mesh.extent(axes) for axes in held)
     flops = 0.0
-    if kind == "product":
-        shapes = [t.shape for t in op.operand_types]
-        split = prod(mesh.extent(axes) for axes in held)
-        flops = product_flops(factors, shapes, op.result_types[0].shape) / split
+    if op.kind.compute == "product":
+        flops = product_flops(factors, [t.shape for t in op.operand_types], op.result_types[0].shape) / split
+    traffic = op.kind.traffic
+    computed = traffic.runs * sum(read[:1] if op.kind.compute == "reduction" else written)
     dtype = op.operand_types[0].dtype if op.operand_types else op.result_types[0].dtype
-    return compute_seconds(kind, enumerator.cluster, dtype, flops, read, written)
+    moved = traffic.read_bytes(read, written), traffic.written_bytes(written)
+    return compute_seconds(enumerator.cluster, dtype, flops, *moved, computed)

@@ -118,15 +118,17 @@ def test_c10_product() -> None:
     assert compute_kind(dot) == "product"
     assert product_flops(dot, [(8, 32), (32, 16)], (8, 16)) == 2 * 8 * 16 * 32
     cpu = load_cluster("cpu")
-    assert compute_seconds("product", cpu, "f32", 1e9, 8.0, 8.0) == pytest.approx(1e9 / (0.7 * 40e9))
-    assert compute_seconds("product", cpu, "f32", 1.0, 8e9, 8e9) == pytest.approx(2.0)
+    assert compute_seconds(cpu, "f32", 1e9, 16.0, 0.0) == pytest.approx(1e9 / (0.7 * 40e9))
+    assert compute_seconds(cpu, "f32", 1.0, 8e9, 8e9) == pytest.approx(2.0)
+    assert compute_seconds(cpu, "f32", 0.7 * 40e9, 8e9, 8e9) == pytest.approx(2.0)
 
 
-def test_c11_to_c13_traffic() -> None:
+def test_c11_and_c12_traffic() -> None:
     cpu = load_cluster("cpu")
-    assert compute_seconds("reduction", cpu, "f32", 0.0, 6e9, 2e9) == pytest.approx(1.0)
-    assert compute_seconds("fused", cpu, "f32", 0.0, 6e9, 8e9) == pytest.approx(0.5)
-    assert compute_seconds("moved", cpu, "f32", 0.0, 6e9, 4e9) == pytest.approx(1.0)
+    assert compute_seconds(cpu, "f32", 0.0, 6e9, 2e9) == pytest.approx(1.0)
+    assert compute_seconds(cpu, "f32", 0.0, 6e9, 2e9, 16 * 8e9) == pytest.approx(2.0)
+    half = replace(cpu, memory_efficiency=0.5)
+    assert compute_seconds(half, "f32", 0.0, 6e9, 2e9) == pytest.approx(2.0)
 
 
 def test_m1_to_m3_rows_count_what_is_alive() -> None:

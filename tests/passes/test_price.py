@@ -50,9 +50,10 @@ def test_a_function_by_hand() -> None:
     cost = price_function(functions(module)["f"], links, ROUND)
     whole = 4 * 5 * 4
     expected = {
-        "product": (4 * 5 * 4 + 5 * 5 * 4 + whole) / 1e3,  # more than its 200 operations
+        "product": 200 / 1e3 + whole / 1e3,  # its operations take longer than reading 180 bytes
         "all_reduce x": 2 + 2 * 0.5 * whole / 100,
-        "fused": 0.5 * whole / 1e3 + 0.5 * (whole / 2) / 1e3,
+        # The product is read, half of the result written; both pass through registers once.
+        "fused": (whole + whole / 2 + (whole + whole / 2) / 16) / 1e3,
         "slice": 0.5 * (whole / 2) / 1e3,
         "all_gather x": 2 + 0.5 * whole / 100,
     }
@@ -101,8 +102,8 @@ def test_parts_add_up_to_what_the_solver_minimised(gpt: str) -> None:
     (entry,) = stage_entries(module)
     seconds = {k: float(ir.FloatAttr(entry[k]).value) for k in ("forward_seconds", "backward_seconds")}
     solved = float(ir.FloatAttr(entry["microbatch_seconds"]).value)
-    # Cheap ops that are repeated in the backward pass come on top.
-    assert solved * 0.999 <= sum(seconds.values()) <= solved * 1.03
+    # Fusion is seen for whole phases there, for what was outlined here.
+    assert sum(seconds.values()) == pytest.approx(solved, rel=0.02)
     assert 1.5 < seconds["backward_seconds"] / seconds["forward_seconds"] < 2.5
     update = float(ir.FloatAttr(entry["update_seconds"]).value)
     assert update == pytest.approx(float(ir.FloatAttr(entry["step_seconds"]).value), rel=0.02)
