@@ -206,6 +206,8 @@ class JointChoice:
     def _may_gain(self, setting: Setting) -> bool:
         """Whether rematerialisation may make the step quicker than the best one known without it."""
         least = self.attempts[setting].floor * (1 + AGAIN)
+        if any(r.error is None and r.seconds is not None and r.seconds <= least for r in self.rows):
+            return False
         counts, divides = [c for c in sorted(self.wishes.microbatches) if c >= setting.microbatches], self.divides
         for count in counts[: AHEAD + 1] if least else ():
             rows = self._try(replace(setting, microbatches=count))

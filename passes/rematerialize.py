@@ -51,8 +51,14 @@ class Rematerialize(Pass):
         chosen = chosen_layers(self.layers, count_layers(module), location)
         function = functions(module)["microbatch"]
         _sink_early_backward(function.regions[0].blocks[0])
-        for layer in chosen:
-            _Layer(function, layer).repeat()
+        block = function.regions[0].blocks[0]
+        bindings = alpa.bindings(argument_attributes(function))
+        parameters = {v for v, b in zip(block.arguments, bindings, strict=True) if b.kind == "arg"}
+        members: dict[int, list[ir.Operation]] = {layer: [] for layer in chosen}
+        for view in block.operations:
+            members.get(alpa.get_int(view, alpa.LAYER) or 0, []).append(view.operation)
+        for layer, ops in members.items():
+            _Layer(block, layer, ops, parameters).repeat()
         module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(list(chosen), module.context)
 
 
@@ -94,25 +100,20 @@ def _sink_early_backward(block: ir.Block) -> None:
 
 @dataclass
 class _Layer:
-    """The forward ops of one layer, and their clones in the backward pass."""
+    """The ops of one layer of a block in order, and the clones of its forward ops in the backward pass."""
 
-    function: ir.Operation
+    block: ir.Block
     number: int
+    ops: list[ir.Operation]
+    parameters: set[ir.Value]
     clones: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.block = self.function.regions[0].blocks[0]
-        self.ops = [view.operation for view in self.block.operations]
-        self.forward = {op_id(op) for op in self.ops if self._is(op, "forward")}
-        bindings = alpa.bindings(argument_attributes(self.function))
-        self.parameters = {v for v, b in zip(self.block.arguments, bindings, strict=True) if b.kind == "arg"}
-
-    def _is(self, op: ir.Operation, phase: str) -> bool:
-        return _phase(op) == phase and alpa.get_int(op, alpa.LAYER) == self.number
+        self.forward = {op_id(op) for op in self.ops if _phase(op) == "forward"}
 
     def repeat(self) -> None:
         """Clone what the layer's backward ops read of its forward ops before the first of them, for all to read."""
-        readers = [op for op in self.ops if self._is(op, "backward")]
+        readers = [op for op in self.ops if _phase(op) == "backward"]
         read = dict.fromkeys(v for op in readers for _, _, v in _reads(op) if self._inside(v))
         wanted = self._slice(read)
         first = next((op for op in readers if any(v in read for _, _, v in _reads(op))), None)
