@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import sdy
@@ -37,7 +37,7 @@ class Sharding:
         """True where no axis splits a dimension and nothing is partial."""
         return not self.partial and not any(self.dims)
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """All axes that split some dimension, in order of dimension."""
         return tuple(a for d in self.dims for a in d)

@@ -45,6 +45,9 @@ LAYERED = 2
 """How many modules of level 3 are kept."""
 MOST_MICROBATCHES = 4096
 """The largest number of microbatches that is tried where none is given."""
+LARGE, STAGES = 16, 8
+"""Clusters of at least LARGE nodes are expected to get STAGES stages or more, where no number is given: layers are made
+for so many."""
 EXPLAINED = 20
 """How many decisions of a stage are explained at most."""
 
@@ -278,10 +281,11 @@ class _Road:
         """The passes from level 1 to level 3."""
         options = self.options
         stages = len(stage_entries(normal)) if alpa.STAGES in normal.operation.attributes else 0
+        expected = options.stages or stages or (STAGES if options.cluster.nodes >= LARGE else 0)
         allowed = options.allow_per_microbatch_statistics
         return [
             _text("alpa-microbatch", count=setting.microbatches, allow_per_microbatch_statistics=allowed),
-            _text("alpa-layers", count=options.layers, stages=options.stages or stages),
+            _text("alpa-layers", count=options.layers, stages=expected),
         ]
 
     def until_stages(self, setting: Setting, rough: bool, memory: float = 0.0) -> list[str]:
