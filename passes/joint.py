@@ -30,7 +30,7 @@ from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.estimates import read_estimates
 from alpa_mlir.passes.inter.search import SLACK
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
-from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.stages import has_backward
 
@@ -131,6 +131,8 @@ class JointChoice:
         self.trains = True
         self.divides = True
         """Whether the last number of microbatches could be made of the program at all."""
+        self.hopeless: StateDoesNotFit | None = None
+        """Why no setting can be."""
 
     def ranked(self) -> Iterator[tuple[Considered, Attempt]]:
         """Possible plans, best first. CompileError where there is none: memory that would do, or the last error."""
@@ -162,6 +164,8 @@ class JointChoice:
         start = max((n for n, count in enumerate(counts) if count <= FIRST), default=0)
         first = best = self._try_count(counts[start])
         position, at, tried, worse = start, start, {start}, 0
+        if self.hopeless is not None:
+            return
         while self.divides and position + 1 < len(counts) and worse < self._patience(counts[at]):
             position = min(position + (1 if best < INFINITE else 2), len(counts) - 1)
             tried.add(position)
@@ -198,7 +202,7 @@ class JointChoice:
         rows = self._try(Setting(count, NONE if chosen == AUTO else chosen, shared))
         fitting = [r.bytes or 0.0 for r in rows if r.error is None]
         tight = chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains
-        if tight and self._may_gain(Setting(count, NONE, shared)):
+        if tight and self.hopeless is None and self._may_gain(Setting(count, NONE, shared)):
             rows += self._try(Setting(count, FULL, shared))
         possible = [r for r in rows if r.error is None]
         return min((r.seconds or 0.0 for r in possible), default=INFINITE)
@@ -231,6 +235,8 @@ class JointChoice:
         known = setting in self.attempts
         attempt = self.attempts[setting] = self.attempts[setting] if known else self.stage(setting)
         self.divides = alpa.get_string(attempt.module.operation, alpa.LEVEL) != "normal"
+        if isinstance(attempt.error, StateDoesNotFit):
+            self.hopeless = attempt.error
         if known:
             return [r for r in self.rows if r.setting == setting]
         rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
@@ -274,6 +280,8 @@ class JointChoice:
 
     def least_error(self) -> CompileError:
         """Why nothing is possible: of the settings that memory is too small for, the one that needs least."""
+        if self.hopeless is not None:
+            return self.hopeless
         failed = [(row.error, row.setting) for row in self.rows if row.error is not None]
         small = [(e, s) for e, s in failed if isinstance(e, DoesNotFit) and e.least < INFINITE]
         if not small:

@@ -170,6 +170,7 @@ class Stages(Pass):
             module, cluster, in_flight, 0.0, self.solver, self.whole_sums, shapes, self.rough, self.axes
         )
         try:
+            search.check_state()
             found = search.run(counts)
         finally:
             if self.rough:

@@ -22,7 +22,7 @@ from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.meshes import MESH_AXES, chain_sizes, idle_axes, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
-from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.words import needed_text
@@ -147,6 +147,27 @@ class StageSearch:
             for choice in open_entries:
                 self._evaluate(choice)
                 table.correct(choice)
+
+    def check_state(self) -> None:
+        """StateDoesNotFit where state, gradient sums and the gradients of a microbatch beside them (rules M1 and M6)
+        are larger than the memory of all devices."""
+        skeleton, slots = self.pricer.skeleton, self.profiler.program.slots
+        held = 0.0
+        for slot, node in skeleton.sketch.of_slot.items():
+            if slot.startswith(("arg:", "sum:")):
+                times = int(self.layout.times[skeleton.layer[node]])
+                held += (1 + slot.startswith("sum:")) * times * slots[slot].type.bytes
+        there = sum(float(self.memory or part.memory) * part.device_count for part in self.cluster.parts)
+        if held > there:
+            devices = self.cluster.device_count
+            raise StateDoesNotFit(
+                f"no plan fits in {there / devices / 1e6:.6g} MB per device: what a step always holds (state, sums of "
+                f"gradients, gradients of one microbatch), split over all {devices} devices, needs "
+                f"{needed_text(held / devices)} on each (more devices, more memory or smaller types would help)",
+                self.module.operation.location,
+                (),
+                held / devices,
+            )
 
     def place(self, found: Partition) -> list[tuple[int, ...]] | None:
         """The devices of each stage; None where the submeshes cannot be packed into the nodes."""

@@ -51,6 +51,10 @@ class DoesNotFit(CompileError):
         self.least = least
 
 
+class StateDoesNotFit(DoesNotFit):
+    """What is held whatever is chosen does not fit into all devices together: no other setting helps."""
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Costs per node, matrices per edge (u < v), bytes per node, and the memory rows with their limit."""

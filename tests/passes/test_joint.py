@@ -17,7 +17,7 @@ from alpa_mlir.models import MODELS
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.interleave import even_cut
-from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.joint import Attempt, JointChoice, Setting, Wishes
 from alpa_mlir.planner import PlanOptions, plan
@@ -139,6 +139,21 @@ def test_what_cannot_be_is_passed_over_and_the_last_error_stands() -> None:
         next(none.ranked())
     with pytest.raises(CompileError, match=r"no plan fits in 5e-05 MB per device: this one needs 0\.\d+ MB"):
         next(choose(Fake(2), memory=50.0).ranked())
+
+
+def test_state_that_does_not_fit_ends_the_search_at_once() -> None:
+    asked = []
+
+    def stage(setting: Setting) -> Attempt:
+        asked.append(setting)
+        return Attempt(
+            setting, parse_module("module {}", make_context()), error=StateDoesNotFit("too large", least=1e9)
+        )
+
+    wishes = Wishes((1, 2, 4, 8, 16, 32), "auto", "auto", 1e6)
+    with pytest.raises(StateDoesNotFit, match="too large"):
+        next(JointChoice(wishes, stage, stage).ranked())
+    assert asked == [Setting(8)]
 
 
 def test_one_stage_takes_the_first_setting_that_fits() -> None:
