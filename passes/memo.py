@@ -45,6 +45,30 @@ def remembering(store: Store | None, version: str) -> Iterator[None]:
         _STORE.reset(token)
 
 
+class _Memory:
+    """A store that lasts as long as one planning."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+
+    def get(self, digest: str) -> bytes | None:
+        return self._kept.get(digest)
+
+    def put(self, digest: str, value: bytes) -> None:
+        self._kept[digest] = value
+
+
+@contextmanager
+def remembering_meanwhile() -> Iterator[None]:
+    """Within this context results are kept in memory, where they are not kept in a store already."""
+    known = _STORE.get()
+    token = _STORE.set((_Memory(), "") if known is None else known)
+    try:
+        yield
+    finally:
+        _STORE.reset(token)
+
+
 def digest(*parts: object) -> str:
     """SHA-256 of parts: bytes as they are, anything else by its repr, which must tell its content."""
     found = hashlib.sha256()

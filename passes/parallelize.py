@@ -30,6 +30,7 @@ from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
+from alpa_mlir.passes.memo import remembering_meanwhile
 from alpa_mlir.passes.pipeline import run_pipeline, verify
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.unroll import UNROLL
@@ -110,7 +111,8 @@ def plan(
     unroll = {} if options.unroll == UNROLL else {"unroll": str(options.unroll)}
     stopped = road.run(normal, [_text("alpa-normalize", **roles, **unroll)], notes)
     normal.operation.attributes[alpa.CLUSTER] = options.cluster.attribute(normal.context)
-    return normal if stopped else road.choose(normal, notes)
+    with remembering_meanwhile():
+        return normal if stopped else road.choose(normal, notes)
 
 
 @dataclass

@@ -74,7 +74,13 @@ def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
 
 
 def _solved(graph: StageGraph, limit: float, solver: str) -> Optimum:
-    free = _Free(graph, solver).run()
+    free = Optimum.of_arrays(
+        remembered(
+            lambda: digest("free", graph.sketch.unlimited, graph.enumerator.content, solver),
+            lambda: _Free(graph, solver).run().arrays(),
+        )
+    )
+    free = replace(free, peak=float(graph.usage(free.labels).max(initial=0.0)))
     if free.peak <= limit * (1 + 1e-9):
         return free
     return _within_memory(graph, limit, solver, free)

@@ -102,14 +102,18 @@ class Sketch:
     @cached_property
     def content(self) -> str:
         """A digest of all that decides the problem on a given mesh. Which ops and values its nodes are does not."""
+        return digest(self.unlimited, self.moments.signature())
+
+    @cached_property
+    def unlimited(self) -> str:
+        """A digest of all that decides the problem if memory is no object."""
         weights = [n.weight for n in self.nodes]
         functions = [n.function for n in self.nodes]
         incoming = [n.incoming for n in self.nodes]
         arrays = [self.recipe.tobytes(), self.ends.tobytes(), self.kinds.tobytes()]
         recipes = [_told(recipe) for recipe in self.recipes]
-        moments = self.moments.signature()
         microbatches = self.program.microbatches
-        return digest(recipes, weights, functions, incoming, *arrays, list(self.edge_kinds), moments, microbatches)
+        return digest(recipes, weights, functions, incoming, *arrays, list(self.edge_kinds), microbatches)
 
     def choices(self, enumerator: Enumerator) -> list[StrategySet]:
         """The strategies of each recipe on a mesh. CompileError where what users want cannot be."""
