@@ -10,7 +10,7 @@ sequence parallelism and ZeRO are choices among these (Alpa §4.1; Shardy's op s
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import permutations, product
 from math import prod
 
@@ -252,46 +252,82 @@ UNUSED, CARRIED = -1, -2
 """Places of an axis other than a factor: nowhere, or operands are partial over it."""
 
 
+@dataclass(frozen=True)
+class _Outline:
+    """What a strategy is on every mesh with certain axes, whatever their sizes: all but what divides and what it costs.
+
+    `endings`: the results' shardings after the sums have ended, one strategy each; `scattered`: these must divide.
+    """
+
+    held: tuple[tuple[str, ...], ...]
+    operands: tuple[Sharding, ...]
+    whole: tuple[Sharding, ...]
+    partial: tuple[Sharding, ...]
+    endings: tuple[tuple[Sharding, ...], ...]
+    scattered: bool
+
+
 def _op_strategies(
     op: OpRecord, enumerator: Enumerator, partial: bool, carried: tuple[int, ...], any_order: bool
 ) -> list[Strategy]:
-    mesh = enumerator.mesh
-    factors = op.factors
+    mesh, factors = enumerator.mesh, op.factors
     axes = _real_axes(mesh)
-    elsewhere = (UNUSED, CARRIED) if carried else (UNUSED,)
+    # On many axes there are too many outlines to keep from mesh to mesh.
+    outlines = _kept_outlines if len(axes) < MANY_AXES else _outlines
     found: list[Strategy] = []
-    for places in product((*elsewhere, *usable_factors(factors)), repeat=len(axes)):
-        held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
-        if not all(splittable(factors, f, mesh.extent(a)) for f, a in enumerate(held) if a):
-            continue
-        kept = {k: tuple(sorted(a for a, p in zip(axes, places, strict=True) if p == CARRIED)) for k in carried}
-        for turned in _orders(held) if any_order else [held]:
-            found.extend(_with_endings(op, turned, enumerator, partial, kept))
+    fits: dict[tuple[int, tuple[str, ...]], bool] = {}
+    for outline in outlines(op.kind, axes, partial, carried, any_order):
+        places = [(f, a) for f, a in enumerate(outline.held) if a]
+        for f, a in places:
+            if (f, a) not in fits:
+                fits[f, a] = splittable(factors, f, mesh.extent(a))
+        if all(fits[place] for place in places):
+            found.extend(_with_endings(op, outline, enumerator))
     return found
 
 
-def _with_endings(
-    op: OpRecord,
-    held: tuple[tuple[str, ...], ...],
-    enumerator: Enumerator,
-    unended: bool,
-    kept: dict[int, tuple[str, ...]],
-) -> list[Strategy]:
-    factors, mesh = op.factors, enumerator.mesh
+def _outlines(
+    kind: OpKind, axes: tuple[str, ...], partial: bool, carried: tuple[int, ...], any_order: bool
+) -> tuple[_Outline, ...]:
+    factors, few = kind.factors, len(axes) < MANY_AXES
+    elsewhere = (UNUSED, CARRIED) if carried else (UNUSED,)
+    found = []
+    for places in product((*elsewhere, *usable_factors(factors)), repeat=len(axes)):
+        held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
+        kept = {k: tuple(sorted(a for a, p in zip(axes, places, strict=True) if p == CARRIED)) for k in carried}
+        for turned in _orders(held) if any_order else [held]:
+            found.append(_outline(kind, turned, partial, kept, few))
+    return tuple(found)
+
+
+_kept_outlines = lru_cache(maxsize=512)(_outlines)
+
+
+def _outline(
+    kind: OpKind, held: tuple[tuple[str, ...], ...], unended: bool, kept: dict[int, tuple[str, ...]], few: bool
+) -> _Outline:
+    factors = kind.factors
     operands = tuple(Sharding(_dims(m, held), kept.get(k, ())) for k, m in enumerate(factors.operands))
-    extra = [Sharding.replicated(len(t.shape)) for t in op.operand_types[len(operands) :]]
+    extra = [Sharding.replicated(len(t.shape)) for t in kind.operand_types[len(operands) :]]
     operands = (*operands, *extra)
     whole = tuple(Sharding(_dims(m, held)) for m in factors.results)
     reduced = {a for f, axes in enumerate(held) for a in axes if factors.is_reduction(f)}
     summed = tuple(sorted(reduced.union(*kept.values())))
     partial = tuple(Sharding(s.dims, summed) for s in whole)
-    compute = _compute(op, held, operands, whole, enumerator)
+    return _Outline(held, operands, whole, partial, *_endings(kind, held, whole, summed, unended, few))
+
+
+def _with_endings(op: OpRecord, outline: _Outline, enumerator: Enumerator) -> list[Strategy]:
+    mesh, table = enumerator.mesh, enumerator.table
+    compute = _compute(op, outline.held, outline.operands, outline.whole, enumerator)
+    numbers = [table.number(p) for p in outline.partial]
     found = []
-    for results in _endings(op, held, whole, summed, mesh, unended):
-        pairs = zip(partial, results, op.result_types, strict=True)
-        table = enumerator.table
-        seconds = sum(table.pair(table.number(p), table.number(r)).at(t.bytes) for p, r, t in pairs)
-        found.append(Strategy(held, operands, results, partial, compute, seconds))
+    for results in outline.endings:
+        if outline.scattered and not results[0].divides(op.result_types[0].shape, mesh):
+            continue
+        pairs = zip(numbers, results, op.result_types, strict=True)
+        seconds = sum(table.pair(p, table.number(r)).at(t.bytes) for p, r, t in pairs)
+        found.append(Strategy(outline.held, outline.operands, results, outline.partial, compute, seconds))
     return found
 
 
@@ -300,26 +336,23 @@ def _dims(mapping: Mapping, held: tuple[tuple[str, ...], ...]) -> tuple[tuple[st
 
 
 def _endings(
-    op: OpRecord,
+    kind: OpKind,
     held: tuple[tuple[str, ...], ...],
     whole: tuple[Sharding, ...],
     summed: tuple[str, ...],
-    mesh: Mesh,
     unended: bool,
-) -> list[tuple[Sharding, ...]]:
-    """Result shardings after the sums have ended: each axis all-reduced, scattered onto one dimension, or, with
-    `unended`, left partial."""
+    few: bool,
+) -> tuple[tuple[tuple[Sharding, ...], ...], bool]:
+    """Result shardings after the sums have ended, and whether they must divide: each axis all-reduced, scattered onto
+    one dimension, or, with `unended`, left partial."""
     if not summed:
-        return [whole]
-    kinds = {op.factors.kinds[f] for f, axes in enumerate(held) if axes and op.factors.is_reduction(f)}
+        return (whole,), False
+    kinds = {kind.factors.kinds[f] for f, axes in enumerate(held) if axes and kind.factors.is_reduction(f)}
     if kinds - {"add"} or len(whole) != 1:
-        return [whole]
-    shape = op.result_types[0].shape
-    ways = range(PARTIAL if unended else ALL_REDUCED, len(shape))
-    few = len(_real_axes(mesh)) < MANY_AXES
+        return (whole,), False
+    ways = range(PARTIAL if unended else ALL_REDUCED, len(kind.result_types[0].shape))
     every = product(ways, repeat=len(summed)) if few else ((way,) * len(summed) for way in ways)
-    found = [_ended(whole[0], summed, places) for places in every]
-    return [(ended,) for ended in found if ended.divides(shape, mesh)]
+    return tuple([(_ended(whole[0], summed, places),) for places in every]), True
 
 
 def _ended(whole: Sharding, summed: tuple[str, ...], places: tuple[int, ...]) -> Sharding:
