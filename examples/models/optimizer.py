@@ -32,7 +32,7 @@ def initial_state(config: Training, params: Tree, source: Source) -> OptimizerSt
     """The state before the first step for `params`, as arrays or as shapes, depending on `source`."""
 
     def zeros() -> Tree:
-        return jax.tree.map(lambda leaf: source.full(leaf.shape, "float32", 0.0), params)
+        return jax.tree.map(lambda leaf: source.full(leaf.shape, config.moments, 0.0), params)
 
     keeps_master = config.master and config.dtype != "float32"
     return OptimizerState(
@@ -47,12 +47,16 @@ def apply_gradients(
     config: Training, params: Tree, state: OptimizerState, gradients: Tree
 ) -> tuple[Tree, OptimizerState]:
     """One update. `gradients` are those of the scaled loss, in the parameters' type."""
+    if config.sums == config.dtype != "float32":
+        # Rounding is not linear: what is added up over microbatches lies before it, in this type.
+        bits = jnp.finfo(config.dtype)
+        gradients = jax.tree.map(lambda g: jax.lax.reduce_precision(g, bits.nexp, bits.nmant), gradients)
     gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / config.loss_scale, gradients)
     old = jax.tree.map(lambda p: p.astype(jnp.float32), params) if state.master is None else state.master
-    count = state.count + 1
+    count, before = state.count + 1, _whole(state.first)
     if config.optimizer == "adam":
-        first = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, state.first, gradients)
-        second = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, state.second, gradients)
+        first = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, before, gradients)
+        second = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, _whole(state.second), gradients)
         steps = count.astype(jnp.float32)
         correct1, correct2 = 1 - BETA1**steps, 1 - BETA2**steps
         new = jax.tree.map(
@@ -62,12 +66,17 @@ def apply_gradients(
             second,
         )
     else:
-        first = jax.tree.map(lambda m, g: MOMENTUM * m + g, state.first, gradients)
+        first = jax.tree.map(lambda m, g: MOMENTUM * m + g, before, gradients)
         second = None
         new = jax.tree.map(lambda p, m: p - config.learning_rate * m, old, first)
     master = None if state.master is None else new
     params = jax.tree.map(lambda p, n: n.astype(p.dtype), params, new)
-    return params, OptimizerState(count, first, second, master)
+    kept = [jax.tree.map(lambda m: m.astype(config.moments), tree) for tree in (first, second)]
+    return params, OptimizerState(count, *kept, master)
+
+
+def _whole(moments: Tree) -> Tree:
+    return jax.tree.map(lambda m: m.astype(jnp.float32), moments)
 
 
 def step_function(name: str, config: Training, loss: Callable[..., jax.Array]) -> Callable[..., StepResult]:

@@ -12,7 +12,7 @@ f32 master parameters in the optimizer's state, a constant loss scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -71,6 +71,8 @@ class Training:
     optimizer: str = option("adam", "adam or sgd (with momentum 0.9)")
     learning_rate: float = option(5e-4, "step size of the optimizer")
     master: bool = option(True, "with a 16-bit dtype, keep an f32 copy of the parameters in the optimizer's state")
+    moments: str = option("float32", "type in which the optimizer keeps its moments")
+    sums: str = option("float32", "type in which gradients are added up: float32, or dtype for half the memory")
     loss_scale: float = option(1.0, "factor on the loss before, and off the gradients after, the backward pass")
     remat: bool = option(False, "recompute each layer in the backward pass (jax.checkpoint)")
 
@@ -81,11 +83,13 @@ class Training:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         require_one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         require_one_of("optimizer", self.optimizer, ("adam", "sgd"))
+        require_one_of("moments", self.moments, ("float32", "bfloat16", "float16"))
+        require_one_of("sums", self.sums, dict.fromkeys(("float32", self.dtype)))
         if not (self.loss_scale > 0 and self.learning_rate > 0):
             raise ValueError("loss_scale and learning_rate must be positive")
 
 
-def require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def require_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     """Raise ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

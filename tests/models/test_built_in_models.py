@@ -8,8 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS, TrainStep, bert, gpt, llama, mlp, moe, optimizer, text, wide_resnet
 from alpa_mlir.models.step import Shapes, Training, Values
+from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.microbatch import Microbatch
+from alpa_mlir.passes.normalize import Normalize
+from alpa_mlir.passes.pipeline import run_pipeline
 
 FEWER = {"gpt": {"layers": 1}, "llama": {"layers": 1}, "bert": {"layers": 1}, "wide_resnet": {"image": 8, "batch": 4}}
 TINY = {name: dataclasses.replace(model.presets["tiny"], **FEWER.get(name, {})) for name, model in MODELS.items()}
@@ -18,6 +24,7 @@ VARIANTS = [
     ("mlp", {"bias": False, "activation": "tanh", "optimizer": "sgd"}),
     ("gpt", {"dtype": "float16", "loss_scale": 1024.0}),
     ("gpt", {"dtype": "bfloat16", "master": False}),
+    ("gpt", {"dtype": "float16", "master": False, "moments": "bfloat16", "sums": "float16"}),
     ("gpt", {"shift": True, "remat": True}),
     ("moe", {"embeddings": False, "layers": 1, "moe_every": 1}),
     ("wide_resnet", {"norm": "group"}),
@@ -53,6 +60,17 @@ def test_trains_on_arguments_of_the_declared_shapes(name, changes):
         assert shapes_of(results[result]) == shapes_of(step.arguments[argument])
     losses = train(step, arguments, 4)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("sums", ["float32", "float16"])
+def test_gradients_are_added_up_in_the_wished_type(sums):
+    config = dataclasses.replace(TINY["gpt"], dtype="float16", sums=sums)
+    module = parse_module(print_module(lower(gpt.build(config))), make_context())
+    run_pipeline(module, [Normalize(), Microbatch(count=2)], [])
+    found = {
+        s.type.dtype for name, s in read_program(module, 2).slots.items() if name.startswith("sum:") and s.type.shape
+    }
+    assert found == {{"float32": "f32", "float16": "f16"}[sums]}
 
 
 def test_large_images_shrink_in_the_stem():
