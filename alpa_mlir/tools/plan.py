@@ -7,6 +7,7 @@ all, and planning twice gives the same bytes.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import sys
@@ -38,6 +39,8 @@ from alpa_mlir.tools.version import add_version
 from alpa_mlir.value_names import name_values
 
 NAME = "alpa-mlir-plan"
+COLLECT = (100_000, 20, 100)
+"""When Python looks for cycles of garbage: planning makes millions of objects and hardly a cycle."""
 LEVELS = (
     "alpa-normalize",
     "alpa-microbatch",
@@ -54,6 +57,7 @@ LEVELS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command on `argv` (default: the process's arguments) and return its exit status."""
     arguments = make_parser().parse_args(argv)
+    gc.set_threshold(*COLLECT)
     context = make_context()
     options = _options(arguments)
     filename = source_name(arguments.model)
