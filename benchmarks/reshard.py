@@ -6,8 +6,9 @@ The cases are Alpa's (S0: dimension 0 over mesh axis 0; R: replicated) on pairs 
 mesh lies on `--ranks-per-mesh` ranks of its own, started here under mpirun.  Columns: the tensor's megabytes; what
 crossed from rank to rank, counted at the senders, and the least that can (what the destination needs, each byte once);
 what was passed on between ranks inside the destination; milliseconds from when the values are there to when the new
-tensor is there on all ranks; the same boxes, between the same ranks, by bare MPI between contiguous buffers that were
-touched before; the ratio of these two, and that of the quickest quarter of the rounds.  Rounds alternate; medians.
+tensor is there on all ranks; the same by bare MPI between the same ranks, in buffers that were touched before: with the
+same messages, between their places in tiles (packed before, what is packed), and with one contiguous message for each
+box; the ratios of these to ours, of the quickest quarters of the rounds.  The three alternate; medians.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path as File
 from statistics import median
 from typing import Any
@@ -30,10 +32,10 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.plan import Plan, Stage
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.staged import MeshTensor, PlanMain
-from alpa_mlir.dialect.tiles import Placement, volume
+from alpa_mlir.dialect.tiles import Box, Placement, extents, volume, within
 from alpa_mlir.passes.route import RouteTransfers, plan_route
 from alpa_mlir.runtime import launch, layout
-from alpa_mlir.runtime.reshard import Piece, Site, plan_pieces
+from alpa_mlir.runtime.reshard import Piece
 
 CASES = (
     ((2, 2), "S0RR", (2, 2), "S0RR"),
@@ -50,7 +52,7 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One case, measured; the ratios are raw time over ours."""
+    """One case, measured; the ratios are bare MPI's time over ours, with the same messages and with whole boxes."""
 
     case: str
     megabytes: float
@@ -58,9 +60,10 @@ class Row:
     bound: int
     inside: int
     milliseconds: float
-    raw_milliseconds: float
-    ratio: float
-    quiet_ratio: float
+    same_milliseconds: float
+    whole_milliseconds: float
+    same: float
+    whole: float
 
 
 def sharding(text: str) -> Sharding:
@@ -86,26 +89,42 @@ class Bench:
         from alpa_mlir.runtime.actions import Path
         from alpa_mlir.runtime.devices import Submeshes
         from alpa_mlir.runtime.guard import Watchdog
-        from alpa_mlir.runtime.transfers import Transfers
+        from alpa_mlir.runtime.transfers import Transfers, pieces_of
         from alpa_mlir.runtime.transport.mpi import MpiTransport
 
         source, target = (MeshTensor(k.mesh, self.shape, "f32", k.sharding) for k in kinds)
-        sites = [Site(Placement(plan.stages[k.mesh].mesh, k.sharding), plan.stages[k.mesh].devices) for k in kinds]
-        route = plan_route(self.shape, sites[0].placement, sites[1].placement, FLOAT, RouteTransfers().smallest_part)
-        self.pieces = plan_pieces(route, self.shape, sites[0], sites[1], (*arranged.rank_of, 0))
+        placements = [Placement(plan.stages[k.mesh].mesh, k.sharding) for k in kinds]
+        route = plan_route(self.shape, *placements, FLOAT, RouteTransfers().smallest_part)
         self.submeshes = Submeshes(plan, world.rank, arranged.rank_of, devices)
         self.peers = MpiTransport(world, threaded=per_mesh > 1)
         self.transfers = Transfers.on_host(self.submeshes, arranged.rank_of, self.peers, {0: route}, Watchdog(0, 0))
         self.path = Path(source, target, 0)
+        self.pieces = pieces_of(self.path, self.submeshes.places, {0: route}, (*arranged.rank_of, 0))
         self.values = np.arange(np.prod(self.shape), dtype=np.float32).reshape(self.shape)
         self.gives, self.takes = (bool(self.submeshes.own_tiles(k)) for k in (source, target))
         self.value = self.submeshes.put(self.values, source) if self.gives else None
         self.made: Any = None
-        self.bare = [self._bare(p) for p in self.pieces if p.sender != p.receiver]
+        self.tiles: dict[tuple[bool, Box], Any] = {}
+        self.same = [(p, self._places(p)) for p in self.pieces if p.sender != p.receiver]
+        self.whole = [(p, self._box(p)) for p, _ in self.same]
 
-    def _bare(self, piece: Piece) -> tuple[Piece, Any]:
+    def _box(self, piece: Piece) -> list[Any]:
+        """A contiguous buffer for a piece of this rank."""
         here = self.world.rank in (piece.sender, piece.receiver)
-        return piece, np.ones(volume(piece.box), np.float32) if here else None
+        return [np.ones(volume(piece.box), np.float32)] if here else []
+
+    def _places(self, piece: Piece) -> list[Any]:
+        """Where the messages of a piece come from or go to on this rank."""
+        from alpa_mlir.runtime.transport.mpi import parts
+
+        if self.world.rank not in (piece.sender, piece.receiver):
+            return []
+        receives = self.world.rank == piece.receiver
+        tile = piece.tile if receives else piece.held
+        if (receives, tile) not in self.tiles:
+            self.tiles[receives, tile] = np.ones(extents(tile), np.float32)
+        place = self.tiles[receives, tile][within(piece.box, tile)]
+        return parts(place, piece.lead) if piece.lead or place.flags.c_contiguous else self._box(piece)
 
     def ours(self) -> None:
         """One transfer, until the new tensor is there."""
@@ -119,17 +138,17 @@ class Bench:
             self.made.block_until_ready()
         self.transfers.finish("-")
 
-    def raw(self) -> None:
-        """The same messages by bare MPI, what crosses before what is passed on."""
+    def raw(self, bare: list[tuple[Piece, list[Any]]]) -> None:
+        """Messages by bare MPI, what crosses before what is passed on."""
         from mpi4py import MPI
 
         for crossing in (True, False):
             requests = []
-            for number, (piece, buffer) in enumerate(self.bare):
-                if (piece.source is not None) == crossing and buffer is not None:
-                    receives = piece.receiver == self.world.rank
-                    post = self.world.Irecv if receives else self.world.Isend
-                    requests.append(post(buffer, piece.sender if receives else piece.receiver, number))
+            for number, (piece, buffers) in enumerate(bare):
+                receives = piece.receiver == self.world.rank
+                post, peer = (self.world.Irecv, piece.sender) if receives else (self.world.Isend, piece.receiver)
+                if (piece.source is not None) == crossing:
+                    requests += [post(buffer, peer, number) for buffer in buffers]
             MPI.Request.Waitall(requests)
 
     def timed(self, work: Callable[[], None]) -> float:
@@ -162,21 +181,22 @@ def run_case(number: int, per_mesh: int, megabytes: float, rounds: int) -> None:
 
     case, world = CASES[number], MPI.COMM_WORLD
     bench = Bench(case, world, per_mesh, megabytes)
-    for _ in range(3):
-        bench.timed(bench.ours)
-        bench.timed(bench.raw)
+    works = (bench.ours, partial(bench.raw, bench.same), partial(bench.raw, bench.whole))
+    for work in works * 3:
+        bench.timed(work)
     bench.check()
     across, inside = bench.crossed()
-    pairs = [(bench.timed(bench.ours), bench.timed(bench.raw)) for _ in range(rounds)]
+    times = [[bench.timed(work) for work in works] for _ in range(rounds)]
     bench.check()
-    ours, raw = median(a for a, _ in pairs), median(b for _, b in pairs)
+    ours, same, whole = (sorted(column) for column in zip(*times, strict=True))
     quick = max(1, rounds // 4)
-    quiet = median(sorted(b for _, b in pairs)[:quick]) / median(sorted(a for a, _ in pairs)[:quick])
+    quiet = [median(column[:quick]) for column in (ours, same, whole)]
     if world.rank == 0:
         (first, a), (second, b) = case[:2], case[2:]
         text = f"({first[0]},{first[1]}) {a} -> ({second[0]},{second[1]}) {b}"
         size = int(np.prod(bench.shape)) * FLOAT
-        row = Row(text, size / 2**20, across, size, inside, ours * 1e3, raw * 1e3, raw / ours, quiet)
+        times_ms = [median(column) * 1e3 for column in (ours, same, whole)]
+        row = Row(text, size / 2**20, across, size, inside, *times_ms, quiet[1] / quiet[0], quiet[2] / quiet[0])
         print(json.dumps(asdict(row)), flush=True)
     world.Barrier()
     layout.disconnect()
@@ -211,7 +231,8 @@ def main() -> None:
         return
     rows = []
     print(
-        f"{'case':32}{'MB':>7}{'across':>12}{'bound':>12}{'inside':>12}{'ms':>9}{'raw ms':>9}{'ratio':>7}{'quiet':>7}"
+        f"{'case':32}{'MB':>7}{'across':>12}{'bound':>12}{'inside':>12}"
+        f"{'ms':>9}{'same ms':>9}{'whole ms':>9}{'same':>7}{'whole':>7}"
     )
     for number in range(len(CASES)):
         words = ["--case", number, "--megabytes", options.megabytes, "--rounds", options.rounds]
@@ -220,7 +241,8 @@ def main() -> None:
         rows.append(row)
         print(
             f"{row.case:32}{row.megabytes:7.1f}{row.across:12}{row.bound:12}{row.inside:12}"
-            f"{row.milliseconds:9.2f}{row.raw_milliseconds:9.2f}{row.ratio:7.2f}{row.quiet_ratio:7.2f}",
+            f"{row.milliseconds:9.2f}{row.same_milliseconds:9.2f}{row.whole_milliseconds:9.2f}"
+            f"{row.same:7.2f}{row.whole:7.2f}",
             flush=True,
         )
     if options.json:

@@ -5,8 +5,8 @@
 - *instructions*: the dearest action, XLA's programs and copies apart (see `benchmarks.instructions`).
 - *jit*: a small GPT as a plan of one stage on one device against plain `jax.jit` of the same step; steps alternate.
 - *pipeline*: two ranks of one core, against the ideal (see `benchmarks.pipeline`).
-- *reshard*: between submeshes on two ranks, against bare MPI between the same ranks; and bytes across, against the
-  least possible (see `benchmarks.reshard`).
+- *reshard*: between submeshes on two ranks, against bare MPI between the same ranks, once with the same messages, once
+  with one contiguous message for each box; and bytes across, against the least possible (see `benchmarks.reshard`).
 - *start*: from mpirun to the first step's loss, small GPT on four ranks, with an empty folder of programs and again.
 
 Where rounds alternate, the ratio is of the quickest quarters.  The exit status is 0 when every aim is met.
@@ -131,8 +131,9 @@ def reshard(folder: Path) -> Iterator[Figure]:
     rows = folder / "reshard.json"
     tool("benchmarks.reshard", "--json", rows)
     found = json.loads(rows.read_text())
-    worst = min(found, key=lambda row: row["quiet_ratio"])
-    yield Figure(f"reshard {worst['case']}, of bare MPI", worst["quiet_ratio"], 0.8, "", least=True)
+    for name, what in (("same", "with the same messages"), ("whole", "with whole boxes")):
+        worst = min(found, key=lambda row: row[name])
+        yield Figure(f"reshard {worst['case']}, of bare MPI {what}", worst[name], 0.8, "", least=True)
     yield Figure("bytes across, of the lower bound", max(r["across"] / r["bound"] for r in found), 1.0, "")
 
 
@@ -192,7 +193,7 @@ def main() -> int:
             bound = "≥" if figure.least else "≤"
             verdict = "met" if figure.met else "MISSED"
             aim = f"{bound} {figure.aim:g} {figure.unit}"
-            print(f"{figure.name:58}{figure.value:10.3f} {figure.unit:4}{aim:>10}  {verdict}", flush=True)
+            print(f"{figure.name:70}{figure.value:10.3f} {figure.unit:4}{aim:>10}  {verdict}", flush=True)
     if options.json:
         options.json.write_text(json.dumps([asdict(f) for f in found], indent=1) + "\n")
     return 0 if all(f.met for f in found) else 1

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 
 from alpa_mlir.dialect.route import Move, Route, Spread
@@ -35,7 +34,7 @@ class Piece:
 
     It comes from `held`, the tile of device `source` of the source mesh; or, where `source` is None, from the
     destination tile `held` of the sender, in which it has landed before.  `number` counts the pieces from this
-    sender to this receiver.
+    sender to this receiver.  Along its first `lead` dimensions it had better be cut into strips: see `strip_dims`.
     """
 
     box: Box
@@ -45,6 +44,7 @@ class Piece:
     source: int | None
     sender: int
     number: int
+    lead: int = 0
 
 
 def direct_route(shape: tuple[int, ...], source: Placement, target: Placement) -> Route:
@@ -68,7 +68,7 @@ def plan_pieces(
 ) -> tuple[Piece, ...]:
     """The pieces of one transfer in one global order; `endpoint_of[d]` is the endpoint of device `d`.
 
-    Boxes are cut into strips of at least `shortest` elements; 0: they are not cut.
+    Strips have at least `shortest` elements; 0: there are none.
     """
     planner = _Pieces(shape, source, target, endpoint_of)
     for move in route.moves:
@@ -109,28 +109,28 @@ def _joined(boxes: Sequence[Box]) -> list[Box]:
 
 
 def _numbered(pieces: Sequence[Piece], shortest: int) -> tuple[Piece, ...]:
-    """The pieces in strips, numbered for each pair of sender and receiver."""
+    """The pieces, numbered for each pair of sender and receiver."""
     count: dict[tuple[int, int], int] = {}
     found = []
     for piece in pieces:
-        cut = shortest and piece.sender != piece.receiver
-        for box in strips(piece.box, piece.held, piece.tile, shortest) if cut else [piece.box]:
-            number = count.get((piece.sender, piece.receiver), 0)
-            count[piece.sender, piece.receiver] = number + 1
-            found.append(replace(piece, box=box, number=number))
+        lead = strip_dims(piece.box, piece.held, piece.tile, shortest) if piece.sender != piece.receiver else 0
+        number = count.get((piece.sender, piece.receiver), 0)
+        count[piece.sender, piece.receiver] = number + 1
+        found.append(replace(piece, number=number, lead=lead))
     return tuple(found)
 
 
-def strips(box: Box, held: Box, tile: Box, shortest: int) -> list[Box]:
-    """The box in at most `MOST_STRIPS` parts contiguous in both tiles, of at least `shortest` elements; else whole."""
+def strip_dims(box: Box, held: Box, tile: Box, shortest: int) -> int:
+    """Along how many first dimensions a box is cut into strips that are contiguous in both tiles.
+
+    0, for the whole box, where it is contiguous itself, or where there were more than `MOST_STRIPS` strips, or shorter
+    ones than `shortest` elements: then it had better be packed.
+    """
     dim = len(box)
     while dim > 0 and (dim == len(box) or box[dim] == held[dim] == tile[dim]):
         dim -= 1
     count = prod(b - a for a, b in box[:dim])
-    if count > MOST_STRIPS or count == 0 or volume(box) < shortest * count:
-        return [box]
-    places = product(*(range(a, b) for a, b in box[:dim]))
-    return [(*((i, i + 1) for i in place), *box[dim:]) for place in places]
+    return dim if 1 < count <= MOST_STRIPS and volume(box) >= shortest * count > 0 else 0
 
 
 class _Pieces:

@@ -35,6 +35,8 @@ from alpa_mlir.runtime.transport.nccl import Edge, Line
 
 TAGS_PER_TRANSFER = 1 << 14
 """More than the pieces that go from one endpoint to another in one transfer."""
+LONGEST_LAST_SLEEP = 1e-4
+"""Seconds; the others go on when the last messages have left, so that nobody sees that late."""
 SHORTEST_STRIP = 1 << 18
 """Bytes; shorter strips cost more as messages than to be packed."""
 Spot = tuple[int, Box]
@@ -251,7 +253,7 @@ class Transfers:
         """Wait until everything this rank gave has left."""
         for transport in self._transports:
             if not transport.idle():
-                wait_until(transport.idle, self.progress, self._watchdog, what, self.busy)
+                wait_until(transport.idle, self.progress, self._watchdog, what, self.busy, longest=LONGEST_LAST_SLEEP)
 
     @property
     def _transports(self) -> list[Transport]:
@@ -262,7 +264,7 @@ class Transfers:
         return self._host if path.target.mesh == HOST else self._side
 
     def _message(self, piece: Piece, transfer: int) -> Message:
-        return Message(piece.sender, piece.receiver, transfer * TAGS_PER_TRANSFER + piece.number)
+        return Message(piece.sender, piece.receiver, transfer * TAGS_PER_TRANSFER + piece.number, piece.lead)
 
     def _share(self, path: Path) -> _Share:
         share = self._shares.get(path)

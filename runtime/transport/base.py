@@ -33,11 +33,15 @@ Test = Callable[[], bool]
 
 
 class Message(NamedTuple):
-    """A box on its way; `tag` is unique among those that are under way from this sender to this receiver."""
+    """A box on its way; `tag` is unique among those that are under way from this sender to this receiver.
+
+    `lead`: it may go in strips, one for each place in its first `lead` dimensions, which are contiguous at both ends.
+    """
 
     sender: int
     receiver: int
     tag: int
+    lead: int = 0
 
 
 class Transport(ABC):
@@ -82,8 +86,9 @@ def wait_until(
     what: str,
     busy: Test | None = None,
     rest: Callable[[float], None] = time.sleep,
+    longest: float = LONGEST_SLEEP,
 ) -> None:
-    """Return when `done()`; meanwhile `progress()`.  First spins a little, then sleeps up to 0.3 ms at a time.
+    """Return when `done()`; meanwhile `progress()`.  First spins a little, then sleeps up to `longest` at a time.
 
     Looking often costs a core that computes its time, and looking seldom costs one that idles its: while `busy()` the
     sleeps are long, afterwards a tenth of the time idled so far.
@@ -99,6 +104,6 @@ def wait_until(
         now = time.monotonic()
         if busy is not None and busy():
             idle_since = now
-            rest(LONGEST_SLEEP)
+            rest(longest)
         else:
-            rest(min(LONGEST_SLEEP, max(SHORTEST_SLEEP, (now - idle_since) / 10)))
+            rest(min(longest, max(SHORTEST_SLEEP, (now - idle_since) / 10)))

@@ -1,7 +1,7 @@
 """A bell between the processes of one host, so that a rank that waits for a message can sleep until it comes.
 
 MPI has no wait that sleeps: one looks for messages again and again, and each look takes time from the core that
-computes, or comes late.  So a rank rings after each message that it sends, by a datagram with the number of messages
+computes, or comes late.  So a rank rings after the messages that it sends, by a datagram with the number of messages
 so far.  A bell only says when to look: whoever misses one looks a little later.
 """
 
@@ -34,10 +34,10 @@ class Doorbell:
         """The ranks that ring here."""
         return frozenset(self._rung)
 
-    def ring(self, rank: int) -> None:
-        """Tell a rank that another message is on its way to it; nothing where it does not listen."""
+    def ring(self, rank: int, count: int = 1) -> None:
+        """Tell a rank that so many more messages are on their way to it; nothing where it does not listen."""
         if rank in self._addresses:
-            self._sent[rank] += 1
+            self._sent[rank] += count
             # Where its bell is full it will look anyway; the next ring says how many there were.
             with suppress(OSError):
                 self._own.sendto(_RING.pack(self._rank, self._sent[rank]), self._addresses[rank])

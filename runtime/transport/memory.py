@@ -110,10 +110,8 @@ class HostMemory(Memory):
     def early(self, make: Callable[[Sequence[Buffer]], jax.Array], parts: Sequence[Buffer]) -> jax.Array | None:
         """See `Memory`: it sees it where XLA has taken the buffers over as they are."""
         made = make(parts)
-        alone = len(made.sharding.device_set) == 1
-        arrays = [made] if alone else [shard.data for shard in made.addressable_shards]
-        taken = {array.unsafe_buffer_pointer() for array in arrays} == {part.ctypes.data for part in parts}
-        return made if taken else None
+        places = {made.addressable_data(i).unsafe_buffer_pointer() for i in range(len(parts))}
+        return made if places == {part.ctypes.data for part in parts} else None
 
 
 def _unused(blocks: list[Array]) -> int | None:

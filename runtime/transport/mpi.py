@@ -1,10 +1,11 @@
 """Messages between ranks by MPI: non-blocking, from and into the memory that XLA computes in.
 
 A send is issued when its array is computed, not when the program reaches it: a thread waits for that and issues it at
-once, whatever the other threads do.  It holds a host view of the array until the message has left: as long as the view
-lives XLA does not reuse the buffer (without it, a donation during the send was seen to corrupt the message).  Boxes
-that are not contiguous are packed, into buffers that are used again (MPI's own strided types were slower by far on busy
-cores).  Messages above 1 GiB go in chunks, because Open MPI refuses counts above 2³¹-1.
+once, whatever the other threads do.  It holds a host view of the array until the message has left: as long as the
+view lives XLA does not reuse the buffer (without it, a donation during the send was seen to corrupt the message).  A
+box that is not contiguous goes in long strips, or is packed, into buffers that are used again (MPI's own strided
+types were slower by far on busy cores).  Messages above 1 GiB go in chunks, because Open MPI refuses counts above
+2³¹-1.
 
 A rank that waits for a neighbour's message sleeps until that rings (`doorbell`).  Where a submesh spans ranks, a
 program of its may hold the calling thread until its peers arrive, and a peer may be waiting for a message of ours:
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,16 +43,17 @@ class MpiTransport(Transport):
         from mpi4py import MPI
 
         self._comm = communicator.Dup()
-        self._byte = MPI.BYTE
+        self._byte, self._testsome = MPI.BYTE, MPI.Request.Testsome
         self._tag_limit = int(self._comm.Get_attr(MPI.TAG_UB))
-        self._waiting: list[tuple[Held, Window, Message, Sequence[Test]]] = []
-        self._leaving: list[tuple[Array, list[Any]]] = []
-        self._arriving: list[_Arrival] = []
+        self._waiting: list[_Send] = []
+        self._leaving: list[_Open] = []
+        self._arriving: list[_Open] = []
         self._scratch = HostMemory()
         self._lock = threading.RLock()
+        self._gathers = False
         self._computed: SimpleQueue[Held] = SimpleQueue()
         self._bell, self._listens = doorbell.hang(self._comm, listens=not threaded), not threaded
-        self._landed: dict[int, int] = {}
+        self._landed: Counter[int] = Counter()
         self.sent = 0
         for work in (self._send_computed, self._keep_moving) if threaded else (self._send_computed,):
             # An error in such a thread ends the job: the main thread may be in a collective that never ends.
@@ -60,34 +63,46 @@ class MpiTransport(Transport):
     def post_send(self, held: Held, window: Window, message: Message, after: Sequence[Test] = ()) -> None:
         """See `Transport`."""
         with self._lock:
-            self._waiting.append((held, window, message, after))
-            self.progress()
-        if not is_ready(held):
+            announced = bool(self._waiting) and self._waiting[-1].held is held
+            self._waiting.append(_Send(held, window, message, after))
+            if not self._gathers:
+                self._issue_computed()
+        if not announced and not is_ready(held):
             self._computed.put(held)
 
     def post_receive(self, target: Array, message: Message) -> Test:
         """See `Transport`; posted at once, so that the message can land early."""
-        direct = target.flags.c_contiguous
-        tag = self._tag(message)
+        direct = message.lead > 0 or target.flags.c_contiguous
+        post, sender, tag, byte = self._comm.Irecv, message.sender, self._tag(message), self._byte
         with self._lock:
             landing = target if direct else self._scratch.take(target.shape, target.dtype, 0)
-            requests = [self._comm.Irecv([c, self._byte], message.sender, tag) for c in chunks(landing)]
-            # What has landed must not be kept from being used again until somebody makes progress.
-            self._keep_open()
-            arrival = _Arrival(message.sender, requests, target, None if direct else landing, self._lock)
-            self._arriving.append(arrival)
+            requests = [post([part, byte], sender, tag) for part in parts(landing, message.lead)]
+            arrival = _Arrival(sender, len(requests), target, None if direct else landing)
+            self._arriving += [_Open(request, arrival) for request in requests]
         return arrival
+
+    @contextmanager
+    def together(self, edge: tuple[str, str], *, hold: bool = False) -> Iterator[None]:
+        """See `Transport`; sends that are posted inside leave at its end."""
+        self._gathers = True
+        try:
+            yield
+        finally:
+            self._gathers = False
+            with self._lock:
+                self._issue_computed()
 
     def progress(self) -> None:
         """See `Transport`."""
         if not self._waiting and not self._leaving and not self._arriving:
             return
         with self._lock:
-            for arrival in self._arriving:
-                arrival()
-            self._keep_open()
-            self._waiting = [send for send in self._waiting if not self._issue(*send)]
-            self._leaving = [(view, rs) for view, rs in self._leaving if not all(r.Test() for r in rs)]
+            # Each look moves some of what comes in many parts.
+            while landed := self._finished(self._arriving):
+                for arrival in landed:
+                    self._landed[arrival.sender] += arrival.part_landed()
+            self._issue_computed()
+            self._finished(self._leaving)
 
     def idle(self) -> bool:
         """See `Transport`."""
@@ -97,7 +112,7 @@ class MpiTransport(Transport):
     def secured(self) -> bool:
         """See `Transport`: what has been issued holds a view."""
         with self._lock:
-            return all(isinstance(held, np.ndarray) for held, _, _, _ in self._waiting)
+            return all(isinstance(send.held, np.ndarray) for send in self._waiting)
 
     def rest(self, seconds: float) -> None:
         """See `Transport`; long where all that is to come is rung for, and nothing is on its way."""
@@ -109,17 +124,34 @@ class MpiTransport(Transport):
     def _moves(self, bell: doorbell.Doorbell) -> bool:
         """Whether something can move that nobody rings for: a message under way, in parts, or of another host."""
         with self._lock:
-            senders = {arrival.sender for arrival in self._arriving if arrival.open}
+            senders = {o.owner.sender for o in self._arriving}
             near = bell.neighbours
-            coming = any(r not in near or bell.rung(r) > self._landed.get(r, 0) for r in senders)
-            return coming or bool(self._leaving) or any(after for _, _, _, after in self._waiting)
+            coming = any(r not in near or bell.rung(r) > self._landed[r] for r in senders)
+            return coming or bool(self._leaving) or any(send.after for send in self._waiting)
 
-    def _keep_open(self) -> None:
-        """Count the messages that have landed, and forget them."""
-        for arrival in self._arriving:
-            if not arrival.open:
-                self._landed[arrival.sender] = self._landed.get(arrival.sender, 0) + 1
-        self._arriving = [arrival for arrival in self._arriving if arrival.open]
+    def _finished(self, under_way: list[_Open]) -> list[Any]:
+        """Whose requests are done, one entry for each request; these are forgotten."""
+        if not under_way:
+            return []
+        requests = [o.request for o in under_way]
+        # A call that finds nothing moves messages, and only the next one sees which.
+        done = self._testsome(requests) or self._testsome(requests)
+        if not done:
+            return []
+        owners = [under_way[i].owner for i in done]
+        gone = frozenset(done)
+        under_way[:] = [o for i, o in enumerate(under_way) if i not in gone]
+        return owners
+
+    def _issue_computed(self) -> None:
+        """Let those leave that can, and ring for them."""
+        if not self._waiting:
+            return
+        issued = {id(send): self._issue(send) for send in self._waiting}
+        if self._bell is not None:
+            for receiver, count in Counter(s.message.receiver for s in self._waiting if issued[id(s)]).items():
+                self._bell.ring(receiver, count)
+        self._waiting = [send for send in self._waiting if not issued[id(send)]]
 
     def _send_computed(self) -> None:
         """A thread's work: let a value leave as soon as it is computed, however long the others sleep."""
@@ -136,19 +168,17 @@ class MpiTransport(Transport):
             self.progress()
             time.sleep(_PAUSE)
 
-    def _issue(self, held: Held, window: Window, message: Message, after: Sequence[Test]) -> bool:
-        if not is_ready(held) or not all(done() for done in after):
+    def _issue(self, send: _Send) -> bool:
+        if not is_ready(send.held) or not all(done() for done in send.after):
             return False
-        view = np.asarray(held)[window]
-        if not view.flags.c_contiguous:
+        view, message = np.asarray(send.held)[send.window], send.message
+        if not message.lead and not view.flags.c_contiguous:
             packed = self._scratch.take(view.shape, view.dtype, 0)
             packed[...] = view
             view = packed
-        tag = self._tag(message)
-        requests = [self._comm.Isend([c, self._byte], message.receiver, tag) for c in chunks(view)]
-        self._leaving.append((view, requests))
-        if self._bell is not None:
-            self._bell.ring(message.receiver)
+        post, receiver, tag, byte = self._comm.Isend, message.receiver, self._tag(message), self._byte
+        requests = [post([part, byte], receiver, tag) for part in parts(view, message.lead)]
+        self._leaving += [_Open(request, view) for request in requests]
         self.sent += view.nbytes
         return True
 
@@ -156,28 +186,51 @@ class MpiTransport(Transport):
         return message.tag % (self._tag_limit + 1)
 
 
-class _Arrival:
-    """Whether a message has landed; then its memory is let go."""
+class _Send(NamedTuple):
+    """A box that waits to be computed."""
 
-    def __init__(self, sender: int, requests: list[Any], target: Array, landing: Array | None, lock: Any) -> None:
+    held: Held
+    window: Window
+    message: Message
+    after: Sequence[Test]
+
+
+class _Open(NamedTuple):
+    """A request of MPI under way, and what it is for: an arrival, or the memory that it sends."""
+
+    request: Any
+    owner: Any
+
+
+class _Arrival:
+    """Whether a message has landed, in so many parts; then its memory is let go."""
+
+    def __init__(self, sender: int, parts: int, target: Array, landing: Array | None) -> None:
         self.sender = sender
-        self._requests, self._target, self._landing, self._lock = requests, target, landing, lock
-        self.open = True
+        self._parts, self._target, self._landing = parts, target, landing
 
     def __call__(self) -> bool:
-        if not self.open:
-            return True
-        with self._lock:
-            if self.open and all(r.Test() for r in self._requests):
-                if self._landing is not None:
-                    self._target[...] = self._landing
-                self.open = False
-                del self._requests, self._target, self._landing
-        return not self.open
+        return self._parts == 0
+
+    def part_landed(self) -> int:
+        """Note that a part has landed; how many messages this completes."""
+        if self._parts > 1:
+            self._parts -= 1
+            return 0
+        if self._landing is not None:
+            self._target[...] = self._landing
+        del self._target, self._landing
+        self._parts = 0
+        return 1
 
 
-def chunks(array: Array) -> list[Array]:
-    """A contiguous array in parts of at most 1 GiB."""
+def parts(array: Array, lead: int) -> list[Array]:
+    """An array in contiguous parts of at most 1 GiB: itself, or one for each place in its first `lead` dimensions.
+
+    They have one tag: MPI keeps their order.
+    """
+    if lead:
+        return [part for inner in array for part in parts(inner, lead - 1)]
     if array.nbytes <= CHUNK:
         return [array]
     raw = array.reshape(-1).view(np.uint8)
