@@ -101,6 +101,7 @@ def measure(path: Path, steps: int) -> tuple[list[Row], int, float]:
 
     inside, waiting = Clock(), Clock()
     transfers.wait_until = waiting.watched(transfers.wait_until)
+    transfers.Transfers.until_computed = waiting.watched(transfers.Transfers.until_computed)  # type: ignore
     transfers.assemble = devices.assemble = inside.watched(transfers.assemble)
     obtain = executable.Compiler.obtain
     executable.Compiler.obtain = lambda self, *rest: inside.watched(obtain(self, *rest))  # type: ignore

@@ -8,6 +8,7 @@ its own needs none.  Separate jobs keep a group's start and end free of barriers
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from typing import Any
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime.platform import bind, visible_gpus
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_KEPT, _MOST_KEPT = 1 << 25, (1 << 31) - 1
+"""Bytes: the most that glibc accepts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,15 @@ def _groups(plan: Plan, rank_count: int, per_rank: int) -> tuple[tuple[int, ...]
     return tuple(tuple(sorted(group[r])) for r in range(rank_count))
 
 
+def _keep_pages() -> None:
+    """Let malloc keep what XLA frees (glibc): the buffers of a step are those of the next, and to get their pages anew
+    from the kernel took a third of a step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+
+
 def prepare_environment(local_devices: int, gpus: Sequence[int] | None = None) -> None:
     """Say how many CPU devices, or which GPUs, this process has; must come before jax makes its client.
 
@@ -79,6 +93,7 @@ def prepare_environment(local_devices: int, gpus: Sequence[int] | None = None) -
     import jax
 
     if gpus is None:
+        _keep_pages()
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", local_devices)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -27,7 +27,17 @@ from alpa_mlir.runtime.devices import HOST, Submeshes
 from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.reshard import Piece, Site, direct_route, plan_pieces
-from alpa_mlir.runtime.transport.base import Array, Buffer, Held, Message, Test, Transport, Window, wait_until
+from alpa_mlir.runtime.transport.base import (
+    LONGEST_SLEEP,
+    Array,
+    Buffer,
+    Held,
+    Message,
+    Test,
+    Transport,
+    Window,
+    wait_until,
+)
 from alpa_mlir.runtime.transport.gpu import DeviceMemory, Gpu
 from alpa_mlir.runtime.transport.local import LocalTransport
 from alpa_mlir.runtime.transport.memory import HostMemory, Memory, assemble
@@ -243,6 +253,13 @@ class Transfers:
         spot, _ = share.spots[0] if share.spots else next(iter(share.whole.items()))
         whole = share.whole.get(spot)
         return np.array(landing.buffers[spot] if whole is None else self._moved(self._host, whole, transfer, landing))
+
+    def until_computed(self, value: jax.Array) -> None:
+        """Return when a value is computed; messages move meanwhile."""
+        while not value.is_ready() and any(transport.moves() for transport in self._transports):
+            self.progress()
+            time.sleep(LONGEST_SLEEP)
+        value.block_until_ready()
 
     def progress(self) -> None:
         """Move what can move."""

@@ -1,7 +1,7 @@
 """The instruction loop of one rank: actions are bound to slots and executables once, a step only calls them.
 
-State stays on the devices from step to step.  Batches come from host memory and are cut there.  Everything is
-dispatched without waiting; the only waits are for messages and, at the end of a step, for its scalar results.
+State stays on the devices from step to step.  Batches come from host memory and are cut there.  Nothing is waited for
+but messages, at the end of a step its scalar results, and on CPUs the program before.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Worker:
         self._results: list[Any] = []
         self._numbers: dict[tuple[MeshTensor, int], jax.Array] = {}
         self._latest: jax.Array | None = None
+        self._running = ""
         transfers.busy = self._busy
         self._compiler = Compiler(store)
         self._programs: dict[str, tuple[str, jax.stages.Compiled]] = {}
@@ -176,10 +177,15 @@ class Worker:
         slots, operands, results = self._slots, action.operands, action.results
         watchdog, transfers, what, settles = self._watchdog, self._transfers, action.what, action.settles
         smallest = min(range(len(results)), key=lambda i: prod(function.results[i].shape), default=None)
+        platform = self._submeshes.mesh(action.mesh).devices.flat[0].platform
+        in_turn = platform == "cpu" and len(self._program.meshes) == 1
 
         def call() -> None:
             if settles:
                 transfers.settle(what)
+            if in_turn:
+                self._await_turn()
+            self._running = what
             watchdog.beat(what)
             for slot, value in zip(results, run(*[slots[i] for i in operands]), strict=True):
                 slots[slot] = value
@@ -188,6 +194,14 @@ class Worker:
             transfers.progress()
 
         return call
+
+    def _await_turn(self) -> None:
+        """Let the last program end: XLA's CPU devices would run what is dispatched next beside it, not behind it, and
+        take memory for it now."""
+        latest = self._latest
+        if latest is not None and not latest.is_deleted() and not latest.is_ready():
+            self._watchdog.beat(self._running)
+            self._transfers.until_computed(latest)
 
     def _busy(self) -> bool:
         """Whether the last program is not done."""
@@ -247,6 +261,7 @@ class Worker:
             new = run([old[i] for i in given], [old[i] for i in kept], fresh)
             for slot, value in zip(totals, new, strict=True):
                 slots[slot] = value
+            self._latest = slots[totals[0]]
 
         return add
 

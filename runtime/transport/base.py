@@ -67,6 +67,10 @@ class Transport(ABC):
     def secured(self) -> bool:
         """Whether what was posted can no longer be overwritten by a donation, be it on its way or not."""
 
+    def moves(self) -> bool:
+        """Whether something is under way that moves by `progress` alone."""
+        return not self.idle()
+
     def rest(self, seconds: float) -> None:
         """Sleep before looking again for a message: so long, or until one comes where that can be told."""
         time.sleep(seconds)
@@ -97,6 +101,8 @@ def wait_until(
     idle_since, spins = time.monotonic(), 0
     while not done():
         progress()
+        if done():
+            return
         spins += 1
         if spins < SPINS:
             time.sleep(0)

@@ -26,8 +26,6 @@ class Doorbell:
         self._rank, self._own, self._addresses = rank, own, addresses
         self._sent = dict.fromkeys(addresses, 0)
         self._rung = dict.fromkeys(neighbours, 0)
-        self._heard = select.poll()
-        self._heard.register(own, select.POLLIN)
 
     @property
     def neighbours(self) -> frozenset[int]:
@@ -42,16 +40,18 @@ class Doorbell:
             with suppress(OSError):
                 self._own.sendto(_RING.pack(self._rank, self._sent[rank]), self._addresses[rank])
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until somebody rings, at most so long."""
-        if not self._heard.poll(seconds * 1e3):
-            return
+    def wait(self, seconds: float) -> bool:
+        """Sleep until somebody rings, at most so long; whether somebody did."""
+        # poll would round up to milliseconds.
+        if not select.select([self._own], [], [], seconds)[0]:
+            return False
         with suppress(BlockingIOError):
             for _ in range(_MOST):
                 said = self._own.recv(_RING.size)
                 rank, count = _RING.unpack(said) if len(said) == _RING.size else (self._rank, 0)
                 if rank in self._rung:
                     self._rung[rank] = max(self._rung[rank], count)
+        return True
 
     def rung(self, rank: int) -> int:
         """How many messages a neighbour has sent here, as far as it was heard."""
@@ -68,15 +68,13 @@ def hang(communicator: Any, *, listens: bool) -> Doorbell | None:
     host = communicator.Split_type(MPI.COMM_TYPE_SHARED)
     own = _socket() if host.size > 1 else None
     everyone = host.allgather((communicator.rank, own.getsockname() if own is not None and listens else None))
-    bell, before = None, everyone[host.rank - 1][0]
+    bell = None
     if own is not None:
         others = [*everyone[host.rank + 1 :], *everyone[: host.rank]]
         bell = Doorbell(communicator.rank, own, [r for r, _ in others], {r: a for r, a in others if a is not None})
-        bell.ring(others[0][0])
+        bell.ring(others[0][0], 0)
     host.Barrier()
-    if bell is not None:
-        bell.wait(0)
-    hears = bell is not None and (not listens or bell.rung(before) == 1)
+    hears = bell is not None and (not listens or bell.wait(0))
     all_hear = host.allreduce(hears, MPI.LAND)
     host.Free()
     return bell if all_hear else None

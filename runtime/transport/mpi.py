@@ -119,14 +119,16 @@ class MpiTransport(Transport):
         if self._bell is None or not self._listens:
             time.sleep(seconds)
         else:
-            self._bell.wait(seconds if self._moves(self._bell) else _LONG_REST)
+            self._bell.wait(seconds if self.moves() else _LONG_REST)
 
-    def _moves(self, bell: doorbell.Doorbell) -> bool:
-        """Whether something can move that nobody rings for: a message under way, in parts, or of another host."""
+    def moves(self) -> bool:
+        """See `Transport`: a message under way, or one that may be and that nobody rings for."""
+        if not self._listens:
+            return False  # a thread makes progress
         with self._lock:
             senders = {o.owner.sender for o in self._arriving}
-            near = bell.neighbours
-            coming = any(r not in near or bell.rung(r) > self._landed[r] for r in senders)
+            bell, near = self._bell, self._bell.neighbours if self._bell is not None else frozenset()
+            coming = any(r not in near or (bell and bell.rung(r) > self._landed[r]) for r in senders)
             return coming or bool(self._leaving) or any(send.after for send in self._waiting)
 
     def _finished(self, under_way: list[_Open]) -> list[Any]:
@@ -161,7 +163,9 @@ class MpiTransport(Transport):
             with suppress(RuntimeError):
                 jax.block_until_ready(held)
             del held
-            self.progress()
+            # What lands is left to the others: they might sleep on, and not see it.
+            with self._lock:
+                self._issue_computed()
 
     def _keep_moving(self) -> None:
         while True:
