@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from jaxlib.mlir import ir
 
 from alpa_mlir import foreign, planner
+from alpa_mlir.cache import Store, cache_directory
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import check_digest, read_plan
@@ -105,16 +106,32 @@ def load(path: str | Path) -> Planned:
     return Planned(text)
 
 
-def run(planned: Planned | str | Path, arguments: Sequence[Any], *, steps: int = 1) -> list[Any]:
+def run(
+    planned: Planned | str | Path,
+    arguments: Sequence[Any],
+    *,
+    steps: int = 1,
+    platform: str = "auto",
+    cache: bool = True,
+) -> list[Any]:
     """The results of `@main` after `steps` steps on the same batch, as numpy arrays.
 
-    planned: a plan or its file. arguments: the arrays of `@main`, whole, in order. Raises `CompileError` for arguments
-    that do not fit and where this process has too few devices.
+    planned:   a plan or its file.
+    arguments: the arrays of `@main`, whole, in order.
+    platform:  "cpu", "cuda", or "auto": what jax computes on in this process.
+    cache:     whether compiled programs are kept for the next time, where alpa-mlir-run keeps its own.
+
+    Raises `CompileError` for arguments that do not fit and where this process has too few devices.
     """
     from alpa_mlir.runtime.execute import run_plan
 
     found = planned if isinstance(planned, Planned) else load(planned)
-    return list(run_plan(found.text, arguments, steps=steps))
+    return list(run_plan(found.text, arguments, steps=steps, platform=platform, store=program_store(cache)))
+
+
+def program_store(cache: bool) -> Store | None:
+    """Where compiled programs are kept; None if they are not."""
+    return Store(cache_directory() / "programs") if cache else None
 
 
 def _module(program: Program, arguments: Sequence[Any] | None, roles: Sequence[str] | None) -> ir.Module:

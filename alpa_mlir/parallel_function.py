@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from alpa_mlir.api import Planned, function_name, plan
+from alpa_mlir.api import Planned, function_name, plan, program_store
 from alpa_mlir.foreign import make_step
 from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.costs.cluster import Cluster
-from alpa_mlir.runtime.execute import InProcess
+from alpa_mlir.runtime.execute import InProcess, devices_here
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,17 @@ class ParallelFunction:
     """What `parallelize` makes; call it like the function.  `plan_for` is the plan of a call."""
 
     def __init__(
-        self, function: Callable[..., Any], roles: Sequence[str] | None, cluster: Cluster | str, options: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        roles: Sequence[str] | None,
+        cluster: Cluster | str,
+        platform: str,
+        cache: bool,
+        options: dict[str, Any],
     ) -> None:
         functools.update_wrapper(self, function)
         self._function, self._roles, self._cluster, self._options = function, roles, cluster, options
+        self._platform, self._store = platform, program_store(cache)
         self._ready: dict[Any, _Ready] = {}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -68,11 +75,12 @@ class ParallelFunction:
     def _make(self, step: TrainStep) -> _Ready:
         options = dict(self._options)
         if isinstance(self._cluster, str) and not options.keys() & {"nodes", "devices_per_node"}:
-            options |= {"nodes": 1, "devices_per_node": len(jax.devices())}
+            options |= {"nodes": 1, "devices_per_node": len(devices_here(self._platform))}
         planned = plan(step, self._cluster, **options)
         likes, tree = jax.tree.flatten(jax.eval_shape(step.function, *step.arguments))
         implementations = tuple(_implementation(like) for like in likes)
-        return _Ready(planned, InProcess(planned.text), step.arguments, tree, implementations)
+        running = InProcess(planned.text, self._platform, self._store)
+        return _Ready(planned, running, step.arguments, tree, implementations)
 
 
 def parallelize(
@@ -80,20 +88,24 @@ def parallelize(
     *,
     roles: Sequence[str] | None = None,
     cluster: Cluster | str = "cpu",
+    platform: str = "auto",
+    cache: bool = True,
     **options: Any,
 ) -> Any:
     """Let a jax function run as a plan on this process's devices; also a decorator, with or without options.
 
-    roles:   what each positional argument is, "state", "batch" or "constant"; default: what jax.jit donates is state,
-             the rest batch. The first result with the shapes of a state argument replaces it.
-    cluster: what the planner takes the devices for; a preset's sizes are those of this process unless given.
-    options: as for `alpa_mlir.plan`.
+    roles:    what each positional argument is, "state", "batch" or "constant"; default: what jax.jit donates is state,
+              the rest batch. The first result with the shapes of a state argument replaces it.
+    cluster:  what the planner takes the devices for; a preset's sizes are those of this process unless given.
+    platform: "cpu", "cuda", or "auto": what jax computes on in this process.
+    cache:    whether compiled programs are kept for the next time, where alpa-mlir-run keeps its own.
+    options:  as for `alpa_mlir.plan`.
 
     Arguments are positional pytrees of arrays. Raises `CompileError` where the function cannot be planned.
     """
     if function is None:
-        return functools.partial(parallelize, roles=roles, cluster=cluster, **options)
-    return ParallelFunction(function, roles, cluster, options)
+        return functools.partial(parallelize, roles=roles, cluster=cluster, platform=platform, cache=cache, **options)
+    return ParallelFunction(function, roles, cluster, platform, cache, options)
 
 
 def _dtype(leaf: Any) -> Any:

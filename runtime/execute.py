@@ -7,6 +7,8 @@ enough devices (`layout.prepare_environment`, or XLA_FLAGS and PJRT_NPROC as its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,35 +16,52 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.runtime.carriers import transfers_for
+from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.layout import device_count
+from alpa_mlir.runtime.platform import choose
 from alpa_mlir.runtime.program import decode, read
-from alpa_mlir.runtime.transfers import Transfers
+from alpa_mlir.runtime.transfer_order import in_order
 from alpa_mlir.runtime.transport.base import Array, Held
 from alpa_mlir.runtime.worker import Worker
 
 
-class InProcess:
-    """A plan at work on this process's devices.
+def devices_here(platform: str = "auto") -> list[Any]:
+    """jax's devices of this process: "cpu", "cuda", or those that it computes on by default ("auto").
 
-    `plan` is a plan (level 7) or a split module without schedules (level 6), as text or module.  Raises
-    `CompileError` for a malformed plan, and where this process has too few devices.
+    CompileError where there are none.
+    """
+    try:
+        return list(jax.devices(None if platform == "auto" else platform))
+    except RuntimeError as e:
+        raise CompileError(f"jax has no platform {platform} in this process: {str(e).splitlines()[0]}") from None
+
+
+class InProcess:
+    """A plan at work on this process's devices, those of `devices_here(platform)`.
+
+    `plan` is a plan (level 7) or a split module without schedules (level 6), as text or module; `store` keeps what XLA
+    compiled for the next time.  Raises `CompileError` for a malformed plan, and where this process has too few devices.
     """
 
-    def __init__(self, plan: str | ir.Module) -> None:
+    def __init__(self, plan: str | ir.Module, platform: str = "auto", store: Store | None = None) -> None:
         module = parse_module(plan, make_context()) if isinstance(plan, str) else plan
         decoded = read(module)
-        needed, present = device_count(decoded), jax.devices()
+        needed, present = device_count(decoded), devices_here(platform)
         if len(present) < needed:
             raise CompileError(f"the plan is for {needed} devices, this process has {len(present)}")
         rank_of = [0] * needed
         submeshes, watchdog = Submeshes(decoded, 0, rank_of, present[:needed]), Watchdog(0, 0)
         self._main = decoded.main
+        choice = choose("cpu" if present[0].platform == "cpu" else "cuda", "auto", 1)
         part = decode(module, decoded, 0, rank_of)
-        transfers = Transfers.on_host(submeshes, rank_of, None, part.routes, watchdog)
-        self._worker = Worker(part, submeshes, transfers, watchdog)
+        if choice.platform == "cuda":
+            part = replace(part, actions=in_order(part.actions))
+        transfers = transfers_for(choice, part, submeshes, rank_of, watchdog)
+        self._worker = Worker(part, submeshes, transfers, watchdog, store=store)
         self._held: dict[int, jax.Array] = {}
 
     def place(self, arguments: Sequence[Held]) -> None:
@@ -83,12 +102,19 @@ class InProcess:
         return [r for r in found if r is not None]
 
 
-def run_plan(plan: str | ir.Module, arguments: Sequence[Held], *, steps: int = 1) -> list[Array]:
+def run_plan(
+    plan: str | ir.Module,
+    arguments: Sequence[Held],
+    *,
+    steps: int = 1,
+    platform: str = "auto",
+    store: Store | None = None,
+) -> list[Array]:
     """The results of `@main` after `steps` steps on the same batch; state results replace their arguments.
 
     See `InProcess`; `arguments` are those of `@main`, whole.
     """
-    running = InProcess(plan)
+    running = InProcess(plan, platform, store)
     running.place(arguments)
     for _ in range(steps):
         running.step()

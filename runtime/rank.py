@@ -23,17 +23,15 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime import clocks, layout, memory, program
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
-from alpa_mlir.runtime.platform import Choice, nccl_modules
+from alpa_mlir.runtime.platform import Choice
 from alpa_mlir.runtime.position import Position
 from alpa_mlir.runtime.trace import in_time_of, predicted_seconds, profile, trace_events, write
 from alpa_mlir.runtime.transfer_order import in_order
 from alpa_mlir.runtime.transport.base import Array, Message, wait_until
 
 if TYPE_CHECKING:
-    from alpa_mlir.runtime.devices import Submeshes
     from alpa_mlir.runtime.job import Job
     from alpa_mlir.runtime.recorder import Recorder
-    from alpa_mlir.runtime.transfers import Transfers
 
 
 def together(world: Any) -> None:
@@ -65,6 +63,7 @@ class Rank:
         self._layout = layout.arrange(plan, count, f"{job.plan}:1:1")
         devices = layout.connect(self._layout, world, choice.platform)
         # These import jax, which must not be started before `connect` has said how many devices there are.
+        from alpa_mlir.runtime.carriers import transfers_for
         from alpa_mlir.runtime.devices import Submeshes
         from alpa_mlir.runtime.transport.mpi import MpiTransport
         from alpa_mlir.runtime.worker import Worker
@@ -85,7 +84,7 @@ class Rank:
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
         if choice.platform == "cuda":
             part = replace(part, actions=in_order(part.actions))
-        transfers = self._transfers(choice, part, submeshes)
+        transfers = transfers_for(choice, part, submeshes, self._layout.rank_of, watchdog, world, self._peers)
         self._recorder: Recorder | None = None
         if job.trace is not None or job.profile:
             from alpa_mlir.runtime.recorder import Recorder
@@ -96,26 +95,6 @@ class Rank:
         self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder, job.store, self._meet)
         if self._rank == 0 and job.store is not None and job.store.trouble is not None:
             print(f"{job.plan}:1:1: note: {job.store.trouble}", file=sys.stderr, flush=True)
-
-    def _transfers(self, choice: Choice, part: program.Program, submeshes: Submeshes) -> Transfers:
-        """What moves values between submeshes."""
-        from alpa_mlir.runtime.transfers import Transfers, device_side, host_side, lines_of
-
-        rank_of, watchdog = self._layout.rank_of, self._watchdog
-        if choice.platform == "cpu" or choice.transport == "mpi":
-            return Transfers.on_host(submeshes, rank_of, self._peers, part.routes, watchdog)
-        from alpa_mlir.runtime.transport.gpu import Gpu
-        from alpa_mlir.runtime.transport.nccl import NcclTransport
-
-        own = [d for d, rank in enumerate(rank_of) if rank == self._rank]
-        gpu = Gpu(*nccl_modules(), {d: submeshes.device(d) for d in own})
-        peers = None
-        if self._peers is not None:
-            watchdog.beat("connecting GPUs by NCCL")
-            lines = lines_of(program.paths_of(self._plan.main), submeshes.places, part.routes, rank_of)
-            peers = NcclTransport(gpu, lines, own, self._world.bcast)
-        side = device_side(gpu, peers, len(rank_of), own)
-        return Transfers(submeshes, side, host_side(self._rank, rank_of, self._peers), part.routes, watchdog)
 
     def run(self) -> int:
         """All steps and what follows them; the exit status (the same on all ranks only through `run_under_mpi`)."""

@@ -109,6 +109,37 @@ def test_plans_go_to_a_file_and_back(tmp_path: Path) -> None:
         alpa_mlir.load(path)
 
 
+def test_compiled_programs_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alpa_mlir.runtime import executable
+
+    compiled: list[str] = []
+    real = executable._compile
+    monkeypatch.setattr(executable, "_compile", lambda lower, name: (compiled.append(name), real(lower, name))[1])
+    monkeypatch.setenv("ALPA_MLIR_CACHE_DIR", str(tmp_path))
+    losses = []
+    for cache, compiles in ((False, True), (True, True), (True, False)):
+        compiled.clear()
+        step = alpa_mlir.parallelize(dropout_step, roles=ROLES, devices_per_node=2, stages=2, cache=cache)
+        losses.append(float(step(*start())[-1]))
+        assert bool(compiled) == compiles
+        assert (tmp_path / "programs").exists() == cache
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_platform_that_is_not_here_is_refused() -> None:
+    arguments = start()
+    planned = alpa_mlir.plan(dropout_step, arguments=arguments, roles=ROLES, devices_per_node=2, stages=2)
+    params, key, x, y = arguments
+    flat = [*params, jax.random.key_data(key), x, y]
+    here, told = (alpa_mlir.run(planned, flat, platform=platform)[-1] for platform in ("cpu", "auto"))
+    assert here == told
+    if jax.default_backend() == "cpu":
+        with pytest.raises(CompileError, match="jax has no platform cuda in this process"):
+            alpa_mlir.run(planned, flat, platform="cuda")
+        with pytest.raises(CompileError, match="jax has no platform cuda in this process"):
+            alpa_mlir.parallelize(dropout_step, roles=ROLES, platform="cuda")(*arguments)
+
+
 def test_programs_come_as_files_modules_and_functions(tmp_path: Path) -> None:
     model = Path(__file__).parent / "runtime" / "mlp_step.mlir"
     options = {"devices_per_node": 2, "stages": 2, "microbatches": 2, "batch_args": "0-1"}
