@@ -19,6 +19,7 @@ from typing import NoReturn
 from alpa_mlir.cache import Store, cache_directory, planning_version
 from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.forked import forked
 from alpa_mlir.model_file import module_from_bytes, read_bytes
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
 from alpa_mlir.passes.costs.presets import preset_names
@@ -27,6 +28,7 @@ from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.memo import remembering
 from alpa_mlir.passes.number_list import number_ranges
+from alpa_mlir.passes.streams import working
 from alpa_mlir.passes.unroll import UNROLL
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
 from alpa_mlir.tools.clock import Clock
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     remarks: list[Remark] = []
     store = None if arguments.no_cache else Store(cache_directory() / "stages")
     try:
-        with remembering(store, planning_version()):
+        with remembering(store, planning_version()), working(forked):
             planned = plan(module, options, remarks, clock.begin, arguments.emit_after or "")
     except CompileError as e:
         clock.end()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -26,6 +27,7 @@ from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.words import needed_text
+from alpa_mlir.passes.streams import side_by_side
 
 GAP = 1e-3
 """Partitions closer than this part of their cost are not told apart."""
@@ -263,8 +265,8 @@ class _Table:
         self.choice = np.full(shape, -1, dtype=np.int32)
         self.offers: list[_Offer] = []
         self.chosen: dict[Entry, RangePrices] = {}
-        self.asked: list[tuple[int, int, RangePrices, Iterator[RangePrices]]] = []
-        """(option, microbatches in flight, prices without memory, further ones) of all options."""
+        self.asked: list[tuple[int, int, RangePrices]] = []
+        """(option, microbatches in flight, prices without memory) of all options."""
         self.unlimited = np.inf
         """What the best partition would cost if memory were no object."""
         self.shareable = True
@@ -308,9 +310,9 @@ class _Table:
         memory: as it is, without memory, or where least memory counts."""
         found: set[int] = set()
         numbers = np.arange(len(self.asked))
-        steps = np.array([p.repeated * self.search.in_flight.microbatches + p.once for _, _, p, _ in self.asked])
-        least = np.array([p.least_memory(f) for _, f, p, _ in self.asked])
-        size = np.array([self.sizes.index(self._size(m)) for m, _, _, _ in self.asked])
+        steps = np.array([p.repeated * self.search.in_flight.microbatches + p.once for _, _, p in self.asked])
+        least = np.array([p.least_memory(f) for _, f, p in self.asked])
+        size = np.array([self.sizes.index(self._size(m)) for m, _, _ in self.asked])
         ordered = np.triu(np.ones(steps.shape[1:], dtype=bool))
         for n in np.unique(size):
             members = numbers[size == n]
@@ -327,7 +329,7 @@ class _Table:
         held: Table = np.full_like(self.latency, np.inf)
         option = np.zeros(held.shape, dtype=np.int64)
         ordered = np.triu(np.ones(held.shape[1:3], dtype=bool))
-        tightest = [_Offer(m, p) for m, _, _, offers in self.asked for p in list(offers)[-1:]]
+        tightest = [_Offer(m, list(self._prices(m))[-1]) for m, _, _ in self.asked]
         for offer in (*self.offers, *tightest):
             size = self.sizes.index(self._size(offer.option))
             scale = self.limit / self.search.limit(offer.option)
@@ -396,34 +398,51 @@ class _Table:
     def _collect(self, stages: Sequence[int]) -> None:
         """Ask for prices on every option, as long as there are ranges of interest that do not fit."""
         search = self.search
-        asked = self.asked
-        for m in search.options:
-            devices = search.mesh(m).device_count
-            in_flight = search.in_flight.at(max(1, min(self.depth, search.cluster.device_count // devices)))
-            share = devices / search.cluster.device_count
-            offers = search.pricer.prices(search.mesh(m), in_flight, share, search.groups[m])
-            free = next(offers)
-            asked.append((m, in_flight, free, offers))
-            self._add(_Offer(m, free))
-        unlimited = self._without_memory(stages)
-        self.shareable = unlimited is not None
-        if unlimited is None:
-            return
-        self.unlimited = unlimited
-        for m, in_flight, tight, offers in asked:
-            cost = tight.repeated * search.in_flight.microbatches + tight.once
-            ordered, limit = np.triu(np.ones_like(cost, dtype=bool)), search.limit(m)
-            wanted = ordered & (cost <= INTEREST * unlimited) & (tight.least_memory(in_flight) <= limit)
-            while (tight.memory(in_flight)[wanted] > limit).any():
-                following = next(offers, None)
-                if following is None:
-                    break
-                tight = following
-                self._add(_Offer(m, tight))
-            scale = self.limit / limit
-            least = scale * tight.least_memory(1)[ordered]
-            held = np.where(least > self.limit, least, scale * tight.memory(1)[ordered])
+        with side_by_side([partial(self._prices, m) for m in search.options]) as streams:
+            for m, free in zip(search.options, streams.advance(range(len(search.options))), strict=True):
+                self.asked.append((m, self._flying(m), free))
+                self._add(_Offer(m, free))
+            unlimited = self._without_memory(stages)
+            self.shareable = unlimited is not None
+            if unlimited is None:
+                return
+            self.unlimited = unlimited
+            tight = {k: free for k, (_, _, free) in enumerate(self.asked)}
+            left = list(tight)
+            while left := [k for k in left if self._needs_less(k, tight[k])]:
+                for k, following in zip(list(left), streams.advance(left), strict=True):
+                    if following is None:
+                        left.remove(k)
+                        continue
+                    tight[k] = following
+                    self._add(_Offer(self.asked[k][0], following))
+        for k, prices in tight.items():
+            scale = self.limit / search.limit(self.asked[k][0])
+            ordered = np.triu(np.ones_like(prices.repeated, dtype=bool))
+            least = scale * prices.least_memory(1)[ordered]
+            held = np.where(least > self.limit, least, scale * prices.memory(1)[ordered])
             self.crowded = min([*held[held > self.limit].tolist(), self.crowded])
+
+    def _flying(self, option: int) -> int:
+        """Microbatches in flight that prices on an option reckon with: as in a pipeline of such submeshes."""
+        search = self.search
+        stages = search.cluster.device_count // search.mesh(option).device_count
+        return search.in_flight.at(max(1, min(self.depth, stages)))
+
+    def _prices(self, option: int) -> Iterator[RangePrices]:
+        search = self.search
+        mesh, group = search.mesh(option), search.groups[option]
+        share = mesh.device_count / search.cluster.device_count
+        return search.pricer.prices(mesh, self._flying(option), share, group)
+
+    def _needs_less(self, number: int, tight: RangePrices) -> bool:
+        """Whether a range of interest does not fit at the last prices of an option, but may."""
+        option, in_flight, free = self.asked[number]
+        limit = self.search.limit(option)
+        cost = free.repeated * self.search.in_flight.microbatches + free.once
+        ordered = np.triu(np.ones_like(cost, dtype=bool))
+        wanted = ordered & (cost <= INTEREST * self.unlimited) & (free.least_memory(in_flight) <= limit)
+        return bool((tight.memory(in_flight)[wanted] > limit).any())
 
     def _without_memory(self, stages: Sequence[int]) -> float | None:
         """What the best partition would cost if memory were no object."""

@@ -1,0 +1,119 @@
+"""Planning on several cores: iterators of a pass (`passes/streams.py`) advanced by forked processes.
+
+A fork shares all that was read and computed before, so that nothing is sent but which iterator to advance and what
+came of it. Where forking is not safe or not worth it, all is done here: with one core, or where jax is loaded (its
+threads do not survive a fork).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+from alpa_mlir.passes.streams import InOrder, Maker, Streams
+
+MOST = 8
+"""Processes at most."""
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def forked(makers: Sequence[Maker]) -> Streams:
+    """The iterators advanced by as many processes as there are cores, as far as that can be."""
+    count = min(cores(), len(makers), MOST)
+    if count < 2 or "jax" in sys.modules or not hasattr(os, "fork"):
+        return InOrder(makers)
+    return Forked(makers, count)
+
+
+class Forked:
+    """Iterators shared out to processes; every `count`-th, from the first on, is advanced here."""
+
+    def __init__(self, makers: Sequence[Maker], count: int) -> None:
+        self.here = InOrder(makers)
+        self.count = count
+        # What is read and loaded for the first item need not be by every process.
+        self.begun = self.here.advance([0])
+        self.workers: list[tuple[int, Connection]] = []
+        for _ in range(count - 1):
+            self.workers.append(self._fork(makers))
+
+    def _fork(self, makers: Sequence[Maker]) -> tuple[int, Connection]:
+        here, there = Pipe()
+        process = os.fork()
+        if process:
+            there.close()
+            return process, here
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            here.close()
+            for _, other in self.workers:
+                other.close()
+            _serve(makers, there)
+        finally:
+            os._exit(0)
+
+    def advance(self, which: Sequence[int]) -> list[Any]:
+        """The next item of each of these, None where there is none."""
+        found: dict[int, Any] = {}
+        waiting: dict[Connection, list[int]] = {}
+        for k in which:
+            if k % self.count:
+                connection = self.workers[k % self.count - 1][1]
+                connection.send(k)
+                waiting.setdefault(connection, []).append(k)
+        for k in which:
+            if not k % self.count:
+                (found[k],) = self.begun if k == 0 and self.begun else self.here.advance([k])
+                self.begun = [] if k == 0 else self.begun
+        while waiting:
+            for connection in [c for c in wait(list(waiting)) if isinstance(c, Connection)]:
+                k = waiting[connection].pop(0)
+                found[k] = self._received(connection, k)
+                if not waiting[connection]:
+                    del waiting[connection]
+        return [found[k] for k in which]
+
+    def _received(self, connection: Connection, number: int) -> Any:
+        """What came of an iterator; its error is raised by asking here once more."""
+        try:
+            done, item = connection.recv()
+        except EOFError:
+            raise RuntimeError("a planning process ended early: too little memory?") from None
+        if not done:
+            for _ in range(item + 1):
+                self.here.advance([number])
+            raise RuntimeError("an error of a planning process did not come up again")
+        return item
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, connection in self.workers:
+            connection.close()
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        self.workers.clear()
+        self.here.close()
+
+
+def _serve(makers: Sequence[Maker], connection: Connection) -> None:
+    """Advance what is asked for until nobody asks: (True, item), or (False, items before) where it failed."""
+    streams, given = InOrder(makers), dict.fromkeys(range(len(makers)), 0)
+    while True:
+        try:
+            number = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = True, streams.advance([number])[0]
+        except Exception:
+            answer = False, given[number]
+        given[number] += 1
+        connection.send(answer)
