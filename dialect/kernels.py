@@ -11,7 +11,10 @@ in registers.  For what moves through memory an op is of one of these kinds:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
 
 from alpa_mlir.dialect.factors import OpFactors
 
@@ -46,6 +49,46 @@ _PARTS = frozenset({"stablehlo.slice", "stablehlo.dynamic_slice", "stablehlo.gat
 def takes_part(op: ir.Operation) -> bool:
     """Whether an op reads no more of its first operand than its result holds."""
     return op.name in _PARTS
+
+
+def copied_operands(op: ir.Operation) -> tuple[int, ...]:
+    """The operands of a product that a backend copies whose products work on one layout (dimensions of size one aside).
+
+    Of a `dot_general` batch dimensions stand first, then kept and contracted ones, each contiguous and in order, and
+    the left operand's contracted ones last; of a convolution the input as batch, space, features, the kernel as space,
+    input and output features.
+    """
+    if op.name == "stablehlo.dot_general":
+        dot = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
+        fits = (
+            _stands(op.operands[0], dot.lhs_batching_dimensions, dot.lhs_contracting_dimensions, 0),
+            _stands(op.operands[1], dot.rhs_batching_dimensions, dot.rhs_contracting_dimensions, 1),
+        )
+    elif op.name == "stablehlo.convolution":
+        conv = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
+        taken = [conv.input_batch_dimension, *conv.input_spatial_dimensions, conv.input_feature_dimension]
+        kernel = [conv.kernel_input_feature_dimension, conv.kernel_output_feature_dimension]
+        kernel = [*conv.kernel_spatial_dimensions, *kernel]
+        fits = (_in_order(op.operands[0], taken), _in_order(op.operands[1], kernel))
+    else:
+        return ()
+    return tuple(k for k, stands in enumerate(fits) if not stands)
+
+
+def _in_order(operand: ir.Value, dims: Sequence[int]) -> bool:
+    shape = ir.RankedTensorType(operand.type).shape
+    real = [d for d in dims if shape[d] != 1]
+    return real == sorted(real)
+
+
+def _stands(operand: ir.Value, batch: Sequence[int], contracted: Sequence[int], side: int) -> bool:
+    shape = ir.RankedTensorType(operand.type).shape
+    real = [d for d, n in enumerate(shape) if n != 1]
+    batch, contracted = ([d for d in dims if d in real] for dims in (batch, contracted))
+    kept = [d for d in real if d not in batch and d not in contracted]
+    if [*batch, *kept, *contracted] == real:
+        return True
+    return [*batch, *contracted, *kept] == real and (side == 1 or bool(batch))
 
 
 def is_product(factors: OpFactors) -> bool:

@@ -47,6 +47,7 @@ class Cluster:
     the peak that large products reach, `memory_efficiency` that of `memory_bandwidth` that long reads reach.
     `device_link` joins devices of a node (per device), `node_link` joins nodes (per node).
     `axes`, where not empty, are the links of the first, second, … mesh axis instead.
+    `operand_copies`: its compiler copies operands of products into one layout (XLA for CPUs; rule M11).
     Of a mixed cluster `groups` are the parts; its own figures are the least of theirs. `first` is the number of a
     group's first device, and a group is not `alone`.
     """
@@ -62,6 +63,7 @@ class Cluster:
     node_link: Link
     axes: tuple[Link, ...] = ()
     memory_efficiency: float = 1.0
+    operand_copies: bool = False
     groups: tuple[Cluster, ...] = ()
     first: int = 0
     alone: bool = True
@@ -133,6 +135,7 @@ class Cluster:
         axes = {"alpha": [k.start for k in self.axes], "beta": [1.0 / k.bandwidth for k in self.axes]}
         return {
             **({"axes": axes} if self.axes else {}),
+            **({"operand_copies": 1} if self.operand_copies else {}),
             "name": self.name,
             "nodes": self.nodes,
             "devices_per_node": self.devices_per_node,
@@ -277,6 +280,7 @@ def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Clust
         _link(link.table("node"), where, "link.node."),
         axes,
         read.part("memory_efficiency"),
+        read.switch("operand_copies"),
     )
 
 
@@ -323,6 +327,13 @@ class _Reader:
         if not 0 < value <= 1:
             raise self._wrong("number above 0 and up to 1 as", key, value)
         return value
+
+    def switch(self, key: str) -> bool:
+        """0 or 1, or false or true; false where it is not there."""
+        value = self.entries.get(key, False)
+        if value not in (0, 1):
+            raise self._wrong("true or false as", key, value)
+        return bool(value)
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of at least one positive number."""

@@ -4,12 +4,12 @@ Nothing is decided here: every op of levels 5 and 6 can be read by itself (docs/
 collectives that end its partial sums, and the reshards between ops are known, and each is priced by the rule
 that also chose it (C1 to C12, docs/costs.md).  Memory: the most bytes per device that values made inside the
 function hold at once, in program order (M2, M4; M5: a result that takes over an argument's buffer holds none), but
-for collectives, which XLA starts early and ends late (M8, M9).
+for collectives, which XLA starts early and ends late (M8, M9), and for copies that a compiler makes (M11, M12).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -18,6 +18,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors, shape_of
+from alpa_mlir.dialect.kernels import POINT, VIEW, copied_operands
 from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, op_shardings, read_sharding
 from alpa_mlir.dialect.staged import element_bytes
 from alpa_mlir.passes.costs.cluster import Cluster
@@ -81,8 +82,11 @@ class _Pricer:
         self.values: dict[ir.Value, _Value] = {}
         self.unended: dict[ir.Value, float] = {}
         """Local bytes of the sums that collectives end, by the value that they end in."""
+        self.turned: dict[ir.Value, float] = {}
+        """Local bytes of the copies that collectives work on, where they do not work on the value itself."""
         self.seconds: dict[str, float] = {}
         self.traffic: dict[int, Traffic] = {}
+        self.kinds: dict[int, str] = {}
         for value, entry in zip(self.block.arguments, argument_attributes(function), strict=True):
             self.values[value] = _value(value, read_sharding(entry[SHARDING])[1])
 
@@ -96,7 +100,9 @@ class _Pricer:
                 self.values[value] = _value(value, sharding)
             if op.name == RESHARD:
                 source, target = self.values[op.operands[0]], self.values[op.results[0]]
-                self._steps(reshard_steps(source.sharding, target.sharding, self.links.mesh), target.bytes)
+                steps = reshard_steps(source.sharding, target.sharding, self.links.mesh)
+                self._steps(steps, target.bytes)
+                self._turn(op.results[0], steps, target.bytes / self.links.mesh.extent(target.sharding.axes))
             elif len(op.results):
                 self._op(op, self.traffic[op_id(op)])
 
@@ -112,6 +118,7 @@ class _Pricer:
             factors = self.factors.get(op_id(op), NOTHING)
             fused.append(make(op, factors, read, made, is_free(factors, op.operands, op.results)))
         leaving = [numbers[v] for v in ops[-1].operands]
+        self.kinds = {op_id(op): f.kind for op, f in zip(ops, fused, strict=False)}
         found = traffic_of(fused, [_whole_bytes(v) for v in numbers], leaving)
         return {op_id(op): t for op, t in zip(ops, found, strict=False)}
 
@@ -136,11 +143,17 @@ class _Pricer:
             self._steps(ending, value.bytes)
             if ending:
                 self.unended[made] = value.bytes / mesh.extent(natural.axes)
+                self._turn(made, ending, self.unended[made])
 
     def _steps(self, steps: Sequence[Step], size: float) -> None:
         for step in steps:
             name = " ".join((step.kind, *step.axes)) if step.kind != "slice" else "slice"
             self._add(name, step_cost(step, self.links).at(size))
+
+    def _turn(self, value: ir.Value, steps: Sequence[Step], size: float) -> None:
+        """Note a copy in which the scattered or gathered dimension comes first (rule M11)."""
+        if self.cluster.operand_copies and any(s.kind != "slice" and s.dim > 0 for s in steps):
+            self.turned[value] = size
 
     def _add(self, name: str, seconds: float) -> None:
         if seconds > 0:
@@ -192,12 +205,16 @@ def _peak(function: ir.Operation, pricer: _Pricer) -> float:
             if value in pricer.unended:
                 leaves = all(op_id(use.owner.operation) == op_id(ops[-1]) for use in value.uses)
                 hold(pricer.unended[value], n, last if leaves else n)
+            hold(pricer.turned.get(value, 0.0), n, n)
             if value in adopted or value in fused:
                 continue
             known = pricer.values[value]
             size = known.bytes / pricer.links.mesh.extent(known.sharding.axes)
             at_once = last == len(ops) - 1 or (gathered and op.name == RESHARD)
             hold(size, 0 if at_once else n, last)
+    if pricer.cluster.operand_copies:
+        for size, first, end in _copies(ops, pricer):
+            hold(size, first, end)
     now = most = 0.0
     for change in changes:
         now += change
@@ -224,19 +241,54 @@ def _outermost(op: ir.Operation, block: ir.Block) -> ir.Operation:
     return op
 
 
+def _copies(ops: Sequence[ir.Operation], pricer: _Pricer) -> Iterator[tuple[float, int, int]]:
+    """Copies of products' operands in other layouts (rule M11): local bytes, first and last op.
+
+    Those of arguments are made at once, for they wait for nothing.
+    """
+    place_of = {value: n for n, op in enumerate(ops) for value in op.results}
+    made: dict[tuple[ir.Value, int], list[int]] = {}
+    for n, op in enumerate(ops):
+        for k in copied_operands(op):
+            made.setdefault((op.operands[k], k), []).append(n)
+    for (value, _), users in made.items():
+        known = pricer.values[value]
+        size = known.bytes / pricer.links.mesh.extent(known.sharding.axes)
+        yield size, _origin_place(value, place_of, pricer), users[-1]
+
+
+def _origin_place(value: ir.Value, place_of: Mapping[ir.Value, int], pricer: _Pricer) -> int:
+    """Where a value, or what it is a view of, is made; 0 for arguments."""
+    while value in place_of and pricer.kinds[op_id(value.owner)] == VIEW:
+        value = value.owner.operands[0]
+    return place_of.get(value, 0)
+
+
 def _reach(ops: Sequence[ir.Operation], pricer: _Pricer) -> tuple[dict[ir.Value, int], set[ir.Value]]:
     """Up to which op each value is needed, and the values that are never held: what is computed where it is needed
-    (rule M4) keeps what it is computed from as long as itself."""
+    (rule M4) keeps what it is computed from as long as itself.
+
+    Where operands are copied (M11), sums are not kept either for those who can compute them again (M12): a value that
+    is held for a product is computed again for other ops.
+    """
     place_of = {op_id(op): n for n, op in enumerate(ops)}
     last: dict[ir.Value, int] = {}
+    again: dict[ir.Value, int] = {}
+    """Up to which op a value that is computed point by point is computed again."""
     fused: set[ir.Value] = set()
+    alone = pricer.cluster.operand_copies and all(size == 1 for _, size in pricer.links.mesh.axes)
     for n, op in reversed(list(enumerate(ops[:-1]))):
         for value in op.results:
             users = [_outermost(use.owner.operation, pricer.block) for use in value.uses]
             ends = [max([last[r] for r in u.results if r in fused], default=place_of[op_id(u)]) for u in users]
+            if alone:
+                ends += [again[r] for u in users for r in u.results if r in again]
             last[value] = max(ends, default=n)
             if _is_fused_away(op, users, ops[-1], pricer):
                 fused.add(value)
+            elif pricer.kinds[op_id(op)] == POINT:
+                points = [u for u in users if pricer.kinds.get(op_id(u)) == POINT]
+                again[value] = max([last[r] if r in fused else again[r] for u in points for r in u.results], default=n)
     return last, fused
 
 

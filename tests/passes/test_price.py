@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,30 @@ def test_what_is_gathered_of_arguments_is_gathered_at_once() -> None:
     links = mesh_links(Mesh("stage_0", (("x", 2),)), ROUND)
     weight, activation = 10 * 10 * 4, 4 * 10 * 4
     assert price_function(functions(module)["f"], links, ROUND).working_bytes == 2 * weight + 2 * activation
+
+
+COPIES = f"""module {{
+  sdy.mesh @stage_0 = <["x"=1]>
+  func.func private @f(%a: tensor<8x4xf32> {{{WHOLE}}}, %b: tensor<8x6xf32> {{{WHOLE}}},
+      %c: tensor<6x5xf32> {{{WHOLE}}}) -> (tensor<4x5xf32> {{{WHOLE}}}) {{
+    %p = stablehlo.dot_general %a, %b, contracting_dims = [0] x [0] {{{EACH}[{{}}, {{}}]>]>}}
+        : (tensor<8x4xf32>, tensor<8x6xf32>) -> tensor<4x6xf32>
+    %q = stablehlo.dot_general %p, %c, contracting_dims = [1] x [0] {{{EACH}[{{}}, {{}}]>]>}}
+        : (tensor<4x6xf32>, tensor<6x5xf32>) -> tensor<4x5xf32>
+    return %q : tensor<4x5xf32>
+  }}
+}}"""
+
+
+def test_operands_are_copied_into_the_layout_of_products() -> None:
+    """M11: the first product wants its left operand's summed dimension last."""
+    module = parse_module(COPIES, make_context())
+    function = functions(module)["f"]
+    links = mesh_links(Mesh("stage_0", (("x", 1),)), ROUND)
+    product, result, copy = 4 * 6 * 4, 4 * 5 * 4, 8 * 4 * 4
+    assert price_function(function, links, ROUND).working_bytes == product + result
+    copying = replace(ROUND, operand_copies=True)
+    assert price_function(function, links, copying).working_bytes == product + result + copy
 
 
 @pytest.fixture(scope="module")
