@@ -2,9 +2,10 @@
 
 Actions are dispatched without waiting, so the host's clock around a call says nothing of the devices.  A thread looks
 every 0.1 ms at what calls have made, and the moment at which it is ready is the call's finish.  A submesh runs its
-programs one after the other: a program starts when it was dispatched, the one before has finished, and what it reads is
-there.  An array must not be given away before it was seen ready, so a program that takes over such a buffer is held
-back until then; nothing else changes.
+programs one after the other: a program starts when it was dispatched, the one before has finished, and what it reads
+is there.  A receive starts when it was posted, unless the one before was still under way.  An array must not be given
+away before it was seen ready, so a program that takes over such a buffer is held back until then; nothing else
+changes.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Recorder:
     _pending: list[_Pending] = field(default_factory=list)
     _free: dict[tuple[str, str], float] = field(default_factory=dict)
     _makers: dict[int, _Pending] = field(default_factory=dict)
+    _posted: dict[int, float] = field(default_factory=dict)
     _steps: deque[tuple[float, list[Span]]] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def start(self) -> None:
@@ -104,13 +106,16 @@ class Recorder:
 
     def watched(self, action: actions.Action, call: Callable[[], None], slots: list[Any]) -> Callable[[], None]:
         """The call, observed."""
+        if isinstance(action, actions.Expect):
+            return partial(self._post, action.transfer, call)
+        transfer = action.transfer if isinstance(action, actions.Take) else -1
         shape = self._shape(action)
         if shape is None:
             return call
 
         def observed() -> None:
             self._wait_for([slots[i] for i in shape.gives])
-            dispatched = time.perf_counter()
+            dispatched = self._posted.pop(transfer, time.perf_counter())
             call()
             sources = tuple(self._makers[i] for i in shape.reads if i in self._makers)
             made = [slots[i] for i in shape.makes]
@@ -120,6 +125,10 @@ class Recorder:
                 self._pending.append(entry)
 
         return observed
+
+    def _post(self, transfer: int, call: Callable[[], None]) -> None:
+        self._posted[transfer] = time.perf_counter()
+        call()
 
     def _poll(self) -> None:
         """See which actions are done."""

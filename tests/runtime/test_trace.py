@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mlp_plan
 import pytest
@@ -86,6 +87,8 @@ def test_a_trace_shows_every_run_of_every_rank(start: list[object], plan: Path, 
     for thread in set(threads.values()):  # a submesh does one thing at a time
         lane = sorted(span for (name, _), spans in measured.items() if name == thread for span in spans)
         assert all(a[1] <= b[0] + 0.01 for a, b in pairwise(lane)) or "receives" in thread
+    for stage, part in ((0, "backward"), (1, "forward")) if "-n" in start else ():
+        receives_overlap_with_the_run_before(measured, stage, part)
     predicted = [e for e in boxes if e["pid"] == 0]
     assert len(predicted) % 3 == 0 and {e["cat"] for e in predicted} >= {"forward", "backward"}
     table = [line.split() for line in found.out.splitlines()[3:]]
@@ -94,6 +97,23 @@ def test_a_trace_shows_every_run_of_every_rank(start: list[object], plan: Path, 
     assert rows["stage_0_forward"][2] == "2" and rows["stage_1_backward"][2] == "2"
     assert all(float(row[3]) > 0 and float(row[4]) > 0 for name, row in rows.items() if name.startswith("stage"))
     assert table[-1][0] == "step"
+
+
+def receives_overlap_with_the_run_before(measured: dict[tuple[str, str], list[Any]], stage: int, part: str) -> None:
+    """What a run of `part` needs was under way before the run before it on the rank began, in each of three steps."""
+    receives = sorted(measured[(f"submesh {stage} receives", "receive")])
+    runs = sorted(
+        (start, name, at)
+        for (lane, name), spans in measured.items()
+        for at, (start, _) in enumerate(spans)
+        if lane == f"submesh {stage}" and name.startswith(f"stage_{stage}") and "update" not in name
+    )
+    assert len(receives) == 2 * 3 and len(runs) == 4 * 3
+    for step in range(3):
+        for m in (0, 1):
+            consumer = [(name, at) for _, name, at in runs].index((f"stage_{stage}_{part} {m}", step))
+            if consumer % 4 > 0:  # not the step's first
+                assert receives[2 * step + m][0] <= runs[consumer - 1][0]
 
 
 def test_a_plan_without_prices_is_traced_without_a_prediction(tmp_path: Path) -> None:
