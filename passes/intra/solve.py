@@ -21,6 +21,8 @@ from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, Worki
 ROUNDS = 8
 LARGE = 20_000
 """Entries of edge tables up to which branch and bound is tried at once."""
+TIGHT = 2_000
+"""The same where there are memory rows and a gap is allowed: branch and bound may take long over the last per mille."""
 
 
 def solve(
@@ -46,7 +48,8 @@ def solve(
         raise DoesNotFit(
             f"memory too small: at least {least:.0f} bytes per device are needed, {problem.limit:.0f} given"
         )
-    large = sum(m.size for m in problem.edges.values()) > LARGE
+    entries = sum(m.size for m in problem.edges.values())
+    large = entries > (TIGHT if gap and problem.runs.rows else LARGE)
     if engine == "search" or (engine == "auto" and large and solver == "highs"):
         from alpa_mlir.passes.intra.search import search
 
