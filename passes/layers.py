@@ -149,6 +149,8 @@ def _needed_at(parts: Sequence[tuple[Dataflow, Sequence[int]]]) -> dict[Binding,
 
 
 def _write(flow: Dataflow, layers: Sequence[int], phases: Sequence[str]) -> None:
+    context = flow.function.context
+    numbers = {layer: alpa.i64(layer, context) for layer in set(layers)}
+    words = {phase: alpa.string(phase, context) for phase in set(phases)}
     for op, layer, phase in zip(flow.ops, layers, phases, strict=True):
-        alpa.set_int(op, alpa.LAYER, layer)
-        alpa.set_string(op, alpa.PHASE, phase)
+        op.attributes[alpa.LAYER], op.attributes[alpa.PHASE] = numbers[layer], words[phase]

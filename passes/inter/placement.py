@@ -21,12 +21,11 @@ from alpa_mlir.passes.inter.phases import state_updates
 
 def place(module: ir.Module, stage_of_layer: Sequence[int]) -> None:
     """Write `alpa.stage` on all ops and arguments of @prologue, @microbatch and @update."""
-    derived = {name: f for name, f in functions(module).items() if name != "main"}
-    for function in derived.values():
-        flow = read_dataflow(function)
+    flows = {name: read_dataflow(function) for name, function in functions(module).items() if name != "main"}
+    stages = [alpa.i64(stage, module.context) for stage in stage_of_layer]
+    for flow in flows.values():
         for op in flow.ops:
-            alpa.set_int(op, alpa.STAGE, stage_of_layer[alpa.get_int(op, alpa.LAYER) or 0])
-    flows = {name: read_dataflow(function) for name, function in derived.items()}
+            op.attributes[alpa.STAGE] = stages[alpa.get_int(op, alpa.LAYER) or 0]
     homes = _homes(flows, state_updates(functions(module)["main"]))
     for flow in flows.values():
         entries = argument_attributes(flow.function)

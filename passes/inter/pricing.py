@@ -16,7 +16,7 @@ optimum would treat better. The stages of the partition chosen are priced exactl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -232,15 +232,17 @@ def _layers_of_nodes(sketch: Sketch) -> list[int]:
 
 
 class Pricer:
-    """Prices ranges of layers of one module (level 3)."""
+    """Prices ranges of layers of one module (level 3); `sketch`: where there is one already, of all its ops with two
+    microbatches in flight."""
 
-    def __init__(self, program: Program, layout: Layout) -> None:
-        self.program, self.layout = program, layout
+    def __init__(self, program: Program, layout: Layout, sketch: Callable[[], Sketch] | None = None) -> None:
+        self.program, self.layout, self.sketch = program, layout, sketch
 
     @cached_property
     def skeleton(self) -> Skeleton:
         """What is the same on every mesh."""
-        return read_skeleton(sketch_stage(self.program, lambda op: True, -1, 2), self.layout)
+        sketch = self.sketch() if self.sketch is not None else sketch_stage(self.program, lambda op: True, -1, 2)
+        return read_skeleton(sketch, self.layout)
 
     @cached_property
     def tied(self) -> TiedSketch:

@@ -106,7 +106,8 @@ class StageSearch:
         wanted = [m for m, shape in enumerate(self.shapes) if shape in self.only]
         self.options = wanted or busy or list(range(len(self.shapes)))
         """The submesh options that are searched: those without idle devices, unless no partition is made of them."""
-        self.pricer = Pricer(self.profiler.program, self.layout)
+        everything = (0, self.layout.layers - 1)
+        self.pricer = Pricer(self.profiler.program, self.layout, lambda: self.profiler.sketch(everything))
 
     @property
     def layers(self) -> int:
