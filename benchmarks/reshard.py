@@ -89,7 +89,8 @@ class Bench:
         from alpa_mlir.runtime.actions import Path
         from alpa_mlir.runtime.devices import Submeshes
         from alpa_mlir.runtime.guard import Watchdog
-        from alpa_mlir.runtime.transfers import Transfers, pieces_of
+        from alpa_mlir.runtime.shares import pieces_of
+        from alpa_mlir.runtime.transfers import Transfers
         from alpa_mlir.runtime.transport.mpi import MpiTransport
 
         source, target = (MeshTensor(k.mesh, self.shape, "f32", k.sharding) for k in kinds)

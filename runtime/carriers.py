@@ -9,7 +9,8 @@ from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.platform import Choice, nccl_modules
 from alpa_mlir.runtime.program import Program, paths_of
-from alpa_mlir.runtime.transfers import Transfers, device_side, host_side, lines_of
+from alpa_mlir.runtime.shares import device_side, host_side, lines_of
+from alpa_mlir.runtime.transfers import Transfers
 from alpa_mlir.runtime.transport.base import Transport
 
 

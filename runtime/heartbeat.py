@@ -24,9 +24,6 @@ The thread needs Python's lock to beat: what holds it for long (parsing a large 
 from __future__ import annotations
 
 import faulthandler
-import json
-import os
-import secrets
 import select
 import signal
 import socket
@@ -35,24 +32,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
-from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.runtime.guard import (
     FAILED,
     STUCK,
-    Activity,
     Watchdog,
     at_leaving,
     claim_end,
     divert_stderr,
     guarded,
-    label,
     leave,
     terminated,
 )
+from alpa_mlir.runtime.links import Link, Who, exit_status, link_up, state_of, this_rank
 
 KILLED = 128 + signal.SIGKILL
 BEATS = 5
@@ -62,86 +55,17 @@ NOTICE = 0.7
 _STOPPED, _RUNS = ("T", "t"), ("R", "S", "D")
 _BUSY = 6.0
 """Limits that a silent rank gets which is seen to run."""
-_CONNECT = 30.0
 _DEFERENCE = 0.2
 """Seconds that a rank waits where another one is to speak, or to end, first."""
 _LINGER = 1.0
 _HOLD = 0.3
 """Seconds until the text of another rank's native code is printed."""
-_CRASH, _MESSAGE = b"Fatal Python error", b'{"alpa": '
-
-
-@dataclass(frozen=True)
-class Who:
-    """A rank's process; `born` tells it from a later process of the same number."""
-
-    rank: int
-    host: str
-    pid: int
-    born: str
-
-    def __str__(self) -> str:
-        return label(self.rank, self.host)
-
-
-@dataclass
-class _Link:
-    """A connection to another rank and what was last heard from it; `word` is the code in its last words,
-    `stacks` whether it wants the others' stacks shown; `text` is from native code, the last of it `spoken` then."""
-
-    who: Who
-    socket: socket.socket
-    heard: float
-    activity: Activity = field(default_factory=lambda: Activity("starting", 0.0, False))
-    quiet: bool = False
-    word: int | None = None
-    stacks: bool = False
-    closed: bool = False
-    unread: bytes = b""
-    text: list[str] = field(default_factory=list)
-    spoken: float = 0.0
-    crashed: bool = False
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Say something; a peer that cannot hear it is missed when it is silent itself."""
-        try:
-            self.socket.send(b"\n" + json.dumps(message).encode() + b"\n")
-        except OSError:
-            return
-
-    def read(self, now: float) -> None:
-        """Take in what has come."""
-        try:
-            got = self.socket.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError:
-            got = b""
-        if not got:
-            self.closed = True
-            return
-        self.heard = now
-        *lines, self.unread = (self.unread + got).split(b"\n")
-        for line in lines:
-            if line.startswith(_MESSAGE):
-                self._take(json.loads(line))
-            elif line:
-                self.crashed = self.crashed or line.startswith(_CRASH)
-                self.text.append(line.decode(errors="replace"))
-                self.spoken = now
-
-    def _take(self, message: dict[str, Any]) -> None:
-        if "code" in message:
-            self.word, self.stacks = int(message["code"]), bool(message["stacks"])
-        else:
-            self.activity = Activity(message["what"], message["seconds"], message["waits"])
-            self.quiet = message["quiet"]
 
 
 class Heartbeat(threading.Thread):
     """The thread of one rank that beats, listens and judges; made by `connect`."""
 
-    def __init__(self, me: Who, links: Sequence[_Link], limit: float, watchdog: Watchdog, heeds_term: bool) -> None:
+    def __init__(self, me: Who, links: Sequence[Link], limit: float, watchdog: Watchdog, heeds_term: bool) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self._me, self._links, self._limit, self._watchdog = me, tuple(links), limit, watchdog
         self._heeds_term = heeds_term
@@ -242,14 +166,14 @@ class Heartbeat(threading.Thread):
                 self._judge_silence(link, now - link.heard)
         self._judge_waiting()
 
-    def _judge_silence(self, link: _Link, seconds: float) -> None:
+    def _judge_silence(self, link: Link, seconds: float) -> None:
         """Give up a rank that is stopped or cannot be seen; one of this host that runs has more time.
 
         Its thread does not get its turn: the host is busy, or native code holds Python's lock.
         """
         if seconds <= NOTICE * self._limit:
             return
-        state = _state(link.who) if link.who.host == self._me.host else ""
+        state = state_of(link.who) if link.who.host == self._me.host else ""
         if state in _RUNS and seconds <= _BUSY * self._limit:
             return
         why = "it is stopped" if state in _STOPPED else "it hangs" if state else "it is stopped, or its host is gone"
@@ -267,8 +191,8 @@ class Heartbeat(threading.Thread):
             faulthandler.dump_traceback(file=sys.stderr)
             self._leave(STUCK, stacks=True)
 
-    def _gone(self, link: _Link) -> None:
-        status = _exit_status(link.who, self._me.host)
+    def _gone(self, link: Link) -> None:
+        status = exit_status(link.who, self._me.host)
         if link.crashed:
             self._end(link, 128 + status if status else FAILED, "crashed", link.text)
         if status >> 8:
@@ -276,7 +200,7 @@ class Heartbeat(threading.Thread):
         number = status & 127 or int(signal.SIGKILL)
         self._end(link, 128 + number, f"was killed by signal {number} ({signal.Signals(number).name})")
 
-    def _follow(self, link: _Link) -> NoReturn:
+    def _follow(self, link: Link) -> NoReturn:
         """A rank has failed and speaks for itself; mpirun is to see it end first."""
         assert link.word is not None
         claim_end()
@@ -285,7 +209,7 @@ class Heartbeat(threading.Thread):
         time.sleep(_DEFERENCE)
         self._leave(link.word, link.stacks)
 
-    def _end(self, link: _Link, code: int, what: str, text: Sequence[str] = ()) -> NoReturn:
+    def _end(self, link: Link, code: int, what: str, text: Sequence[str] = ()) -> NoReturn:
         """Tell of another rank's end, and end."""
         claim_end()
         if link.who.rank == 0:
@@ -313,8 +237,8 @@ def connect(world: Any, limit: float, watchdog: Watchdog, heeds_term: bool = Tru
     """
     if world.size == 1 or limit <= 0:
         return None
-    me = Who(world.rank, socket.gethostname(), os.getpid(), _born("self"))
-    links = _gather_links(world, me) if me.rank == 0 else [_join(world, me)]
+    me = this_rank(world)
+    links = link_up(world, me)
     found = Heartbeat(me, links, limit, watchdog, heeds_term)
     at_leaving(found.say)
     divert_stderr(links[0].socket.fileno())
@@ -322,101 +246,3 @@ def connect(world: Any, limit: float, watchdog: Watchdog, heeds_term: bool = Tru
     found.catch_signals()
     found.start()
     return found
-
-
-def _gather_links(world: Any, me: Who) -> list[_Link]:
-    """Rank 0: where it listens, told to all; then a link from each."""
-    token = secrets.token_hex(16)
-    with socket.create_server(("", 0), backlog=world.size) as server:
-        server.settimeout(_CONNECT)
-        world.bcast(
-            (token, _addresses(), server.getsockname()[1], Who(0, socket.gethostname(), os.getpid(), _born("self")))
-        )
-        links: list[_Link] = []
-        while len(links) < world.size - 1:
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                raise CompileError(_unreachable(world.size - 1 - len(links))) from None
-            said = _hello(connection)
-            if said.pop("token", None) == token:
-                links.append(_ready(Who(**said), connection))
-    return sorted(links, key=lambda link: link.who.rank)
-
-
-def _hello(connection: socket.socket) -> dict[str, Any]:
-    """The first line of a connection; empty from a stranger."""
-    connection.settimeout(_CONNECT)
-    line = b""
-    try:
-        while not line.endswith(b"\n") and (byte := connection.recv(1)):
-            line += byte  # and not a byte more: beats follow
-        said = json.loads(line)
-    except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
-def _join(world: Any, me: Who) -> _Link:
-    token, addresses, port, hub = world.bcast(None)
-    for host in ["127.0.0.1"] if hub.host == me.host else addresses:
-        try:
-            connection = socket.create_connection((host, port), timeout=5.0)
-        except OSError:
-            continue
-        hello = {"token": token, "rank": me.rank, "host": me.host, "pid": me.pid, "born": me.born}
-        connection.sendall(json.dumps(hello).encode() + b"\n")
-        return _ready(hub, connection)
-    raise CompileError(f"rank 0 on {hub.host} cannot be reached at {', '.join(addresses)}: {_ADVICE}")
-
-
-_ADVICE = "heartbeats need TCP between the hosts; --heartbeat 0 does without"
-
-
-def _unreachable(count: int) -> str:
-    return f"{count} ranks did not connect to rank 0 within {_CONNECT:g} s: {_ADVICE}"
-
-
-def _ready(who: Who, connection: socket.socket) -> _Link:
-    connection.setblocking(False)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return _Link(who, connection, time.monotonic())
-
-
-def _addresses() -> list[str]:
-    """This host's addresses as others may know it: its name, and what it resolves to."""
-    name = socket.gethostname()
-    found = [name]
-    try:
-        found += [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, socket.AF_INET)]
-    except OSError:
-        return found
-    return list(dict.fromkeys(a for a in found if not a.startswith("127.")))
-
-
-def _born(pid: int | str) -> str:
-    """When a process of this host began, in the kernel's clock ticks; "" where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _state(who: Who) -> str:
-    """The state of a process of this host as the kernel names it; "X" where it is gone."""
-    try:
-        fields = Path(f"/proc/{who.pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return "X"
-    return fields[0] if fields[19] == who.born else "X"
-
-
-def _exit_status(who: Who, host: str) -> int:
-    """What a process that just went away will tell its parent, if it can still be seen; else 0."""
-    if who.host != host:
-        return 0
-    try:
-        fields = Path(f"/proc/{who.pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[-1]) if fields[19] == who.born else 0

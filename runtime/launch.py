@@ -1,6 +1,6 @@
 """Starting the ranks of a run: mpirun with the environment that it needs, and rank numbers.
 
-Three ways lead to the same work (`job.run_rank`): one process for all devices (`--local`), a process that mpirun
+Three ways lead to the same work (`process`): one process for all devices (`--local`), a process that mpirun
 started, or `-n N`, which starts mpirun itself.  Everything mpirun needs is said in environment variables, so that
 a plain `mpirun -n N alpa-mlir-run PLAN` works wherever they are exported.
 """

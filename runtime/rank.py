@@ -23,6 +23,7 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime import clocks, layout, memory, program
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
+from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.platform import Choice
 from alpa_mlir.runtime.position import Position
 from alpa_mlir.runtime.trace import in_time_of, predicted_seconds, profile, trace_events, write
@@ -30,7 +31,6 @@ from alpa_mlir.runtime.transfer_order import in_order
 from alpa_mlir.runtime.transport.base import Array, Message, wait_until
 
 if TYPE_CHECKING:
-    from alpa_mlir.runtime.job import Job
     from alpa_mlir.runtime.recorder import Recorder
 
 

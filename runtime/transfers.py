@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 
-from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.route import Route
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.staged import MeshTensor
-from alpa_mlir.dialect.tiles import Box, Placement, extents, intersect, within
+from alpa_mlir.dialect.tiles import Box, intersect
 from alpa_mlir.runtime.actions import Path
 from alpa_mlir.runtime.devices import HOST, Submeshes
-from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.guard import Watchdog
-from alpa_mlir.runtime.reshard import Piece, Site, direct_route, plan_pieces
+from alpa_mlir.runtime.reshard import Piece
+from alpa_mlir.runtime.shares import Received, Share, Side, Spot, host_side, share_of
 from alpa_mlir.runtime.transport.base import (
     LONGEST_SLEEP,
     Array,
@@ -35,99 +31,14 @@ from alpa_mlir.runtime.transport.base import (
     Message,
     Test,
     Transport,
-    Window,
     wait_until,
 )
-from alpa_mlir.runtime.transport.gpu import DeviceMemory, Gpu
-from alpa_mlir.runtime.transport.local import LocalTransport
-from alpa_mlir.runtime.transport.memory import HostMemory, Memory, assemble
-from alpa_mlir.runtime.transport.nccl import Edge, Line
+from alpa_mlir.runtime.transport.memory import assemble
 
 TAGS_PER_TRANSFER = 1 << 14
 """More than the pieces that go from one endpoint to another in one transfer."""
 LONGEST_LAST_SLEEP = 1e-4
 """Seconds; the others go on when the last messages have left, so that nobody sees that late."""
-SHORTEST_STRIP = 1 << 18
-"""Bytes; shorter strips cost more as messages than to be packed."""
-Spot = tuple[int, Box]
-"""A tile at an endpoint."""
-
-
-class Side:
-    """One kind of memory: whose it is, and what carries boxes between such memories.
-
-    `endpoint_of[d]` is the endpoint of device `d`, the last one that of the host; `own` are those of this process.
-    """
-
-    def __init__(self, memory: Memory, peers: Transport | None, endpoint_of: Sequence[int], own: Sequence[int]) -> None:
-        self.memory, self.peers = memory, peers
-        self.endpoint_of, self.own = tuple(endpoint_of), frozenset(own)
-        self.local = LocalTransport(memory)
-
-    def transport(self, piece: Piece) -> Transport:
-        """What carries a piece of which this process has at least one end."""
-        if piece.sender in self.own and piece.receiver in self.own:
-            return self.local
-        if self.peers is None:
-            raise ValueError(f"one process has no endpoints {piece.sender} and {piece.receiver}")
-        return self.peers
-
-    def together(self, edge: tuple[str, str], *, hold: bool = False) -> AbstractContextManager[None]:
-        """See `Transport.together`."""
-        return self.peers.together(edge, hold=hold) if self.peers is not None else nullcontext()
-
-    def secured(self) -> bool:
-        """See `Transport.secured`."""
-        return self.local.secured() and (self.peers is None or self.peers.secured())
-
-
-def host_side(rank: int, rank_of: Sequence[int], peers: Transport | None) -> Side:
-    """Host memory: every rank is an endpoint, the host of results is rank 0."""
-    return Side(HostMemory(), peers, (*rank_of, 0), (rank,))
-
-
-def device_side(gpu: Gpu, peers: Transport | None, count: int, own: Sequence[int]) -> Side:
-    """The memory of GPUs: each of the plan's `count` devices is an endpoint, `own` are this process's."""
-    return Side(DeviceMemory(gpu), peers, range(count + 1), own)
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """A piece to be sent: from which jax device, or from which landed tile; which part of it; how."""
-
-    piece: Piece
-    device: int
-    window: Window
-    transport: Transport
-
-
-@dataclass(frozen=True)
-class _Received:
-    """A piece to land in its tile's buffer."""
-
-    piece: Piece
-    window: Window | None
-    transport: Transport
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What this rank does in one kind of transfer.
-
-    `spots` are its tiles of the destination with their shapes; `whole` those that move from one device of this process
-    to another as they are.  `moves` come from the source mesh.  `rounds` pass on inside the destination mesh what has
-    landed in the moves and the rounds before: receives and sends.  `receives`: some moves come from other processes.
-    """
-
-    sent: tuple[_Sent, ...]
-    spots: tuple[tuple[Spot, tuple[int, ...]], ...]
-    whole: Mapping[Spot, Piece]
-    moves: tuple[_Received, ...]
-    rounds: tuple[tuple[tuple[_Received, ...], tuple[_Sent, ...]], ...]
-    placed: tuple[tuple[Spot, Any], ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    receives: bool
 
 
 class Transfers:
@@ -141,7 +52,7 @@ class Transfers:
         `busy`, where it is set, tells whether this rank's devices compute.
         """
         self._submeshes, self._side, self._host, self._routes, self._watchdog = submeshes, side, host, routes, watchdog
-        self._shares: dict[Path, _Share] = {}
+        self._shares: dict[Path, Share] = {}
         self._landing: dict[int, _Landing] = {}
         self.busy: Test | None = None
 
@@ -200,7 +111,7 @@ class Transfers:
                     message = self._message(s.piece, transfer)
                     s.transport.post_send(landing.buffers[spot], s.window, message, landing.before(spot, s.piece.box))
 
-    def _receive(self, received: _Received, landing: _Landing, transfer: int) -> None:
+    def _receive(self, received: Received, landing: _Landing, transfer: int) -> None:
         piece = received.piece
         spot = (piece.receiver, piece.tile)
         buffer = landing.buffers[spot]
@@ -221,7 +132,7 @@ class Transfers:
         tests = [landing.tests(spot) for spot, _ in share.placed]
         return self._assembled(share, path, side.memory.shards(parts, tests, owned))
 
-    def _assembled(self, share: _Share, path: Path, parts: Sequence[Held]) -> jax.Array:
+    def _assembled(self, share: Share, path: Path, parts: Sequence[Held]) -> jax.Array:
         devices = [device for _, device in share.placed]
         return assemble(share.shape, share.dtype, self._submeshes.sharding(path.target), parts, devices)
 
@@ -283,127 +194,11 @@ class Transfers:
     def _message(self, piece: Piece, transfer: int) -> Message:
         return Message(piece.sender, piece.receiver, transfer * TAGS_PER_TRANSFER + piece.number, piece.lead)
 
-    def _share(self, path: Path) -> _Share:
+    def _share(self, path: Path) -> Share:
         share = self._shares.get(path)
         if share is None:
-            share = self._shares[path] = self._make_share(path)
+            share = self._shares[path] = share_of(path, self._side_of(path), self._submeshes, self._routes)
         return share
-
-    def _make_share(self, path: Path) -> _Share:
-        side, submeshes = self._side_of(path), self._submeshes
-        shape, dtype = path.source.shape, dtype_of(path.target.element)
-        pieces = pieces_of(path, submeshes.places, self._routes, side.endpoint_of)
-        mine = [p for p in pieces if p.receiver in side.own]
-        whole = _whole_tiles(mine, pieces, side)
-        landed = [p for p in mine if (p.receiver, p.tile) not in whole]
-        own = submeshes.own_tiles(path.target)
-        placed = [((side.endpoint_of[device], box), submeshes.device(device)) for device, box in own.items()]
-        spots = [spot for spot in dict.fromkeys(spot for spot, _ in placed) if spot not in whole]
-        sent = [
-            _Sent(p, submeshes.device(p.source).id, within(p.box, p.held), side.transport(p))
-            for p in pieces
-            if p.source is not None and p.sender in side.own
-        ]
-        return _Share(
-            tuple(sent),
-            tuple((spot, extents(spot[1])) for spot in spots),
-            whole,
-            tuple(_received(p, side) for p in landed if p.source is not None),
-            tuple(
-                (
-                    tuple(_received(p, side) for p in passed if p.receiver in side.own),
-                    tuple(
-                        _Sent(p, -1, within(p.box, p.held), side.transport(p)) for p in passed if p.sender in side.own
-                    ),
-                )
-                for passed in _rounds(pieces)
-            ),
-            tuple(placed),
-            shape,
-            dtype,
-            any(p.source is not None and p.sender not in side.own for p in landed),
-        )
-
-
-def pieces_of(
-    path: Path,
-    places: Mapping[str, tuple[Mesh, tuple[int, ...]]],
-    routes: Mapping[int, Route],
-    endpoint_of: Sequence[int],
-) -> tuple[Piece, ...]:
-    """All boxes of one kind of transfer; `places` has each mesh with the numbers of its devices."""
-    kinds = (path.source, path.target)
-    source, target = (Site(Placement(places[k.mesh][0], k.sharding), places[k.mesh][1]) for k in kinds)
-    if path.route is None:
-        route = direct_route(path.source.shape, source.placement, target.placement)
-    else:
-        route = routes[path.route]
-    shortest = max(1, SHORTEST_STRIP // dtype_of(path.target.element).itemsize)
-    return plan_pieces(route, path.source.shape, source, target, endpoint_of, shortest)
-
-
-def lines_of(
-    paths: Sequence[Path],
-    places: Mapping[str, tuple[Mesh, tuple[int, ...]]],
-    routes: Mapping[int, Route],
-    rank_of: Sequence[int],
-) -> tuple[Line, ...]:
-    """The edges on which devices of different ranks talk; `paths` are those of the whole plan."""
-    pairs: dict[Edge, set[tuple[int, int]]] = {}
-    for path in paths:
-        here = pairs.setdefault((path.source.mesh, path.target.mesh), set())
-        pieces = pieces_of(path, places, routes, range(len(rank_of)))
-        here |= {(p.sender, p.receiver) for p in pieces if rank_of[p.sender] != rank_of[p.receiver]}
-    found = []
-    for edge, talking in sorted(pairs.items()):
-        if talking:
-            found.append(Line(edge, tuple(sorted({d for pair in talking for d in pair})), tuple(sorted(talking))))
-    return tuple(found)
-
-
-def _rounds(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """What is passed on inside the destination: each round only what has landed before it."""
-    arrived: dict[Spot, list[tuple[Box, int]]] = {}
-    found: list[list[Piece]] = []
-    for piece in pieces:
-        number = 0
-        if piece.source is None:
-            there = arrived[piece.sender, piece.held]
-            number = 1 + max(n for box, n in there if intersect(box, piece.box) is not None)
-            found.extend([] for _ in range(number - len(found)))
-            found[number - 1].append(piece)
-        arrived.setdefault((piece.receiver, piece.tile), []).append((piece.box, number))
-    return found
-
-
-def _receives(pieces: Sequence[Piece], side: Side) -> tuple[_Received, ...]:
-    return tuple(_received(p, side) for p in pieces if p.receiver in side.own)
-
-
-def _relays(pieces: Sequence[Piece], side: Side) -> tuple[_Sent, ...]:
-    return tuple(_Sent(p, -1, within(p.box, p.held), side.transport(p)) for p in pieces if p.sender in side.own)
-
-
-def _received(piece: Piece, side: Side) -> _Received:
-    window = None if piece.box == piece.tile else within(piece.box, piece.tile)
-    return _Received(piece, window, side.transport(piece))
-
-
-def _whole_tiles(mine: Sequence[Piece], pieces: Sequence[Piece], side: Side) -> dict[Spot, Piece]:
-    """The tiles that come as they are from one device of this process, and go nowhere else."""
-    by_spot: dict[Spot, list[Piece]] = {}
-    for piece in mine:
-        by_spot.setdefault((piece.receiver, piece.tile), []).append(piece)
-    relays = {(p.sender, p.held) for p in pieces if p.source is None}
-    return {
-        spot: found[0]
-        for spot, found in by_spot.items()
-        if len(found) == 1
-        and found[0].source is not None
-        and found[0].sender in side.own
-        and found[0].held == spot[1]
-        and spot not in relays
-    }
 
 
 class _Landing:

@@ -11,9 +11,10 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.cache import Store, cache_directory
 from alpa_mlir.runtime.binding import HOW
-from alpa_mlir.runtime.job import Job, run_local, run_under_mpi
+from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.launch import srun_without_mpi, start_mpirun, under_mpirun
 from alpa_mlir.runtime.platform import PLATFORMS, TRANSPORTS
+from alpa_mlir.runtime.process import run_local, run_under_mpi
 from alpa_mlir.tools.diagnostics import UsageError, guarded
 from alpa_mlir.tools.version import add_version
 

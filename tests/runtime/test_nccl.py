@@ -31,8 +31,9 @@ from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.platform import visible_gpus
 from alpa_mlir.runtime.program import decode, paths_of, read
+from alpa_mlir.runtime.shares import device_side, host_side, lines_of
 from alpa_mlir.runtime.transfer_order import in_order
-from alpa_mlir.runtime.transfers import Transfers, device_side, host_side, lines_of
+from alpa_mlir.runtime.transfers import Transfers
 from alpa_mlir.runtime.transport.gpu import Gpu
 from alpa_mlir.runtime.transport.nccl import NcclTransport
 from alpa_mlir.runtime.worker import Worker
