@@ -20,7 +20,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions, replace_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.dialect.plan import read_pipeline, seal, stage_entries
+from alpa_mlir.dialect.plan import read_pipeline, read_stages, seal, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
@@ -48,7 +48,7 @@ MOST_MICROBATCHES = 4096
 """The largest number of microbatches that is tried where none is given."""
 LARGE, STAGES = 16, 8
 """Clusters of at least LARGE nodes are expected to get STAGES stages or more, where no number is given: layers are made
-for so many."""
+for so many, and interleaved stages may have the meshes only of other stages found."""
 EXPLAINED = 20
 """How many decisions of a stage are explained at most."""
 
@@ -127,6 +127,8 @@ class _Road:
     """The program with its equal layers folded, on which settings are compared; None where nothing folds."""
     rough: bool = False
     """Whether settings are compared before the stages of the best are priced exactly."""
+    chosen: dict[str, None] = field(default_factory=dict)
+    """The logical meshes of all stages found so far: on large clusters those that interleaved stages may have."""
     meshes: dict[Setting, str] = field(default_factory=dict)
     """The logical meshes that were of use under each setting that was compared roughly."""
 
@@ -242,6 +244,8 @@ class _Road:
             attempt = replace(attempt, error=error)
         else:
             attempt = replace(attempt, remarks=tuple(remarks))
+            for stage in read_stages(module).values():
+                self.chosen.setdefault("x".join(map(str, stage.mesh.shape)))
         attributes = module.operation.attributes
         attributes[alpa.CLUSTER] = self.options.cluster.attribute(module.context)
         if alpa.MESHES in attributes:
@@ -295,6 +299,9 @@ class _Road:
         options = self.options
         kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
         remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
+        meshes = self.meshes.get(setting, next(iter(self.meshes.values()), ""))
+        if setting.interleaved and options.cluster.nodes >= LARGE:
+            meshes = ",".join(self.chosen)
         return [
             *remat,
             _text(
@@ -307,7 +314,7 @@ class _Road:
                 schedule=kind,
                 solver=options.solver,
                 whole_sums=options.partitioner == "xla",
-                meshes=self.meshes.get(setting, next(iter(self.meshes.values()), "")),
+                meshes=meshes,
                 rough=rough,
             ),
         ]

@@ -196,7 +196,9 @@ class Stages(Pass):
             )
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
         profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
-        shapes = submesh_shapes(cluster, self.axes)
+        on_offer = submesh_shapes(cluster, self.axes)
+        wanted = [parse_mesh(text) for text in self.meshes.split(",") if text]
+        shapes = [shape for shape in on_offer if shape in wanted] or on_offer
         found = interleave(profiler, cluster, shapes, layers, microbatches, self.stages, self.chunks)
         if found is None:
             asked = (

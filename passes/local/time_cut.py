@@ -119,7 +119,10 @@ def _microbatch_side(graph: dict[ir.Value, _Uses]) -> set[Node]:
             flow.add_edge(maker, user)
     side: set[Node] = set()
     for part in nx.connected_components(flow.subgraph(n for n in flow if n not in ("source", "sink")).to_undirected()):
-        piece = flow.subgraph([*part, "source", "sink"]).copy()
+        piece: nx.DiGraph = nx.DiGraph()
+        piece.add_nodes_from(["source", "sink"])
+        # By the edges of its own nodes: source and sink have edges to all other parts as well.
+        piece.add_edges_from(e for n in part for e in (*flow.out_edges(n, data=True), *flow.in_edges(n, data=True)))
         _, (_, kept) = nx.minimum_cut(piece, "sink", "source")
         side.update(n for n in kept if isinstance(n, int))
     return side
