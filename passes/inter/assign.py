@@ -206,6 +206,10 @@ def _forward_presence(micro: Dataflow, forward: dict[int, int]) -> dict[int, lis
     return presence
 
 
+WIDER = 2
+"""A cast to twice the bits stays with what it casts; what makes more out of a value (a broadcast) goes to its users."""
+
+
 def update_layers(update: Dataflow, sums: dict[Binding, int]) -> Layers:
     """Layers of the ops of @update; `sums` says in which layer each sum or stack is produced."""
     at: dict[int, int] = {v: sums[b] for v, b in enumerate(update.arguments) if b in sums}
@@ -214,7 +218,7 @@ def update_layers(update: Dataflow, sums: dict[Binding, int]) -> Layers:
         layered = [(update.nbytes[v], -at[v]) for v in update.operands[o] if v in at]
         read = sum(update.nbytes[v] for v in update.operands[o])
         made = sum(update.nbytes[v] for v in update.results[o])
-        if layered and made <= read:
+        if layered and made <= WIDER * read:
             known[o] = -max(layered)[1]
             at.update(dict.fromkeys(update.results[o], known[o]))
     return _at_lowest_user(update, known, {})

@@ -13,6 +13,7 @@ from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS, TrainStep, bert, gpt, llama, mlp, moe, optimizer, text, wide_resnet
 from alpa_mlir.models.step import Shapes, Training, Values
 from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.layers import Layers
 from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.pipeline import run_pipeline
@@ -64,9 +65,12 @@ def test_trains_on_arguments_of_the_declared_shapes(name, changes):
 
 @pytest.mark.parametrize("sums", ["float32", "float16"])
 def test_gradients_are_added_up_in_the_wished_type(sums):
-    config = dataclasses.replace(TINY["gpt"], dtype="float16", sums=sums)
+    """And the update of a parameter stays in its layer."""
+    config = dataclasses.replace(TINY["gpt"], layers=4, dtype="float16", sums=sums)
     module = parse_module(print_module(lower(gpt.build(config))), make_context())
-    run_pipeline(module, [Normalize(), Microbatch(count=2)], [])
+    run_pipeline(module, [Normalize(), Microbatch(count=2), Layers(count=2)], [])
+    layers = [op.layer for op in read_program(module, 2).ops if op.function == "update"]
+    assert min(layers.count(0), layers.count(1)) > 0.3 * len(layers)
     found = {
         s.type.dtype for name, s in read_program(module, 2).slots.items() if name.startswith("sum:") and s.type.shape
     }
