@@ -146,14 +146,17 @@ class MpiTransport(Transport):
         return owners
 
     def _issue_computed(self) -> None:
-        """Let those leave that can, and ring for them."""
+        """Let those leave that can, and ring for them first: who sleeps wakes up meanwhile."""
         if not self._waiting:
             return
-        issued = {id(send): self._issue(send) for send in self._waiting}
+        can = [is_ready(send.held) and all(done() for done in send.after) for send in self._waiting]
+        leaving = [send for send, now in zip(self._waiting, can, strict=True) if now]
         if self._bell is not None:
-            for receiver, count in Counter(s.message.receiver for s in self._waiting if issued[id(s)]).items():
+            for receiver, count in Counter(send.message.receiver for send in leaving).items():
                 self._bell.ring(receiver, count)
-        self._waiting = [send for send in self._waiting if not issued[id(send)]]
+        for send in leaving:
+            self._issue(send)
+        self._waiting = [send for send, now in zip(self._waiting, can, strict=True) if not now]
 
     def _send_computed(self) -> None:
         """A thread's work: let a value leave as soon as it is computed, however long the others sleep."""
@@ -172,9 +175,7 @@ class MpiTransport(Transport):
             self.progress()
             time.sleep(_PAUSE)
 
-    def _issue(self, send: _Send) -> bool:
-        if not is_ready(send.held) or not all(done() for done in send.after):
-            return False
+    def _issue(self, send: _Send) -> None:
         view, message = np.asarray(send.held)[send.window], send.message
         if not message.lead and not view.flags.c_contiguous:
             packed = self._scratch.take(view.shape, view.dtype, 0)
@@ -184,7 +185,6 @@ class MpiTransport(Transport):
         requests = [post([part, byte], receiver, tag) for part in parts(view, message.lead)]
         self._leaving += [_Open(request, view) for request in requests]
         self.sent += view.nbytes
-        return True
 
     def _tag(self, message: Message) -> int:
         return message.tag % (self._tag_limit + 1)
