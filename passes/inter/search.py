@@ -273,6 +273,8 @@ class _Table:
         self.shareable = True
         """Whether the options' sizes add up to the cluster at all."""
         self._collect(stages)
+        for q, i, j, m in search.evaluated:
+            self.correct(StageChoice(i, j, m, q + 1))
 
     def partition(self, stages: Sequence[int]) -> Partition | None:
         """The best partition for the tables as they are; its options are submesh options."""
