@@ -47,7 +47,8 @@ LITTLE = 0.1
 SMALL = 40_000
 """Pairs of labels left up to which branch and bound is tried."""
 LOOKS = 3000
-"""How often the branch and bound of the rest looks at its limits at most."""
+"""How often the branch and bound of the rest looks at its limits at most; `SOON` where a gap is allowed."""
+SOON = 100
 AIM = 0.2
 """How far above the bound the ascent aims at most, in parts of it."""
 FINE = 1e-9
@@ -227,7 +228,7 @@ class _Search:
             return
         constant = self.graph.constant
         known = self.cost if self.cost < np.inf else self.bound
-        found = branch(self.flat, known - constant, self.whole, LOOKS, self.stop)
+        found = branch(self.flat, known - constant, self.whole, SOON if self.gap else LOOKS, self.stop)
         if found.labels is not None:
             self.adopt(found.labels)
         # What was dropped costs more than the cutoff: it holds nothing better than the best known.
