@@ -72,8 +72,9 @@ def separate(module: ir.Module) -> bool:
                 joined = _join(update, joined, update.add_argument(value.type, Binding("sum", number), old.location))
             micro.finish()
             _erase_unused(old)
-        update.finish()
         if found:
+            update.follow()
+            update.finish()
             renew_main(module)
     return bool(found)
 
@@ -94,6 +95,7 @@ def merge(module: ir.Module) -> None:
             update.drop_argument(position)
         if changed:
             micro.finish()
+            update.follow()
             update.finish()
             renew_main(module)
 
@@ -128,6 +130,10 @@ class _Ends:
     def drop_result(self, position: int) -> None:
         """One result less."""
         del self.yields[position], self.results[position], self.returned[position]
+
+    def follow(self) -> None:
+        """Return what values that were returned have been replaced by."""
+        self.returned = list(self.terminator.operands)
 
     def finish(self) -> None:
         """Return the results, set type and attributes."""

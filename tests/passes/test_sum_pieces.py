@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxlib.mlir import ir
@@ -16,6 +18,7 @@ from alpa_mlir.dialect.alpa import bindings
 from alpa_mlir.dialect.context import clone_module, functions, make_context, parse_module, print_module
 from alpa_mlir.dialect.sharding import result_attributes
 from alpa_mlir.lowering import lower
+from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes import all as every_pass
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.inter.placement import place
@@ -74,6 +77,40 @@ def test_each_layer_adds_up_its_own_part(loss: Callable[..., Any]) -> None:
     expected, *found = run_all([module, made, whole, halves], [inputs] * 4)
     for results in found:
         assert_close(results, expected, loss.__name__)
+
+
+def test_a_sum_that_is_returned_is_joined_too() -> None:
+    """A loss to which every layer adds: nothing else in @update reads it."""
+
+    def losses(w: dict, x: jnp.ndarray, y: jnp.ndarray) -> jnp.ndarray:
+        total = jnp.zeros(())
+        for matrix in w["layers"]:
+            x = jnp.tanh(x @ matrix)
+            total = total + jnp.mean((x - y) ** 2)
+        return total
+
+    module = lowered_loss(losses)
+    made = staged(module, 2)
+    assert sums(made) > sums(microbatched(module))
+    halves = clone_module(made)
+    place(halves, [0] * (LAYERS - 1) + [1])
+    merge(halves)
+    inputs = random_inputs(module, np.random.default_rng(1))
+    expected, *found = run_all([module, made, halves], [inputs] * 3)
+    for results in found:
+        assert_close(results, expected, "losses")
+
+
+def lowered_loss(loss: Callable[..., Any]) -> ir.Module:
+    """A step that returns a loss alone."""
+    weights = {"layers": [jax.ShapeDtypeStruct((8, 8), jnp.float32)] * LAYERS}
+    batch = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+    step = TrainStep(
+        "losses", lambda w, x, y: (w, loss(w, x, y)), (weights, batch, batch), ("state", "batch", "batch"), ((0, 0),)
+    )
+    module = parse_module(print_module(lower(step)), make_context())
+    run_pipeline(module, parse_pipeline("alpa-normalize"), [])
+    return module
 
 
 def test_one_microbatch_needs_no_parts() -> None:
