@@ -69,11 +69,20 @@ def test_elimination_keeps_the_optimum(name: str) -> None:
     assert found.cost * (1 - GAP) <= found.bound <= best * (1 + 1e-9)
 
 
-def test_equal_layers_that_alternate_are_tied_every_second(chain: StageGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_alternate_cost_nothing_where_every_second_is_tied(chain: StageGraph) -> None:
+    best = solve(chain.problem()).cost
+    shared = SharedGraph.of(chain)
+    shared.eliminate()
+    every, second = (shared.constant + solve(Tying.of(shared, period=p).apply()).cost for p in (1, 2))
+    assert every > best * (1 + GAP)
+    assert second == pytest.approx(best, rel=GAP)
+
+
+def test_what_tying_costs_is_made_good(chain: StageGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     best = solve(chain.problem()).cost
     monkeypatch.setattr(optimize, "SMALL", 0)
     found = optimum(chain, INF, "highs")
-    assert any(step.startswith("tie every 2") for step in found.steps)
+    assert any(step.startswith("tie: ") for step in found.steps)
     assert found.bound <= best * (1 + 1e-9)
     assert best * (1 - 1e-9) <= found.cost <= best * (1 + GAP)
     assert chain.problem().cost(found.labels) == pytest.approx(found.cost, rel=1e-9)
