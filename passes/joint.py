@@ -9,7 +9,8 @@ that fits in memory wins.  Not everything is tried:
 * rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
   (else it only adds work), and where it may be quicker than the best step without it, for as many microbatches or
   AHEAD numbers of them further: it adds at least the part AGAIN to the step that would be if memory were no object;
-* interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time.
+* interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time while
+  its pipeline fills and drains (that is what it shortens; stages that are uneven stay so).
 
 What is more complicated (another schedule than 1F1B, recomputation) must gain more than WORTH.  The plan records
 what else was considered (`alpa.considered`).
@@ -221,12 +222,13 @@ class JointChoice:
         return True
 
     def _try_interleaving(self) -> None:
-        """Where the best step idles much: stages that share submeshes, for about as many microbatches."""
+        """Where the best step fills and drains long: stages that share submeshes, for about as many microbatches."""
         possible = [r for r in self.rows if r.error is None and r.seconds is not None]
         if self.wishes.schedule != AUTO or not possible:
             return
         best = self._best(possible)
-        if best.bubble > IDLE:
+        waiting = len(set(read_pipeline(self.attempts[best.setting].module))) - 1
+        if min(best.bubble, waiting / (best.setting.microbatches + waiting)) > IDLE:
             for count in self.wishes.microbatches:
                 if best.setting.microbatches <= 2 * count <= 4 * best.setting.microbatches:
                     self._try(Setting(count, best.setting.remat, interleaved=True))
