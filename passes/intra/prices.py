@@ -28,7 +28,8 @@ AVERAGE = 0.1
 SQUARES = 0.9
 """Weight of the old ones in the average of the squares."""
 LEAST = 0.1
-"""The least square of the direction that a step is reckoned with, in parts of the average square of the excess."""
+"""The least square of the direction that a careful step is reckoned with, in parts of the average square of the
+excess."""
 
 
 @compiled
@@ -185,6 +186,8 @@ class Prices:
     step: float = 1.0
     failures: int = 0
     rounds: int = 0
+    careful: bool = False
+    """Shorter steps: they end near the best bound soon, but on large problems below what long steps reach."""
 
     def __post_init__(self) -> None:
         rows = len(self.flat.room)
@@ -226,8 +229,10 @@ class Prices:
         square = self.square / (1 - SQUARES**self.rounds)
         way = np.where((self.best_prices <= 0) & (self.average < 0), 0.0, self.average)
         scale = 1.0 / (square**0.25 + 1e-3 * float(square.max(initial=0.0)) ** 0.25 + 1e-300)
-        # Where usage swings about the room its average is next to nothing, and a step along it would be far too long.
-        norm = max(float((way * scale) @ way), LEAST * float(scale @ square))
+        norm = float((way * scale) @ way)
+        if self.careful:
+            # Where usage swings about the room its average is next to nothing, and a step along it is far too long.
+            norm = max(norm, LEAST * float(scale @ square))
         if norm > 0:
             step = self.step * max(target - self.bound, 0.0) / norm
             self.prices = np.maximum(self.best_prices + step * scale * way, 0.0)

@@ -148,7 +148,7 @@ class _Search:
 
     def _ascend(self, last: Prices | None, share: float) -> Prices:
         """Raise the bound, from the prices of the last ascent, with repairs in between."""
-        prices = Prices(self.flat)
+        prices = Prices(self.flat, careful=self.gap > 0)
         if last is not None:
             known = np.zeros(self.problem.runs.rows)
             known[last.flat.row] = last.best_prices

@@ -120,7 +120,7 @@ def test_the_ascent_does_not_step_far_where_usage_swings_about_the_room(seed: in
     spans = Spans.of_intervals(np.column_stack([born, born + rng.integers(15, 20, len(costs))]))
     problem = Problem(costs, {}, held, spans=spans)
     least, most = (usage.max() for usage in (problem.least_usage(), problem.largest_usage()))
-    prices = Prices(flat_of(replace(problem, limit=float(least + 0.3 * (most - least)))))
+    prices = Prices(flat_of(replace(problem, limit=float(least + 0.3 * (most - least)))), careful=True)
     bounds = []
     for _ in range(300):
         prices.round(sum(float(c.max()) for c in costs))
