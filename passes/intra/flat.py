@@ -61,25 +61,25 @@ def flatten(graph: WorkingGraph, spans: Spans, limit: float) -> tuple[list[int],
     sizes = np.array([len(graph.costs[v]) for v in order], dtype=np.int64)
     held = [graph.bytes[v][graph.labels[v]] if v in graph.bytes else np.zeros(len(graph.costs[v])) for v in order]
     others = [sorted(graph.around[v]) for v in order]
-    first = _offsets(np.array([len(o) for o in others], dtype=np.int64))
+    first = offsets(np.array([len(o) for o in others], dtype=np.int64))
     own = np.repeat(np.arange(len(order)), np.diff(first))
     other = np.array([place[w] for o in others for w in o], dtype=np.int64)
     # Halves sorted by (own, other); the twins are the same halves sorted by (other, own).
     twin = np.lexsort((own, other))
     tables = [graph.around[w][v].ravel() for v, o in zip(order, others, strict=True) for w in o]
-    message = _offsets(sizes[own])
+    message = offsets(sizes[own])
     rows, room, row = memory_rows(graph, spans, limit, order, held)
     return order, Flat(
-        _offsets(sizes),
-        _joined([graph.costs[v] for v in order]),
-        _joined(held),
+        offsets(sizes),
+        joined([graph.costs[v] for v in order]),
+        joined(held),
         first,
         np.bincount(own[other < own], minlength=len(order)),
         other,
         twin,
         message[:-1],
-        _offsets(sizes[own] * sizes[other])[:-1],
-        _joined(tables),
+        offsets(sizes[own] * sizes[other])[:-1],
+        joined(tables),
         np.searchsorted(rows.node, np.arange(len(order) + 1)),
         rows.first,
         rows.end,
@@ -153,9 +153,11 @@ def _implied(
     return gone
 
 
-def _offsets(sizes: Ids) -> Ids:
+def offsets(sizes: Ids) -> Ids:
+    """Where pieces of these sizes begin, one after the other, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _joined(parts: list[Array]) -> Array:
+def joined(parts: list[Array]) -> Array:
+    """All parts, one after the other."""
     return np.ascontiguousarray(np.concatenate(parts), dtype=np.float64) if parts else np.zeros(0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from alpa_mlir.passes.costs.memory import Ids
 from alpa_mlir.passes.intra.compiled import compiled
-from alpa_mlir.passes.intra.flat import Array, Flat
+from alpa_mlir.passes.intra.flat import Array, Flat, joined, offsets
 from alpa_mlir.passes.intra.prices import sweep
 from alpa_mlir.passes.intra.shared import SharedGraph
 
@@ -82,20 +82,20 @@ def flat_graph(graph: SharedGraph, nodes: list[int]) -> Flat:
     costs = [arrays[graph.costs[v]] for v in nodes]
     sizes = np.array([len(c) for c in costs], dtype=np.int64)
     tables = [arrays[t].ravel() for t in distinct.tolist()]
-    begins = _offsets(np.array([len(t) for t in tables], dtype=np.int64))
-    message = _offsets(sizes[own])
+    begins = offsets(np.array([len(t) for t in tables], dtype=np.int64))
+    message = offsets(sizes[own])
     none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
     return Flat(
-        _offsets(sizes),
-        np.concatenate(costs) if costs else nothing,
+        offsets(sizes),
+        joined(costs),
         np.zeros(int(sizes.sum())),
-        _offsets(np.bincount(own, minlength=len(nodes))),
+        offsets(np.bincount(own, minlength=len(nodes))),
         np.bincount(own[other < own], minlength=len(nodes)),
         other,
         np.lexsort((own, other)),
         message[:-1],
         begins[:-1][of_half],
-        np.concatenate(tables) if tables else nothing,
+        joined(tables),
         np.zeros(len(nodes) + 1, dtype=np.int64),
         none,
         none,
@@ -105,10 +105,6 @@ def flat_graph(graph: SharedGraph, nodes: list[int]) -> Flat:
         int(message[-1]),
         graph.tables.forbidden,
     )
-
-
-def _offsets(sizes: Ids) -> Ids:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 @compiled
