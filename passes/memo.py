@@ -61,12 +61,8 @@ class _Memory:
 @contextmanager
 def remembering_meanwhile() -> Iterator[None]:
     """Within this context results are kept in memory, where they are not kept in a store already."""
-    known = _STORE.get()
-    token = _STORE.set((_Memory(), "") if known is None else known)
-    try:
+    with remembering(*(_STORE.get() or (_Memory(), ""))):
         yield
-    finally:
-        _STORE.reset(token)
 
 
 def digest(*parts: object) -> str:

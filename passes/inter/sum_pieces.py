@@ -58,6 +58,7 @@ def separate(module: ir.Module) -> bool:
             parts = _by_layer(micro.returned[position])
             if len(parts) > 1:
                 found.append((position, parts))
+    replaced: list[ir.Value] = []
     number = max([b.number for b in micro.yields if b.kind == "sum"], default=-1)
     with module.context:
         for position, parts in found:
@@ -70,9 +71,11 @@ def separate(module: ir.Module) -> bool:
                 value = _sum_of(addends, micro.terminator)
                 micro.add_result(value, Binding("sum", number))
                 joined = _join(update, joined, update.add_argument(value.type, Binding("sum", number), old.location))
-            micro.finish()
-            _erase_unused(old)
+            replaced.append(old)
         if found:
+            micro.finish()
+            for old in replaced:
+                _erase_unused(old)
             update.follow()
             update.finish()
             renew_main(module)
