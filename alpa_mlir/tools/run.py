@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", metavar="MODEL", help="the original program: run it on one device and compare")
     parser.add_argument(
         "--tolerance", type=_not_negative, metavar="R",
-        help="largest difference relative to a result's largest magnitude; default 1e-4, with 16-bit types 2e-2",
+        help="largest difference relative to a result's largest magnitude; default 1e-4, 2e-2 with 16-bit floats",
     )  # fmt: skip
     _add_checkpoints(parser)
     parser.add_argument(
