@@ -15,7 +15,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import make_context, parse_module
-from alpa_mlir.dialect.staged import microbatches_of, read_main
+from alpa_mlir.dialect.staged_main import microbatches_of, read_main
 from alpa_mlir.model_file import read_model
 
 

@@ -21,7 +21,8 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
-from alpa_mlir.dialect.staged import PlanMain, Ref, read_main
+from alpa_mlir.dialect.staged import PlanMain, Ref
+from alpa_mlir.dialect.staged_main import read_main
 
 SCHEDULE = "alpa.schedule"
 ONCE = -1

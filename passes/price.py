@@ -17,7 +17,8 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import Stage, read_stages, stage_entries
-from alpa_mlir.dialect.staged import ACCUMULATE, STACK, TRANSFER, Fragment, MeshTensor, PlanMain, read_main
+from alpa_mlir.dialect.staged import ACCUMULATE, STACK, TRANSFER, Fragment, MeshTensor, PlanMain
+from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links

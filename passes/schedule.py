@@ -27,7 +27,8 @@ from alpa_mlir.dialect.plan import (
     stage_entries,
     write_schedules,
 )
-from alpa_mlir.dialect.staged import Fragment, PlanMain, read_main
+from alpa_mlir.dialect.staged import Fragment, PlanMain
+from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.inter.simulate import TIE, Timeline

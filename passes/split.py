@@ -41,9 +41,8 @@ from alpa_mlir.dialect.staged import (
     Stack,
     Step,
     Transfer,
-    microbatches_of,
-    write_main,
 )
+from alpa_mlir.dialect.staged_main import microbatches_of, write_main
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.split_donation import donations, replaced_unread
 from alpa_mlir.passes.split_fragments import Key, assign, names

@@ -39,8 +39,8 @@ from alpa_mlir.dialect.staged import (
     Slice,
     Stack,
     Transfer,
-    read_main,
 )
+from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.dialect.tiles import Placement
 from alpa_mlir.runtime.actions import Action, Add, Assign, Call, Cut, Drop, Give, Join, Number, Path, Take
 from alpa_mlir.runtime.executable import StageFunction, Tensor, extract

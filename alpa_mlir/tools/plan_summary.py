@@ -16,7 +16,8 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.mesh import meshes_of
 from alpa_mlir.dialect.plan import stage_entries
-from alpa_mlir.dialect.staged import Fragment, PlanMain, read_main
+from alpa_mlir.dialect.staged import Fragment, PlanMain
+from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.costs.cluster import module_cluster
 from alpa_mlir.passes.inter.simulate import Timeline
 from alpa_mlir.passes.intra.stage_cost import StageCost

@@ -20,7 +20,8 @@ from alpa_mlir.dialect.plan import (
     write_schedules,
 )
 from alpa_mlir.dialect.sharding import Sharding, result_attributes
-from alpa_mlir.dialect.staged import Accumulate, Fragment, MeshTensor, Ref, read_main, write_main
+from alpa_mlir.dialect.staged import Accumulate, Fragment, MeshTensor, Ref
+from alpa_mlir.dialect.staged_main import read_main, write_main
 
 FULL = '!mpmd.mesh_tensor<"stage_0", tensor<16x8xf32>, sharding=<@stage_0, [{"x"}, {}]>>'
 PART = '!mpmd.mesh_tensor<"stage_0", tensor<4x8xf32>, sharding=<@stage_0, [{"x"}, {}]>>'

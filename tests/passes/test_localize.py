@@ -10,7 +10,7 @@ from op_kinds import ROWS
 from random_sharding import annotate
 from small_programs import PROGRAMS, normalized
 
-from alpa_mlir.dialect import staged
+from alpa_mlir.dialect import staged_main
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
@@ -207,14 +207,14 @@ func.func public @main(%x: !mpmd.mesh_tensor<"stage_0", tensor<8x8xf32>, shardin
 
 def test_partial_boundaries_of_a_split_module():
     module = localized(parse_module(SPLIT, make_context()))
-    main = staged.read_main(module)
+    main = staged_main.read_main(module)
     kind = main.type_of(main.results[0])
     assert kind.shape == (2, 8) and kind.sharding.dims == (("x",), ()) and not kind.sharding.partial
     assert main.arguments[0].type.shape == (8, 8)
     module = parse_module(SPLIT, make_context())
     ExportToShardy().apply(module, [])
     assert module.operation.verify()
-    assert staged.read_main(module).type_of(main.results[0]).shape == (8,)
+    assert staged_main.read_main(module).type_of(main.results[0]).shape == (8,)
 
 
 def test_localizing_twice_changes_nothing():

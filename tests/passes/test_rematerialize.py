@@ -14,7 +14,8 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
-from alpa_mlir.dialect.staged import Fragment, PlanMain, read_main
+from alpa_mlir.dialect.staged import Fragment, PlanMain
+from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.pipeline import parse_pipeline, run_pipeline
 from alpa_mlir.passes.rematerialize import Rematerialize
 from alpa_mlir.passes.schedule import SchedulePass

@@ -11,7 +11,8 @@ from staged_steps import assert_same_step, layered, one_device, replicated
 from alpa_mlir.dialect.context import functions, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Run, read_plan
-from alpa_mlir.dialect.staged import Accumulate, Fragment, Transfer, read_main
+from alpa_mlir.dialect.staged import Accumulate, Fragment, Transfer
+from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.schedule import SchedulePass
 from alpa_mlir.passes.schedule_lists import pipeline_of
 from alpa_mlir.passes.split import Split

@@ -15,7 +15,8 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_plan
-from alpa_mlir.dialect.staged import ARGUMENT, Accumulate, Fragment, PlanMain, Ref, Slice, Stack, Transfer, read_main
+from alpa_mlir.dialect.staged import ARGUMENT, Accumulate, Fragment, PlanMain, Ref, Slice, Stack, Transfer
+from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.schedule import SchedulePass
 from alpa_mlir.passes.split import Split
 from alpa_mlir.runtime.execute import run_plan
