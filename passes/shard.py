@@ -18,7 +18,8 @@ from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh, meshes_of, parse_mesh
 from alpa_mlir.dialect.plan import stage_entries
-from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster, parse_bytes
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
+from alpa_mlir.passes.costs.cluster_table import parse_bytes
 from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, Pipeline, in_flight
 from alpa_mlir.passes.intra.annotate import Annotator
 from alpa_mlir.passes.intra.constraints import Constraint, Pin, parse_constraints

@@ -21,7 +21,8 @@ from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.forked import forked
 from alpa_mlir.model_file import module_from_bytes, read_bytes
-from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_cluster
+from alpa_mlir.passes.costs.cluster_table import parse_bytes
 from alpa_mlir.passes.costs.presets import preset_names
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.intra.constraints import parse_constraints

@@ -5,8 +5,7 @@ Two link levels: between the devices of a node (bandwidth per device) and betwee
 *node*, shared by all its devices that talk at the same time). Or, to study communication by itself, one
 link per mesh axis, given by α (seconds to start) and β (seconds per byte). A mixed cluster consists of groups, each a
 cluster of equal nodes, joined by the node link; its devices are numbered group by group. It is read from TOML
-(docs/clusters.md)
-and travels through the pipeline as the module's `alpa.cluster` dictionary, so that every later pass
+(docs/clusters.md) and travels through the pipeline as the module's `alpa.cluster` dictionary, so that every later pass
 prices with the same figures. Units: seconds, bytes, bytes/s, floating-point operations/s.
 """
 
@@ -22,12 +21,10 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.passes.costs.cluster_table import MOST_BYTES, ClusterTable, parse_bytes, position
 from alpa_mlir.passes.costs.presets import preset_names, preset_text
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
 MOST_DEVICES = 2**20
-MOST_BYTES = 2**60
 
 
 @dataclass(frozen=True)
@@ -181,19 +178,7 @@ def parse_cluster(text: str, filename: str) -> Cluster:
         raise CompileError(f"not a cluster file: {message}", f"{filename}:{line}:{column}") from None
     except RecursionError:
         raise CompileError("not a cluster file: nested too deeply", f"{filename}:1:1") from None
-    return _from_table(table, lambda key: f"{filename}:{_position(text, key)}")
-
-
-def _position(text: str, key: str) -> str:
-    """`line:column` of a dotted key in TOML text: where its last part that is there stands, after the parts before."""
-    code = re.sub(r"#.*", lambda comment: " " * len(comment.group()), text)
-    at = end = 0
-    for part in key.split("."):
-        found = re.compile(rf"(?<![\w-]){re.escape(part)}\s*[=\].]").search(code, end)
-        if found is None:
-            break
-        at, end = found.start(), found.start() + len(part)
-    return f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
+    return _from_table(table, lambda key: f"{filename}:{position(text, key)}")
 
 
 def module_cluster(module: ir.Module) -> Cluster | None:
@@ -203,22 +188,13 @@ def module_cluster(module: ir.Module) -> Cluster | None:
     return _from_table(_plain(module.operation.attributes[alpa.CLUSTER]), lambda key: "-")
 
 
-def parse_bytes(text: str) -> int:
-    """`16GB`, `512MiB`, `1e9` as bytes; CompileError otherwise."""
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*(|[kKMGT]i?)[bB]?\s*", text)
-    amount = float(found[1]) * _UNITS[found[2].upper()] if found and re.search("[0-9]", found[1]) else 0.0
-    if not 1 <= amount <= MOST_BYTES:
-        raise CompileError(f"not an amount of memory: {text!r} (write for example 16GB or 512MiB)")
-    return int(amount)
-
-
 def _from_table(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
     return _groups(table, where) if "groups" in table else _equal_nodes(table, where)
 
 
 def _groups(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
     """A mixed cluster: what a group does not say the whole file says for it."""
-    read = _Reader(table, where)
+    read = ClusterTable(table, where)
     entries = table["groups"]
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise CompileError("a cluster's groups must be tables, each [[groups]]", where("groups"))
@@ -233,7 +209,7 @@ def _groups(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
             if isinstance(common.get(key), dict) and isinstance(entry.get(key), dict):
                 made[key] = {**common[key], **entry[key]}
         groups.append(_equal_nodes(made, where))
-    node = _Reader(read.table("link"), where, "link.").table("node")
+    node = ClusterTable(read.table("link"), where, "link.").table("node")
     return _mixed(read.text("name"), groups, _link(node, where, "link.node."))
 
 
@@ -262,12 +238,12 @@ def _mixed(name: str, groups: Sequence[Cluster], node_link: Link) -> Cluster:
 
 
 def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
-    read = _Reader(table, where)
+    read = ClusterTable(table, where)
     flops = read.table("flops")
     if "f32" not in flops:
         raise CompileError("a cluster needs flops.f32", where("flops.f32"))
-    axes = _axes(_Reader(read.table("axes"), where, "axes.")) if "axes" in table else ()
-    link = _Reader(_links_of(axes) if axes and "link" not in table else read.table("link"), where, "link.")
+    axes = _axes(ClusterTable(read.table("axes"), where, "axes.")) if "axes" in table else ()
+    link = ClusterTable(_links_of(axes) if axes and "link" not in table else read.table("link"), where, "link.")
     return Cluster(
         read.text("name"),
         read.count("nodes", MOST_DEVICES),
@@ -275,7 +251,7 @@ def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Clust
         read.memory("memory"),
         read.number("memory_bandwidth"),
         read.number("efficiency"),
-        tuple(sorted((k, _Reader(flops, where, "flops.").number(k)) for k in flops)),
+        tuple(sorted((k, ClusterTable(flops, where, "flops.").number(k)) for k in flops)),
         _link(link.table("device"), where, "link.device."),
         _link(link.table("node"), where, "link.node."),
         axes,
@@ -284,7 +260,7 @@ def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Clust
     )
 
 
-def _axes(read: _Reader) -> tuple[Link, ...]:
+def _axes(read: ClusterTable) -> tuple[Link, ...]:
     alpha, beta = read.numbers("alpha"), read.numbers("beta")
     if len(alpha) != len(beta):
         raise CompileError(
@@ -301,78 +277,8 @@ def _links_of(axes: tuple[Link, ...]) -> dict[str, Any]:
 
 
 def _link(table: Mapping[str, Any], where: Callable[[str], str], prefix: str) -> Link:
-    read = _Reader(table, where, prefix)
+    read = ClusterTable(table, where, prefix)
     return Link(read.number("bandwidth"), read.number("start", 0.0), read.number("hop", 0.0))
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Typed look-ups in a parsed table; errors name the key and stand where `where(dotted key)` says."""
-
-    entries: Mapping[str, Any]
-    where: Callable[[str], str]
-    prefix: str = ""
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.entries.get(key, default)
-        minimum = 0 if default is not None else 1e-30
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not numeric or not minimum <= value <= 1e30:
-            raise self._wrong("positive number", key, value)
-        return float(value)
-
-    def part(self, key: str) -> float:
-        """A number up to 1, which is what is meant where it is not there."""
-        value = self.number(key, 1.0)
-        if not 0 < value <= 1:
-            raise self._wrong("number above 0 and up to 1 as", key, value)
-        return value
-
-    def switch(self, key: str) -> bool:
-        """0 or 1, or false or true; false where it is not there."""
-        value = self.entries.get(key, False)
-        if value not in (0, 1):
-            raise self._wrong("true or false as", key, value)
-        return bool(value)
-
-    def numbers(self, key: str) -> tuple[float, ...]:
-        """A list of at least one positive number."""
-        value = self.entries.get(key)
-        if not isinstance(value, list) or not value:
-            raise self._wrong("list of positive numbers", key, value)
-        return tuple(_Reader({key: v}, self.where, self.prefix).number(key) for v in value)
-
-    def count(self, key: str, most: int) -> int:
-        value = self.entries.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise self._wrong(f"whole number from 1 to {most} as", key, value)
-        return value
-
-    def memory(self, key: str) -> int:
-        value = self.entries.get(key)
-        if not isinstance(value, str):
-            return int(self.number(key)) if isinstance(value, float) else self.count(key, MOST_BYTES)
-        try:
-            return parse_bytes(value)
-        except CompileError as e:
-            raise CompileError(e.message, self.where(self.prefix + key)) from None
-
-    def text(self, key: str) -> str:
-        value = self.entries.get(key)
-        if not isinstance(value, str):
-            raise self._wrong("text", key, value)
-        return value
-
-    def table(self, key: str) -> Mapping[str, Any]:
-        value = self.entries.get(key)
-        if not isinstance(value, dict):
-            raise self._wrong("table", key, value)
-        return value
-
-    def _wrong(self, kind: str, key: str, value: object) -> CompileError:
-        dotted = self.prefix + key
-        got = f", got {value!r}" if key in self.entries else ""
-        return CompileError(f"a cluster needs a {kind} {dotted}{got}", self.where(dotted))
 
 
 def _dictionary(value: Any, context: ir.Context) -> ir.Attribute:

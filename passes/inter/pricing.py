@@ -31,9 +31,9 @@ from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
 from alpa_mlir.passes.inter.tied import TiedGraph, TiedSketch
 from alpa_mlir.passes.intra.compiled import compiled
-from alpa_mlir.passes.intra.graph import sketch_stage
 from alpa_mlir.passes.intra.program import Program
 from alpa_mlir.passes.intra.sketch import Sketch, SketchNode
+from alpa_mlir.passes.intra.sketch_stage import sketch_stage
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.memo import digest, remembered

@@ -1,9 +1,9 @@
 """A stage before its mesh is known: the nodes and edges of its graph, each by the number of its kind.
 
 What a program's ops and values are to each other is the same on every mesh; only the strategies differ. So the
-graph is read off the program once (`graph.py`) as a *sketch*: a node names a *recipe* for its strategies, an edge the
-recipes of its ends. On a mesh each distinct recipe is made once, each distinct edge priced once, however many layers
-the program has.
+graph is read off the program once (`sketch_stage.py`) as a *sketch*: a node names a *recipe* for its strategies, an
+edge the recipes of its ends. On a mesh each distinct recipe is made once, each distinct edge priced once, however many
+layers the program has.
 """
 
 from __future__ import annotations

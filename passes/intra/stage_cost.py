@@ -16,11 +16,12 @@ from alpa_mlir.dialect.diagnostics import Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
-from alpa_mlir.passes.intra.graph import StageGraph, build_graph, graph_on, sketch_stage
+from alpa_mlir.passes.intra.graph import StageGraph, build_graph, graph_on
 from alpa_mlir.passes.intra.optimize import optimum
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
 from alpa_mlir.passes.intra.sketch import Sketch
+from alpa_mlir.passes.intra.sketch_stage import sketch_stage
 from alpa_mlir.passes.intra.stage_parts import StageParts, stage_parts
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.intra.too_small import alive

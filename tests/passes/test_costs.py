@@ -13,7 +13,8 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import OpFactors
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
-from alpa_mlir.passes.costs.cluster import Link, _from_table, _plain, load_cluster, parse_bytes, parse_cluster
+from alpa_mlir.passes.costs.cluster import Link, _from_table, _plain, load_cluster, parse_cluster
+from alpa_mlir.passes.costs.cluster_table import parse_bytes
 from alpa_mlir.passes.costs.communication import ReshardTable, reshard_cost, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
