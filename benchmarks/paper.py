@@ -130,7 +130,7 @@ def predict(published: Published) -> Speed:
     """Price one published plan."""
     p = published
     batch = p.batch or BATCH[p.family]
-    module = program(p.family, p.size, p.gpus, batch)
+    module = program(p.family, p.size, batch)
     write_stages(module, list(_stages(p)))
     options = PlanOptions(
         cluster_of(p.gpus).with_sizes(memory=2**36),

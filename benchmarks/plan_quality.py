@@ -1,6 +1,6 @@
 """Plan quality: the planner's step against hand-written plans and ablations, priced by the same simulator.
 
-    python -m benchmarks.plan_quality [--family gpt moe wide_resnet] [--gpus 1 4 8] [--rivals data …] [--json FILE]
+    python -m benchmarks.plan_quality [--family gpt moe wide_resnet] [--gpus 1 4 8] [--rivals data …] [--jobs 2] …
 
 The pairs are the Alpa paper's: GPT, GShard MoE and Wide-ResNet of growing size on 1 to 64 V100s (p3.16xlarge).
 For each pair the planner chooses everything; the rivals are fixed by stages, meshes and constraints in the same IR:
@@ -24,14 +24,18 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxlib.mlir import ir
 from rich.console import Console
 from rich.table import Table
 
-from alpa_mlir.dialect.context import clone_module, make_context, parse_module, print_module
+from alpa_mlir.dialect.context import make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
@@ -67,6 +71,15 @@ class Outcome:
     error: str = ""
 
 
+class Pair(NamedTuple):
+    """A model of a size and what it is planned for."""
+
+    family: str
+    size: str
+    gpus: int
+    batch: int
+
+
 @dataclass(frozen=True)
 class Rival:
     """A plan to compare with: options, and stages where they are fixed."""
@@ -76,16 +89,27 @@ class Rival:
     stages: tuple[ManualStage, ...] = ()
 
 
+class Task(NamedTuple):
+    """A rival, or the planner itself, on a pair."""
+
+    pair: Pair
+    rival: Rival
+
+
 def cluster_of(gpus: int) -> Cluster:
     """So many V100s, eight a node."""
     return load_cluster("p3.16xlarge").with_sizes(max(1, gpus // 8), min(gpus, 8))
 
 
-def program(family: str, size: str, gpus: int, batch: int) -> ir.Module:
+def program(family: str, size: str, batch: int) -> ir.Module:
     """The training step of a model, abstract."""
+    return parse_module(_lowered(family, size, batch), make_context(), family)
+
+
+@lru_cache(maxsize=2)
+def _lowered(family: str, size: str, batch: int) -> str:
     model = MODELS[family]
-    config = replace(model.presets[size], batch=batch)
-    return parse_module(print_module(lower(model.build(config)), locations=True), make_context(), family)
+    return print_module(lower(model.build(replace(model.presets[size], batch=batch))), locations=True)
 
 
 def rivals(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
@@ -121,17 +145,18 @@ def _grid(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
             yield Rival(f"grid {pipeline}x{data}x{tensor}", options, stages)
 
 
-def run(rival: Rival, module: ir.Module, pair: tuple[str, str, int]) -> Outcome:
+def run(task: Task) -> Outcome:
     """Plan one rival."""
+    pair, rival = task.pair, task.rival
+    module = program(pair.family, pair.size, pair.batch)
     begin = time.process_time()
-    copy = clone_module(module)
     if rival.stages:
-        write_stages(copy, rival.stages)
+        write_stages(module, rival.stages)
     try:
-        summary = summarize(plan(copy, rival.options))
-        return Outcome(*pair, rival.name, summary.step_seconds, _looks(summary), time.process_time() - begin)
+        summary = summarize(plan(module, rival.options))
+        return Outcome(*pair[:3], rival.name, summary.step_seconds, _looks(summary), time.process_time() - begin)
     except CompileError as e:
-        return Outcome(*pair, rival.name, None, "", time.process_time() - begin, e.message)
+        return Outcome(*pair[:3], rival.name, None, "", time.process_time() - begin, e.message)
 
 
 def _looks(summary: PlanSummary) -> str:
@@ -141,30 +166,47 @@ def _looks(summary: PlanSummary) -> str:
     return f"{same}, M {summary.microbatches}, {summary.schedule}{remat}"
 
 
-def compare(family: str, size: str, gpus: int, wanted: Sequence[str], layers: int, batch: int) -> list[Outcome]:
-    """The planner first, then the rivals; of the grid its best point."""
-    pair = (family, size, gpus)
-    module = program(family, size, gpus, batch or BATCH[family])
-    statistics = family == "wide_resnet"
-    base = PlanOptions(cluster_of(gpus), layers=layers, allow_per_microbatch_statistics=statistics)
-    found = [run(Rival("planner", base), module, pair)]
-    _tell(found[0])
-    points: list[Outcome] = []
-    for rival in rivals(family, gpus, base):
-        if rival.name.split()[0] in wanted:
-            outcome = run(rival, module, pair)
-            (points if rival.name.startswith("grid ") else found).append(outcome)
-            _tell(outcome)
-    if points:
-        fitting = [p for p in points if p.seconds is not None]
-        best = min(fitting, key=lambda p: p.seconds or 0.0) if fitting else points[0]
-        found.insert(1, replace(best, cpu_seconds=sum(p.cpu_seconds for p in points)))
-    return found
+def tasks(pairs: Sequence[Pair], wanted: Sequence[str], layers: int) -> Iterator[Task]:
+    """The planner and its rivals for each pair."""
+    for pair in pairs:
+        statistics = pair.family == "wide_resnet"
+        base = PlanOptions(cluster_of(pair.gpus), layers=layers, allow_per_microbatch_statistics=statistics)
+        yield Task(pair, Rival("planner", base))
+        for rival in rivals(pair.family, pair.gpus, base):
+            if rival.name.split()[0] in wanted:
+                yield Task(pair, rival)
+
+
+def outcomes_of(todo: Sequence[Task], jobs: int) -> Iterator[Outcome]:
+    """What becomes of tasks, as they end, in so many processes."""
+    if jobs == 1:
+        yield from map(run, todo)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for ended in as_completed([pool.submit(run, task) for task in todo]):
+            yield ended.result()
 
 
 def _tell(o: Outcome) -> None:
     where = f"{o.family} {o.size} on {o.gpus}, {o.name}"
     print(f"{where}: {o.seconds} s, {o.looks}{o.error} ({o.cpu_seconds:.0f} CPU s)", file=sys.stderr, flush=True)
+
+
+def best_points(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes pair by pair, the planner first, and of the grid its best point with the seconds of all."""
+    found: list[Outcome] = []
+    for pair in dict.fromkeys((o.family, o.size, o.gpus) for o in outcomes):
+        here = [o for o in outcomes if (o.family, o.size, o.gpus) == pair]
+        points = [o for o in here if o.name.startswith("grid ")]
+        rest = [o for o in here if o not in points]
+        fitting = [p for p in points if p.seconds is not None] or points[:1]
+        best = sorted(fitting, key=lambda p: p.seconds or 0.0)[:1]
+        found += sorted([*rest, *(replace(b, cpu_seconds=sum(p.cpu_seconds for p in points)) for b in best)], key=_rank)
+    return found
+
+
+def _rank(outcome: Outcome) -> int:
+    return ("planner", *RIVALS).index(outcome.name.split()[0])
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -174,7 +216,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         shown.add_column(column, justify="left" if column in ("model", "plan") else "right")
     planner = {(o.family, o.size, o.gpus): o.seconds for o in outcomes if o.name == "planner"}
     for o in outcomes:
-        ours = planner[o.family, o.size, o.gpus]
+        ours = planner.get((o.family, o.size, o.gpus))
         ratio = f"{o.seconds / ours:.3f}" if o.seconds and ours else "does not fit" if o.error else ""
         milliseconds = f"{1e3 * o.seconds:.5g}" if o.seconds else ""
         words = o.looks or o.error[:70]
@@ -187,6 +229,8 @@ def losses(outcomes: Sequence[Outcome]) -> list[Outcome]:
     planner = {(o.family, o.size, o.gpus): o.seconds for o in outcomes if o.name == "planner"}
     beaten = []
     for o in outcomes:
+        if (o.family, o.size, o.gpus) not in planner:
+            continue
         ours = planner[o.family, o.size, o.gpus]
         if o.seconds is not None and (ours is None or o.seconds < (1 - TIE) * ours):
             beaten.append(o)
@@ -198,25 +242,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 4])
-    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS))
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS))
     parser.add_argument("--layers", type=int, default=0, help="layers to cut stages from (default: the planner's)")
     parser.add_argument("--batch", type=int, default=0, help="global batch (default: the paper's)")
     parser.add_argument("--size", help="a preset of the model instead of the paper's for the number of GPUs")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that plan at the same time")
+    parser.add_argument(
+        "--json", metavar="FILE", help="keep all outcomes here; those that FILE has are not planned again"
+    )
     options = parser.parse_args()
-    outcomes: list[Outcome] = []
-    for family in options.family:
-        for size, gpus in PAIRS[family]:
-            if gpus in options.gpus:
-                chosen = options.size or size
-                outcomes += compare(family, chosen, gpus, options.rivals, options.layers, options.batch)
-                if options.json:
-                    Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")
-    Console(width=150).print(table(outcomes))
-    beaten = losses(outcomes)
+    pairs = [
+        Pair(family, options.size or size, gpus, options.batch or BATCH[family])
+        for family in options.family
+        for size, gpus in PAIRS[family]
+        if gpus in options.gpus
+    ]
+    outcomes = _read(options.json)
+    known = {(o.family, o.size, o.gpus, o.name) for o in outcomes}
+    todo = [t for t in tasks(pairs, options.rivals, options.layers) if (*t.pair[:3], t.rival.name) not in known]
+    for outcome in outcomes_of(todo, options.jobs):
+        _tell(outcome)
+        outcomes.append(outcome)
+        if options.json:
+            Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")
+    shown = best_points(outcomes)
+    Console(width=150).print(table(shown))
+    beaten = losses(shown)
     for o in beaten:
         print(f"{o.name} beats the planner on {o.family} {o.size}, {o.gpus} GPUs: a planner bug")
     return 1 if beaten else 0
+
+
+def _read(file: str | None) -> list[Outcome]:
+    if file is None or not Path(file).exists():
+        return []
+    return [Outcome(**o) for o in json.loads(Path(file).read_text())]
 
 
 if __name__ == "__main__":
