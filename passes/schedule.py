@@ -81,7 +81,7 @@ class SchedulePass(Pass):
         location = module.operation.location
         if self.kind == "auto":
             pipeline = read_pipeline(module)
-            whole = ("1f1b" if len(set(pipeline)) == len(pipeline) else "interleaved", "gpipe")
+            whole = ("1f1b", "eager-1f1b", "gpipe") if len(set(pipeline)) == len(pipeline) else ("interleaved", "gpipe")
             return (SPLIT_BACKWARD if apart else whole) if trains else ("inference",)
         if self.kind == "inference" and trains:
             raise CompileError("schedule=inference cannot run a backward pass: choose another or auto", location)

@@ -27,6 +27,7 @@ MODELS = {
 STATISTICS = {"wide_resnet": ["--layers", "4", "--allow-per-microbatch-statistics"]}
 KINDS = {
     "interleaved": ["--stages", "4", "--schedule", "interleaved", "--microbatches", "4", "--remat", "none"],
+    "eager-1f1b": ["--stages", "2", "--schedule", "eager-1f1b", "--microbatches", "8"],
     "zero-bubble": ["--stages", "2", "--schedule", "zero-bubble", "--microbatches", "4", "--remat", "full"],
 }
 SHAPES = {

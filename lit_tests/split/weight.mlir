@@ -17,4 +17,4 @@
 // CHECK: }) {kind = "zero-bubble", mesh = "stage_0"}
 
 // WHOLE: error: schedule=1f1b runs the backward pass whole, but alpa-split cut it in two
-// UNKNOWN: error: unknown schedule 'zigzag': expected 1f1b, gpipe, interleaved, zero-bubble, zero-bubble-h2, inference or auto
+// UNKNOWN: error: unknown schedule 'zigzag': expected 1f1b, eager-1f1b, gpipe, interleaved, zero-bubble, zero-bubble-h2, inference or auto

@@ -8,6 +8,8 @@ its parameters, which nobody waits for).  Schedules that do not tell them apart 
 * **GPipe** (Huang et al. 2019): all forwards, then all backwards; a stage keeps m microbatches.
 * **1F1B** (PipeDream-Flush, Narayanan et al. 2021; also Alpa §5): stage s runs p-1-s forwards ahead, then
   alternates one forward, one backward; it keeps at most min(p-s, m) microbatches and has GPipe's bubble.
+* **eager 1F1B** (Zhuang et al. 2023, §4; also JaxPP): stage s runs 2(p-1-s) forwards ahead.  Between two stages
+  a value then has the time of one more part to cross, where 1F1B waits for it; it keeps min(2(p-s)-1, m) microbatches.
 * **interleaved 1F1B** (Narayanan et al. 2021): lane r runs 2(p-1-r) + (v-1)g parts ahead, microbatches in
   groups of g >= p that pass one chunk after the other; the bubble is 1/v of 1F1B's.
 * **zero-bubble H1, H2** (Qi et al. 2023): 1F1B with the weight part apart and late: stage s runs k(p-1-s)
@@ -72,13 +74,13 @@ def _inference(lane: int, pipeline: Pipeline) -> Iterator[Task]:
         yield from (Task(FORWARD, m, s) for s in pipeline.stages_of(lane) for m in group)
 
 
-def _one_forward_one_backward(lane: int, pipeline: Pipeline) -> Iterator[Task]:
-    """1F1B; with several chunks on a lane the interleaved one, of which it is the case of one chunk."""
+def _one_forward_one_backward(lane: int, pipeline: Pipeline, factor: int = 1) -> Iterator[Task]:
+    """1F1B, or (`factor` 2) its eager kind; with several chunks on a lane the interleaved one."""
     groups, stages = _groups(pipeline), pipeline.stages_of(lane)
     forwards = [Task(FORWARD, m, s) for group in groups for s in stages for m in group]
     backwards = [Task(BACKWARD, m, s) for group in groups for s in reversed(stages) for m in group]
     behind = pipeline.lanes - 1 - lane
-    ahead = behind if pipeline.chunks == 1 else 2 * behind + (pipeline.chunks - 1) * len(groups[0])
+    ahead = factor * behind if pipeline.chunks == 1 else 2 * behind + (pipeline.chunks - 1) * len(groups[0])
     ahead = min(ahead, len(forwards))
     yield from forwards[:ahead]
     for forward, backward in zip(forwards[ahead:], backwards, strict=False):
@@ -109,6 +111,7 @@ def _zero_bubble(lane: int, pipeline: Pipeline, factor: int) -> Iterator[Task]:
 
 _ORDERS: dict[str, Callable[[int, Pipeline], Iterator[Task]]] = {
     "1f1b": _one_forward_one_backward,
+    "eager-1f1b": partial(_one_forward_one_backward, factor=2),
     "gpipe": _gpipe,
     "interleaved": _one_forward_one_backward,
     "zero-bubble": partial(_zero_bubble, factor=1),
@@ -118,7 +121,7 @@ _ORDERS: dict[str, Callable[[int, Pipeline], Iterator[Task]]] = {
 KINDS = tuple(_ORDERS)
 SPLIT_BACKWARD = ("zero-bubble", "zero-bubble-h2")
 """Kinds that run the weight part apart from the backward part."""
-ONE_CHUNK = ("1f1b", *SPLIT_BACKWARD)
+ONE_CHUNK = ("1f1b", "eager-1f1b", *SPLIT_BACKWARD)
 """Kinds for lanes of one stage each."""
 
 

@@ -50,12 +50,14 @@ class InFlight:
 
     def depth(self, stages: int) -> int:
         """Rows that tables for at most `stages` stages need."""
-        return min(stages, self.microbatches) if self.schedule == "1f1b" else 1
+        return min(stages, self.microbatches) if self.schedule in ("1f1b", "eager-1f1b") else 1
 
     def at(self, stages_left: int) -> int:
         """Microbatches in flight."""
         if self.schedule == "gpipe":
             return self.microbatches
+        if self.schedule == "eager-1f1b":
+            return min(2 * stages_left - 1, self.microbatches)
         return 1 if self.schedule == "inference" else min(stages_left, self.microbatches)
 
 

@@ -7,8 +7,8 @@ the weight part follows the backward part.  Times are seconds, memory is bytes p
 Two lengths are told apart.  The *makespan* is that of a step alone.  The *period* is the longest time between a
 lane's first and last task: steps can follow one another at that rate, each lane going on to the next step
 while others still work on this one.  The *bubble* is the part of the period that lanes stand idle.
-With equal stages it is (p-1)/(m+p-1) for GPipe and 1F1B (Narayanan et al. 2021, §2.2), (p-1)/(v·m+p-1) for
-interleaved 1F1B; with equal parts (p-1)/(3m+p-1) for zero-bubble H1 and nothing for H2 (Qi et al. 2023, §2).
+With equal stages it is (p-1)/(m+p-1) for GPipe and both kinds of 1F1B (Narayanan et al. 2021, §2.2), (p-1)/(v·m+p-1)
+for interleaved 1F1B; with equal parts (p-1)/(3m+p-1) for zero-bubble H1 and nothing for H2 (Qi et al. 2023, §2).
 """
 
 from __future__ import annotations
@@ -229,4 +229,4 @@ def training_kinds(stages: int, lanes: int, apart: bool) -> tuple[str, ...]:
         return ("1f1b",)
     if lanes != stages:
         return ("interleaved", "gpipe")
-    return ("1f1b", "gpipe", *(SPLIT_BACKWARD if apart else ()))
+    return ("1f1b", "eager-1f1b", "gpipe", *(SPLIT_BACKWARD if apart else ()))

@@ -129,7 +129,7 @@ def tensor(lane: int, rows: int = 4) -> MeshTensor:
 
 
 @pytest.mark.parametrize(("p", "m"), PIPELINES)
-@pytest.mark.parametrize("kind", ["1f1b", "gpipe", "inference"])
+@pytest.mark.parametrize("kind", ["1f1b", "eager-1f1b", "gpipe", "inference"])
 def test_schedules_play(kind: str, p: int, m: int) -> None:
     plan = Chain(p, m, backward=kind != "inference").plan(kind)
     check_plan(plan)
@@ -342,7 +342,7 @@ def sharded(name: str):
     return parse_module((INPUTS / name).read_text(), make_context())
 
 
-@pytest.mark.parametrize("kind", ["1f1b", "gpipe", "auto"])
+@pytest.mark.parametrize("kind", ["1f1b", "eager-1f1b", "gpipe", "auto"])
 def test_plan_equals_one_device(kind: str) -> None:
     module = sharded("clipped.mlir")
     original = one_device(module)
@@ -372,7 +372,13 @@ def test_plan_is_sealed_verified_and_reproducible() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "v", "ticks"),
-    [("1f1b", 1, 8 + 3), ("gpipe", 1, 8 + 3), ("interleaved", 2, 2 * 8 + 3), ("zero-bubble", 1, 8 + 1)],
+    [
+        ("1f1b", 1, 8 + 3),
+        ("eager-1f1b", 1, 8 + 3),
+        ("gpipe", 1, 8 + 3),
+        ("interleaved", 2, 2 * 8 + 3),
+        ("zero-bubble", 1, 8 + 1),
+    ],
 )
 def test_a_plans_lists_played_with_unit_times_give_the_closed_forms(kind: str, v: int, ticks: int) -> None:
     """Four submeshes, eight microbatches of 3 ticks: idle 3 (p - 1), a third of that for zero-bubble."""

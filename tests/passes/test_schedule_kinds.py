@@ -33,6 +33,8 @@ def step(name: str, microbatches: int, layers: int) -> tuple[ir.Module, list[np.
 @pytest.mark.parametrize(
     ("kind", "name", "microbatches", "stages", "lanes"),
     [
+        ("eager-1f1b", "mlp", 8, 3, 3),
+        ("eager-1f1b", "gpt", 4, 2, 2),
         ("interleaved", "mlp", 4, 4, 2),
         ("interleaved", "mlp", 8, 6, 3),
         ("interleaved", "gpt", 4, 4, 2),

@@ -32,12 +32,23 @@ def drawn(timeline: Timeline, lane: int) -> str:
 
 
 @pytest.mark.parametrize(("p", "m"), PIPELINES)
-@pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("kind", ["gpipe", "1f1b", "eager-1f1b"])
 @pytest.mark.parametrize(("f", "b"), [(1.0, 2.0), (1.0, 1.0), (3.0, 5.0)])
 def test_bubble_of_equal_stages(kind: str, p: int, m: int, f: float, b: float) -> None:
     timeline = simulate(kind, [StageCosts(f, b)] * p, m)
     assert timeline.makespan == timeline.period == (m + p - 1) * (f + b)
     assert timeline.bubble == pytest.approx((p - 1) / (m + p - 1), abs=1e-12)
+
+
+@pytest.mark.parametrize(("p", "m"), PIPELINES)
+@pytest.mark.parametrize(("f", "b"), [(1.0, 2.0), (1.0, 1.0), (3.0, 5.0)])
+@pytest.mark.parametrize("c", [0.25, 0.5, 1.0])
+def test_eager_1f1b_waits_for_the_first_and_last_messages_alone(p: int, m: int, f: float, b: float, c: float) -> None:
+    """Transfers of c <= (f + b) / 2 seconds cost what the first forward and the last backward one take on their way."""
+    costs = [StageCosts(f, b, send_forward=c, send_backward=c)] * p
+    eager, plain = simulate("eager-1f1b", costs, m), simulate("1f1b", costs, m)
+    assert eager.makespan == (m + p - 1) * (f + b) + 2 * (p - 1) * c
+    assert eager.makespan < plain.makespan if p > 1 and m > p else eager.makespan <= plain.makespan
 
 
 @pytest.mark.parametrize("v", [1, 2, 3, 5])
@@ -101,6 +112,7 @@ def test_memory_in_flight(p: int, m: int) -> None:
     eager, lazy = simulate("gpipe", costs, m), simulate("1f1b", costs, m)
     for s in range(p):
         assert in_flight("1f1b", s, Pipeline(p, p, m)) == min(p - s, m)
+        assert in_flight("eager-1f1b", s, Pipeline(p, p, m)) == min(2 * (p - s) - 1, m)
         assert in_flight("gpipe", s, Pipeline(p, p, m)) == m
         assert in_flight("zero-bubble", s, Pipeline(p, p, m)) == min(p, m)
         assert in_flight("inference", s, Pipeline(p, p, m)) == 1
@@ -188,8 +200,11 @@ def test_choice_prefers_less_memory_at_equal_time_and_obeys_the_limit() -> None:
     assert choose(costs, 8).kind == "1f1b"
     slow = [StageCosts(1.0, 2.0, send_forward=1.0, send_backward=1.0, activation_bytes=1.0)] * 4
     assert simulate("gpipe", slow, 8).makespan < simulate("1f1b", slow, 8).makespan
-    assert choose(slow, 8).kind == "gpipe"
-    assert choose(slow, 8, limit=5.0).kind == "1f1b"
+    assert choose(slow, 8).kind == "eager-1f1b"
+    assert choose(slow, 8, limit=7.0).kind == "eager-1f1b"
+    assert choose(slow, 8, limit=6.0).kind == "1f1b"
+    far = [StageCosts(1.0, 2.0, send_forward=3.0, send_backward=3.0, activation_bytes=1.0)] * 4
+    assert choose(far, 8).kind == "gpipe"
     assert choose(slow, 8, limit=1.0).kind == "1f1b"
     assert choose([UNITS] * 4, 8).kind == "zero-bubble"
     assert choose([StageCosts(1.0, 2.0)] * 8, 8, lanes=4).kind == "interleaved"
