@@ -21,7 +21,7 @@ from alpa_mlir.dialect.staged import ACCUMULATE, STACK, TRANSFER, Fragment, Mesh
 from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
-from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
+from alpa_mlir.passes.costs.links import MeshLinks, mesh_links, pair_link
 from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.registry import Pass, register
@@ -114,7 +114,7 @@ def _near(links: MeshLinks, ends: Sequence[Stage], cluster: Cluster) -> MeshLink
     if cluster.axes or len({cluster.node_of(d) for end in ends for d in end.devices}) > 1:
         return links
     inside = cluster.part_of(ends[0].devices[0]).device_link
-    return replace(links, outside=AxisLink(inside.bandwidth, inside.start, inside.hop))
+    return replace(links, outside=pair_link(inside))
 
 
 def _write_stages(module: ir.Module, main: PlanMain, costs: Mapping[str, FunctionCost]) -> None:

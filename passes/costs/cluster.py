@@ -29,11 +29,26 @@ MOST_DEVICES = 2**20
 
 @dataclass(frozen=True)
 class Link:
-    """One link level: bytes/s, seconds to start a collective on it, seconds per hop of a ring."""
+    """One link level: bytes/s, seconds to start a collective on it, seconds per hop of a ring.
+
+    Between the devices of a node, `neighbours` others may be joined to each directly, sharing its `bandwidth` (0: all
+    are, at the whole of it); the rest are reached at `far` bytes/s.
+    """
 
     bandwidth: float
     start: float
     hop: float
+    neighbours: int = 0
+    far: float = 0.0
+
+    @property
+    def pair(self) -> float:
+        """Bytes/s from one device to one that it is joined to."""
+        return self.bandwidth / max(1, self.neighbours)
+
+    def within(self, devices: int) -> float:
+        """Bytes/s of each of so many devices among one another (rule C17)."""
+        return self.bandwidth * min(1.0, (devices - 1) / self.neighbours) if self.neighbours else self.bandwidth
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,8 @@ class Cluster:
 
 
 def _link_table(link: Link) -> dict[str, float]:
-    return {"bandwidth": link.bandwidth, "start": link.start, "hop": link.hop}
+    joined = {"neighbours": link.neighbours, "far": link.far} if link.neighbours else {}
+    return {"bandwidth": link.bandwidth, "start": link.start, "hop": link.hop, **joined}
 
 
 def choose_cluster(module: ir.Module, name: str, nodes: int, devices_per_node: int, memory: str) -> Cluster:
@@ -278,7 +294,10 @@ def _links_of(axes: tuple[Link, ...]) -> dict[str, Any]:
 
 def _link(table: Mapping[str, Any], where: Callable[[str], str], prefix: str) -> Link:
     read = ClusterTable(table, where, prefix)
-    return Link(read.number("bandwidth"), read.number("start", 0.0), read.number("hop", 0.0))
+    link = Link(read.number("bandwidth"), read.number("start", 0.0), read.number("hop", 0.0))
+    if "neighbours" not in table and "far" not in table:
+        return link
+    return replace(link, neighbours=read.count("neighbours", MOST_DEVICES), far=read.number("far"))
 
 
 def _dictionary(value: Any, context: ir.Context) -> ir.Attribute:

@@ -10,6 +10,8 @@ L are the bytes one device holds *before* the step, R those it holds *after* it:
     C5  all_to_all      s +  (n-1)h +  (n-1)/n · L/B;
         where only neighbours are joined, so that parts are handed on, ⌊n²/4⌋/n · L/B
     C16 permute         s +        h +            L/B, as often as C5 where parts are handed on
+    C17 where each device of a node is joined to k others that share its links' bandwidth, B is that of min(k, n-1)
+        links and C16's that of one; in C5 the parts for the n-1-k others go meanwhile at the speed to them
     C6  slice           half of R / memory bandwidth (fused into what reads it, as rule C12)
     C7  a reshard costs the sum of the steps that `reshard_steps` plans and the localiser emits
 
@@ -25,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alpa_mlir.dialect.sharding import Sharding
-from alpa_mlir.passes.costs.links import MeshLinks
+from alpa_mlir.passes.costs.links import AxisLink, MeshLinks
 from alpa_mlir.passes.local.steps import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, PERMUTE, SLICE, Step, reshard_steps
 
 Matrix = npt.NDArray[np.float64]
@@ -54,10 +56,19 @@ def step_cost(step: Step, links: MeshLinks) -> Affine:
     held = step.after if step.kind == ALL_GATHER else step.before
     share = 1.0 / mesh.extent(held.axes)
     rounds = {ALL_REDUCE: 2 * (n - 1), PERMUTE: 1}.get(step.kind, n - 1)
-    sent = n if step.kind == PERMUTE else rounds
-    if link.ring and step.kind in (ALL_TO_ALL, PERMUTE):
-        sent = max(sent, n * n // 4)
-    return Affine(link.start + rounds * link.hop, sent / n * share / link.bandwidth)
+    return Affine(link.start + rounds * link.hop, _seconds_sent(step.kind, n, rounds, link) / n * share)
+
+
+def _seconds_sent(kind: str, n: int, rounds: int, link: AxisLink) -> float:
+    """Seconds to send what a device sends, each of the n parts of what it holds having a byte (rules C2 to C5, C16)."""
+    if kind not in (ALL_TO_ALL, PERMUTE):
+        return rounds / link.bandwidth
+    if link.ring:
+        return max(n if kind == PERMUTE else rounds, n * n // 4) / link.bandwidth
+    if kind == PERMUTE:
+        return n / (link.pair or link.bandwidth)
+    apart, far = link.apart
+    return max((rounds - apart) / link.bandwidth, apart / far if apart else 0.0)
 
 
 def reshard_cost(source: Sharding, target: Sharding, links: MeshLinks) -> Affine:

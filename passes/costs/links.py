@@ -5,8 +5,10 @@ collective along one axis visits devices at distance `stride`; where they all si
 the device link, else on the node link. The node link is shared: with r rings crossing out of a node at
 once, each has 1/r of it (p3.16xlarge: an axis of stride 8 has eight rings on one network card). A ring
 is never faster than the device link if it also walks inside the nodes. Over several axes together there are
-fewer, longer rings: over all axes a single one, which has the whole link. A cluster file may give the links of
-the axes themselves instead: the α-β model of the literature, on rings.
+fewer, longer rings: over all axes a single one, which has the whole link. Where the devices of a node are joined one to
+one, without a switch, few devices among one another have only some of a device's links, and to those that they are not
+joined to only a slow way through the host (rule C17). A cluster file may give the links of the axes themselves instead:
+the α-β model of the literature, on rings.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from itertools import combinations
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
-from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.costs.cluster import Cluster, Link
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,16 @@ class AxisLink:
     """Bandwidth (bytes/s per device), start seconds of a collective, seconds per hop of its ring.
 
     `ring`: devices are joined to their neighbours alone, so that what is for others is handed on.
+    `pair`: bytes/s to a single other device, where not all have the whole bandwidth (rule C17). `apart`: how many of
+    the others a device is not joined to, and the bytes/s to these.
     """
 
     bandwidth: float
     start: float
     hop: float = 0.0
     ring: bool = False
+    pair: float = 0.0
+    apart: tuple[int, float] = (0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks
     joints = tuple((several, _ring_link(mesh, several, cluster, offset)) for several in _several(mesh))
     inside, between = cluster.device_link, cluster.node_link
     if cluster.nodes == 1 and cluster.alone:
-        outside = AxisLink(inside.bandwidth, inside.start, inside.hop)
+        outside = pair_link(inside)
     else:
         bandwidth = min(inside.bandwidth, between.bandwidth / min(per_node, mesh.device_count))
         outside = AxisLink(bandwidth, between.start, between.hop)
@@ -95,10 +101,23 @@ def _ring_link(mesh: Mesh, axes: tuple[str, ...], cluster: Cluster, offset: int)
             crossing.append(nodes)
             walks_inside |= len(nodes) < len(group)
     if not crossing:
-        return AxisLink(inside.bandwidth, inside.start, inside.hop)
+        return _group_link(inside, mesh.extent(axes))
     rings = max(Counter(node for nodes in crossing for node in nodes).values())
     bandwidth = between.bandwidth / rings
     return AxisLink(min(bandwidth, inside.bandwidth) if walks_inside else bandwidth, between.start, between.hop)
+
+
+def pair_link(link: Link) -> AxisLink:
+    """The link from each device of a stage to one of another stage in the same node."""
+    return AxisLink(link.pair, link.start, link.hop)
+
+
+def _group_link(link: Link, devices: int) -> AxisLink:
+    """The link of so many devices of a node (rule C17)."""
+    if not link.neighbours:
+        return AxisLink(link.bandwidth, link.start, link.hop)
+    apart = max(0, devices - 1 - link.neighbours)
+    return AxisLink(link.within(devices), link.start, link.hop, pair=link.pair, apart=(apart, link.far))
 
 
 def _given_links(mesh: Mesh, cluster: Cluster) -> MeshLinks:

@@ -56,6 +56,20 @@ def test_c5_all_to_all() -> None:
     assert seconds(sharding("y", ""), sharding("", "y")) == pytest.approx(10 + 3 / 4 * 200 * 0.5)
 
 
+def test_c17_devices_without_a_switch_have_some_links_to_each_other() -> None:
+    """Six devices, each joined to three others by links of 10 bytes/s, with 2 bytes/s to the remaining two."""
+    link = Link(30.0, 0.0, 0.0, neighbours=3, far=2.0)
+    cluster = replace(load_cluster("p3.16xlarge"), device_link=link, devices_per_node=6)
+    split, whole, turned = sharding("x", ""), sharding("", ""), sharding("", "x")
+    for n, shared, exchanged in ((2, 10, 10), (3, 20, 20), (4, 30, 30), (6, 30, 0)):
+        links = mesh_links(Mesh.from_shape("m", (n,)), cluster)
+        gathered = reshard_cost(split, whole, links)
+        assert gathered.at(600.0) == pytest.approx((n - 1) / n * 600 / shared)
+        seconds = (n - 1) / n * 600 / n / exchanged if exchanged else 2 * 600 / 36 / 2
+        assert reshard_cost(split, turned, links).at(600.0) == pytest.approx(seconds)
+        assert links.outside.bandwidth == 10
+
+
 def test_c5_all_to_all_where_only_neighbours_are_joined() -> None:
     for n, hops in ((2, 1 / 2), (3, 2 / 3), (4, 4 / 4), (8, 16 / 8)):
         links = mesh_links(Mesh.from_shape("m", (n,)), replace(load_cluster("unit"), axes=(Link(0.5, 3.0, 0.0),)))
@@ -99,7 +113,7 @@ def test_c9_links_of_the_axes() -> None:
     assert bandwidths(8) == [inside]
     assert bandwidths(2, 8) == [between / 8, inside]
     assert bandwidths(16) == [between]
-    assert bandwidths(8, 2) == [between / 2, inside]
+    assert bandwidths(8, 2) == [between / 2, inside / 4]
 
 
 def test_c1_longer_rings_share_the_link_with_fewer_others() -> None:
@@ -192,6 +206,7 @@ def test_presets_parse_and_round_trip_through_the_attribute() -> None:
         (preset_text("unit").replace("alpha = [1.0, ", "alpha = ["), "axes.alpha has 2 numbers, axes.beta 3"),
         (preset_text("unit").replace("beta = [1.0", "beta = [0"), "a cluster needs a positive number axes.beta, got 0"),
         (preset_text("unit").split("[axes]")[0], "a cluster needs a table link"),
+        (preset_text("p3.16xlarge").replace("far = 10e9", ""), "a cluster needs a positive number link.device.far"),
     ],
 )
 def test_broken_cluster_files_are_located_errors(text: str, message: str) -> None:
