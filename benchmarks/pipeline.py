@@ -1,6 +1,7 @@
 """How much of a pipeline's ideal speed is reached: two ranks of one core each, eight microbatches, two like stages.
 
-    python -m benchmarks.pipeline [--steps 20] [--hidden 512] [--layers 16] [--microbatches 8] [--json FILE]
+    python -m benchmarks.pipeline [--schedule eager-1f1b] [--steps 20] [--hidden 768] [--layers 16] [--microbatches 8]
+                                  [--json FILE]
 
 A perceptron trains in two stages.  The ideal step is played from the seconds that the same programs take on the same
 ranks at the same time when nothing is sent or waited for: what m/(m + p - 1) says of equal stages, exact for unequal
@@ -187,11 +188,13 @@ def run_rank(path: Path, steps: int, microbatches: int) -> None:
     world.Barrier()
 
 
-def measure(steps: int, hidden: int, layers: int, microbatches: int) -> Result:
+def measure(schedule: str, steps: int, hidden: int, layers: int, microbatches: int) -> Result:
     """Make the plan, start the ranks, and return what rank 0 says."""
     with tempfile.TemporaryDirectory() as folder:
         model, plan, hand = (Path(folder) / name for name in ("model.mlir", "plan.mlir", "hand.toml"))
-        hand.write_text(f'microbatches = {microbatches}\nschedule = "1f1b"\nremat = "none"\nstages = 2\nmesh = "1"\n')
+        hand.write_text(
+            f'microbatches = {microbatches}\nschedule = "{schedule}"\nremat = "none"\nstages = 2\nmesh = "1"\n'
+        )
         sizes = ["--layers", layers, "--hidden", hidden, "--batch", 64 * microbatches, "--optimizer", "sgd"]
         python = [sys.executable, "-m"]
         _run([*python, "alpa_mlir.tools.export", "mlp", *sizes, "-o", model])
@@ -217,8 +220,9 @@ def _run(command: Sequence[object]) -> str:
 def main() -> None:
     """Print the result."""
     parser = argparse.ArgumentParser(description="Measure the efficiency of a pipeline of two ranks.")
+    parser.add_argument("--schedule", default="eager-1f1b", help="that of the plan")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--json", type=Path)
@@ -227,7 +231,7 @@ def main() -> None:
     if options.plan is not None:
         run_rank(options.plan, options.steps, options.microbatches)
         return
-    found = measure(options.steps, options.hidden, options.layers, options.microbatches)
+    found = measure(options.schedule, options.steps, options.hidden, options.layers, options.microbatches)
     print(f"step {found.step:.1f} ms, ideal {found.ideal:.1f} ms: efficiency {found.efficiency:.3f}", end="")
     print(f", in the quiet quarter {found.quiet:.3f}; m/(m+p-1) = {found.bubble:.3f}")
     if options.json:

@@ -147,8 +147,10 @@ class Transfers:
         landing, peers = self._landing.pop(transfer), self._host.peers
         if not landing.arrived():
             # Nobody rings for what is copied here.
-            rest = time.sleep if landing.copies or peers is None else peers.rest
-            wait_until(landing.arrived, self.progress, self._watchdog, what, self.busy, rest)
+            if landing.copies or peers is None or not peers.tells:
+                wait_until(landing.arrived, self.progress, self._watchdog, what, self.busy)
+            else:
+                wait_until(landing.arrived, self.progress, self._watchdog, what, self.busy, peers.rest, spins=0)
         return landing
 
     def gather(self, value: jax.Array | None, kind: MeshTensor, transfer: int, what: str) -> Array | None:

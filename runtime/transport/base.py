@@ -71,9 +71,17 @@ class Transport(ABC):
         """Whether something is under way that moves by `progress` alone."""
         return not self.idle()
 
-    def rest(self, seconds: float) -> None:
-        """Sleep before looking again for a message: so long, or until one comes where that can be told."""
-        time.sleep(seconds)
+    def rest(self, seconds: float) -> bool:
+        """Sleep before looking again for a message: so long, or until one comes where that can be told.
+
+        Whether one comes.
+        """
+        return sleep(seconds)
+
+    @property
+    def tells(self) -> bool:
+        """Whether `rest` ends when a message comes."""
+        return False
 
     def together(self, edge: tuple[str, str], *, hold: bool = False) -> AbstractContextManager[None]:
         """What is posted inside starts as one, on the edge between two submeshes; all ranks in the same order.
@@ -83,33 +91,41 @@ class Transport(ABC):
         return nullcontext()
 
 
+def sleep(seconds: float) -> bool:
+    """Sleep, and hear nothing."""
+    time.sleep(seconds)
+    return False
+
+
 def wait_until(
     done: Test,
     progress: Callable[[], None],
     watchdog: Watchdog,
     what: str,
     busy: Test | None = None,
-    rest: Callable[[float], None] = time.sleep,
+    rest: Callable[[float], bool] = sleep,
     longest: float = LONGEST_SLEEP,
+    spins: int = SPINS,
 ) -> None:
     """Return when `done()`; meanwhile `progress()`.  First spins a little, then sleeps up to `longest` at a time.
 
     Looking often costs a core that computes its time, and looking seldom costs one that idles its: while `busy()` the
-    sleeps are long, afterwards a tenth of the time idled so far.
+    sleeps are long, afterwards a tenth of the time since then, or since `rest` heard that a message comes.
     """
     watchdog.wait(what)
-    idle_since, spins = time.monotonic(), 0
+    since = time.monotonic()
     while not done():
         progress()
         if done():
             return
-        spins += 1
-        if spins < SPINS:
+        if spins:
+            spins -= 1
             time.sleep(0)
             continue
         now = time.monotonic()
         if busy is not None and busy():
-            idle_since = now
-            rest(longest)
+            since, pause = now, longest
         else:
-            rest(min(longest, max(SHORTEST_SLEEP, (now - idle_since) / 10)))
+            pause = min(longest, max(SHORTEST_SLEEP, (now - since) / 10))
+        if rest(pause):
+            since = time.monotonic()

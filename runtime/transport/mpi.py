@@ -28,7 +28,7 @@ import numpy as np
 
 from alpa_mlir.runtime.guard import guarded
 from alpa_mlir.runtime.transport import doorbell
-from alpa_mlir.runtime.transport.base import Array, Held, Message, Test, Transport, Window
+from alpa_mlir.runtime.transport.base import Array, Held, Message, Test, Transport, Window, sleep
 from alpa_mlir.runtime.transport.memory import HostMemory, is_ready
 
 CHUNK = 1 << 30
@@ -114,12 +114,16 @@ class MpiTransport(Transport):
         with self._lock:
             return all(isinstance(send.held, np.ndarray) for send in self._waiting)
 
-    def rest(self, seconds: float) -> None:
+    def rest(self, seconds: float) -> bool:
         """See `Transport`; long where all that is to come is rung for, and nothing is on its way."""
         if self._bell is None or not self._listens:
-            time.sleep(seconds)
-        else:
-            self._bell.wait(seconds if self.moves() else _LONG_REST)
+            return sleep(seconds)
+        return self._bell.wait(seconds if self.moves() else _LONG_REST)
+
+    @property
+    def tells(self) -> bool:
+        """See `Transport`."""
+        return self._bell is not None and self._listens
 
     def moves(self) -> bool:
         """See `Transport`: a message under way, or one that may be and that nobody rings for."""

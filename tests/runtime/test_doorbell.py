@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from alpa_mlir.runtime.guard import Watchdog
+from alpa_mlir.runtime.transport.base import wait_until
 from alpa_mlir.runtime.transport.doorbell import Doorbell, _socket
 
 
@@ -47,3 +49,21 @@ def test_who_is_no_neighbour_is_not_rung_for_and_noise_is_not_heard() -> None:
     stranger.sendto(b"?", other._own.getsockname())
     other.wait(60)
     assert other.rung(3) == 0 and other.neighbours == {3}
+
+
+def test_who_can_hear_looks_once_and_sleeps_until_a_message_comes() -> None:
+    """Not again and again; after the ring soon again, however long the sleep was."""
+    looks: list[float] = []
+    pauses: list[float] = []
+
+    def rest(seconds: float) -> bool:
+        pauses.append(seconds)
+        time.sleep(0.3)
+        return len(pauses) == 2
+
+    def done() -> bool:
+        return len(pauses) == 3
+
+    wait_until(done, lambda: looks.append(0.0), Watchdog(0, 0), "a message", rest=rest, longest=1.0, spins=0)
+    assert len(looks) == 3
+    assert pauses[1] >= 0.03 > pauses[2]

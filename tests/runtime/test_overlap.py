@@ -77,7 +77,7 @@ def until_it_waits(rank: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str
     calls = zip(part.actions, worker._calls, strict=True)
     worker._calls = [noted(a, c) if isinstance(a, Call) else c for a, c in calls]  # type: ignore[misc]
 
-    def wait(done: Test, progress: object, watchdog: Watchdog, what: str, busy: object, rest: object) -> None:
+    def wait(done: Test, progress: object, watchdog: Watchdog, what: str, busy: object) -> None:
         raise Blocked(what)
 
     monkeypatch.setattr(moving, "wait_until", wait)
