@@ -11,7 +11,7 @@ import ctypes
 
 from jaxlib.mlir import ir
 from jaxlib.mlir import passmanager as passmanager
-from jaxlib.mlir._mlir_libs import _jax_mlir_ext
+from jaxlib.mlir._mlir_libs import _jax_mlir_ext, _mlir
 from jaxlib.mlir.dialects import chlo, mhlo, mpmd, sdy
 from jaxlib.mlir.dialects import func as func
 from jaxlib.mlir.dialects import stablehlo as stablehlo
@@ -36,6 +36,8 @@ def make_context() -> ir.Context:
     context.allow_unregistered_dialects = True
     if not _pass_libraries:
         stablehlo.register_stablehlo_passes()
+        # Else every look at an `alpa.*` op looks for a Python module of its dialect in all of sys.path, in vain.
+        _mlir.globals.append_dialect_search_prefix("alpa_mlir.dialect")
         _pass_libraries.append(True)
     return context
 

@@ -1,8 +1,7 @@
 """Level 7 of the IR as values: per submesh the list of instructions that executes one step.
 
 A plan is a split module (see `alpa_mlir.dialect.staged`) with one `"alpa.schedule"` op per submesh.
-Each instruction names an op of `@main` by its `alpa.id` and a microbatch (-1: once per step); neighbouring
-accumulations, and frees, of one microbatch are written as one op.  The
+Each instruction names an op of `@main` by its `alpa.id`, or several, and a microbatch (-1: once per step).  The
 lists are projections of one total order of runs and transfers, so that they can be executed in
 order with blocking sends and receives without a deadlock (`alpa-check-schedule` proves it by playing them).
 `digest` seals the text of a plan: every rank of a run checks that it decoded the same one.
@@ -13,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from jaxlib.mlir import ir
 
@@ -55,17 +53,17 @@ class Recv:
 
 @dataclass(frozen=True)
 class Combine:
-    """`alpa.accumulate`: add one microbatch's value to an `alpa.accumulate` or `alpa.stack` of `@main`."""
+    """`alpa.accumulate`: add one microbatch's values to `alpa.accumulate` and `alpa.stack` ops of `@main`."""
 
-    id: int
+    ids: tuple[int, ...]
     microbatch: int
 
 
 @dataclass(frozen=True)
 class Free:
-    """`alpa.free`: the value is dead on this submesh."""
+    """`alpa.free`: the values are dead on this submesh."""
 
-    value: Ref
+    values: tuple[Ref, ...]
     microbatch: int
 
 
@@ -168,15 +166,14 @@ def _read_cost(module: ir.Module) -> float | None:
 def read_schedules(module: ir.Module) -> tuple[Schedule, ...]:
     """The instruction lists of a plan, one per submesh, in module order."""
     found = []
+    reader = _Reader()
     for view in module.body.operations:
         op = view.operation
         if op.name != SCHEDULE:
             continue
         block = op.regions[0].blocks[0]
-        instructions: list[Instruction] = []
-        for view in block.operations:
-            instructions += _read_instructions(view.operation)
-        found.append(Schedule(_string(op, "mesh"), _string(op, "kind"), tuple(instructions)))
+        instructions = tuple([reader.read(view.operation) for view in block.operations])
+        found.append(Schedule(_string(op, "mesh"), _string(op, "kind"), instructions))
     return tuple(found)
 
 
@@ -187,20 +184,38 @@ def _string(op: ir.Operation, name: str) -> str:
     return value
 
 
-def _read_instructions(op: ir.Operation) -> list[Instruction]:
-    """The instructions that one op stands for."""
-    said = {_FREE: "values", _COMBINE: "ids"}.get(op.name, "id")
-    if "microbatch" not in op.attributes or said not in op.attributes:
-        raise CompileError(f"{op.name} is not an instruction with its attributes", op.location)
-    microbatch = int(ir.IntegerAttr(op.attributes["microbatch"]).value)
-    if op.name == _FREE:
-        numbers = [int(n) for n in ir.DenseI64ArrayAttr(op.attributes["values"])]
-        return [Free(Ref(n, r), microbatch) for n, r in zip(numbers[::2], numbers[1::2], strict=True)]
-    if op.name == _COMBINE:
-        return [Combine(int(n), microbatch) for n in ir.DenseI64ArrayAttr(op.attributes["ids"])]
-    if op.name not in _BY_NAME:
-        raise CompileError(f"unknown instruction {op.name}", op.location)
-    return [_BY_NAME[op.name](int(ir.IntegerAttr(op.attributes["id"]).value), microbatch)]
+class _Reader:
+    """Reads instructions; what their attributes say is read once, as most occur in every microbatch."""
+
+    def __init__(self) -> None:
+        self.single: dict[ir.Attribute, int] = {}
+        self.ids: dict[ir.Attribute, tuple[int, ...]] = {}
+        self.values: dict[ir.Attribute, tuple[Ref, ...]] = {}
+
+    def read(self, op: ir.Operation) -> Instruction:
+        """The instruction that an op stands for."""
+        name, attributes = op.name, op.attributes
+        said = {_FREE: "values", _COMBINE: "ids"}.get(name, "id")
+        if "microbatch" not in attributes or said not in attributes:
+            raise CompileError(f"{name} is not an instruction with its attributes", op.location)
+        microbatch, what = self._number(attributes["microbatch"]), attributes[said]
+        if name == _FREE:
+            if what not in self.values:
+                numbers = [int(n) for n in ir.DenseI64ArrayAttr(what)]
+                self.values[what] = tuple([Ref(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)])
+            return Free(self.values[what], microbatch)
+        if name == _COMBINE:
+            if what not in self.ids:
+                self.ids[what] = tuple([int(n) for n in ir.DenseI64ArrayAttr(what)])
+            return Combine(self.ids[what], microbatch)
+        if name not in _BY_NAME:
+            raise CompileError(f"unknown instruction {name}", op.location)
+        return _BY_NAME[name](self._number(what), microbatch)
+
+    def _number(self, attribute: ir.Attribute) -> int:
+        if attribute not in self.single:
+            self.single[attribute] = int(ir.IntegerAttr(attribute).value)
+        return self.single[attribute]
 
 
 def write_schedules(module: ir.Module, schedules: Sequence[Schedule]) -> None:
@@ -210,6 +225,7 @@ def write_schedules(module: ir.Module, schedules: Sequence[Schedule]) -> None:
             view.operation.erase()
     context = module.context
     with context, ir.Location.unknown():
+        writer = _Writer(context)
         for schedule in schedules:
             attributes = {
                 "mesh": alpa.string(schedule.mesh, context),
@@ -217,32 +233,42 @@ def write_schedules(module: ir.Module, schedules: Sequence[Schedule]) -> None:
             }
             op = ir.Operation.create(SCHEDULE, attributes=attributes, regions=1, ip=ir.InsertionPoint(module.body))
             ip = ir.InsertionPoint(op.regions[0].blocks.append())
-            for _, group in groupby(schedule.instructions, _group):
-                _write_instructions(list(group), context, ip)
+            for instruction in schedule.instructions:
+                writer.write(instruction, ip)
 
 
-def _group(instruction: Instruction) -> tuple[object, ...]:
-    """Equal for neighbours that one op may stand for."""
-    if isinstance(instruction, (Combine, Free)):
-        return type(instruction), instruction.microbatch
-    return (id(instruction),)
+class _Writer:
+    """Writes instructions; attributes are made once, as most occur in every microbatch."""
 
+    def __init__(self, context: ir.Context) -> None:
+        self.context = context
+        self.single: dict[int, ir.Attribute] = {}
+        self.ids: dict[tuple[int, ...], ir.Attribute] = {}
+        self.values: dict[tuple[Ref, ...], ir.Attribute] = {}
 
-def _write_instructions(group: Sequence[Instruction], context: ir.Context, ip: ir.InsertionPoint) -> None:
-    """One op for instructions of one group."""
-    first = group[0]
-    attributes = {"microbatch": alpa.i64(first.microbatch, context)}
-    if isinstance(first, Free):
-        values = [n for i in group if isinstance(i, Free) for n in (i.value.op, i.value.result)]
-        attributes["values"] = ir.DenseI64ArrayAttr.get(values, context)
-        ir.Operation.create(_FREE, attributes=attributes, ip=ip)
-    elif isinstance(first, Combine):
-        ids = [i.id for i in group if isinstance(i, Combine)]
-        attributes["ids"] = ir.DenseI64ArrayAttr.get(ids, context)
-        ir.Operation.create(_COMBINE, attributes=attributes, ip=ip)
-    else:
-        attributes["id"] = alpa.i64(first.id, context)
-        ir.Operation.create(_NAMES[type(first)], attributes=attributes, ip=ip)
+    def write(self, instruction: Instruction, ip: ir.InsertionPoint) -> None:
+        """The op of an instruction; within the context."""
+        attributes = {"microbatch": self._number(instruction.microbatch)}
+        if isinstance(instruction, Free):
+            values = instruction.values
+            if values not in self.values:
+                self.values[values] = ir.DenseI64ArrayAttr.get([n for ref in values for n in ref], self.context)
+            attributes["values"] = self.values[values]
+            ir.Operation.create(_FREE, attributes=attributes, ip=ip)
+        elif isinstance(instruction, Combine):
+            ids = instruction.ids
+            if ids not in self.ids:
+                self.ids[ids] = ir.DenseI64ArrayAttr.get(list(ids), self.context)
+            attributes["ids"] = self.ids[ids]
+            ir.Operation.create(_COMBINE, attributes=attributes, ip=ip)
+        else:
+            attributes["id"] = self._number(instruction.id)
+            ir.Operation.create(_NAMES[type(instruction)], attributes=attributes, ip=ip)
+
+    def _number(self, value: int) -> ir.Attribute:
+        if value not in self.single:
+            self.single[value] = alpa.i64(value, self.context)
+        return self.single[value]
 
 
 def digest(module: ir.Module) -> str:

@@ -216,16 +216,6 @@ class PlanMain:
         """The values that are results."""
         return frozenset(self.results)
 
-    @cached_property
-    def reads(self) -> dict[int, tuple[tuple[Ref, bool], ...]]:
-        """By op the values that it reads, arguments left out, and whether each exists once per microbatch."""
-        return {s.id: tuple([(r, self.per_microbatch(r)) for r in s.operands if not r.is_argument]) for s in self.steps}
-
-    @cached_property
-    def makes(self) -> dict[int, tuple[Ref, ...]]:
-        """By op the values that it makes."""
-        return {s.id: tuple([Ref(s.id, k) for k in range(len(s.results))]) for s in self.steps}
-
     def step(self, number: int) -> Step:
         """The op with this id; KeyError where there is none."""
         return self._by_id[number]

@@ -16,17 +16,22 @@ Rules, cited in the error texts:
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv, Run, Schedule, Send, read_plan
-from alpa_mlir.dialect.staged import Accumulate, Fragment, Index, PlanMain, Ref, Slice, Stack, Step, Transfer
+from alpa_mlir.dialect.staged import Fragment, Index, PlanMain, Ref, Slice, Step, Transfer
 from alpa_mlir.passes.inter.schedules import KINDS, in_flight, last_part
 from alpa_mlir.passes.registry import Pass, register
-from alpa_mlir.passes.schedule_lists import Use, makes, pipeline_of, uses
+from alpa_mlir.passes.schedule_lists import pipeline_of
+from alpa_mlir.passes.schedule_values import Bundle, Values, positions
+
+Part = tuple[type[Instruction], int]
+"""What an instruction does with which op of `@main`."""
 
 
 @register
@@ -56,59 +61,79 @@ def check_plan(plan: Plan) -> None:
     for kind in (s.kind for s in plan.schedules):
         if kind not in KINDS:
             raise CompileError(f"unknown schedule {kind!r}: expected {', '.join(KINDS)} (S1)")
-    expected = _expected(plan.main)
+    expected, values = _expected(plan.main), Values(plan.main)
     for schedule in plan.schedules:
-        _check_list(plan, schedule, expected)
+        _check_complete(plan.main, schedule, expected.get(schedule.mesh, {}))
+        _check_values(plan, schedule, values)
     _check_order(plan)
     for rendezvous in (False, True):
         _play(plan, rendezvous)
 
 
-def _expected(main: PlanMain) -> dict[str, Counter[Instruction]]:
-    """Per submesh all instructions but frees, with their number."""
-    found: dict[str, Counter[Instruction]] = {}
+def _expected(main: PlanMain) -> dict[str, dict[Part, None]]:
+    """Per submesh what it does, in the order of `@main`."""
+    found: dict[str, dict[Part, None]] = {}
     for step in main.steps:
-        collects = isinstance(step, (Accumulate, Stack))
-        many = collects or main.runs_per_microbatch(step)
-        for m in range(main.microbatches) if many else (ONCE,):
-            for mesh, instruction in _halves(main, step, m):
-                found.setdefault(mesh, Counter())[instruction] += 1
+        for mesh, kind in _halves(main, step):
+            found.setdefault(mesh, {})[kind, step.id] = None
     return found
 
 
-def _halves(main: PlanMain, step: Step, m: int) -> list[tuple[str, Instruction]]:
+def _halves(main: PlanMain, step: Step) -> list[tuple[str, type[Instruction]]]:
     if isinstance(step, Fragment):
-        return [(step.mesh, Run(step.id, m))]
+        return [(step.mesh, Run)]
     there = step.results[0].mesh
     if isinstance(step, Transfer):
-        return [(main.type_of(step.operands[0]).mesh, Send(step.id, m)), (there, Recv(step.id, m))]
-    if isinstance(step, (Slice, Index)):
-        return [(there, Run(step.id, m))]
-    return [(there, Combine(step.id, m))]
+        return [(main.type_of(step.operands[0]).mesh, Send), (there, Recv)]
+    return [(there, Run if isinstance(step, (Slice, Index)) else Combine)]
 
 
-def _check_list(plan: Plan, schedule: Schedule, expected: dict[str, Counter[Instruction]]) -> None:
-    wanted = expected.get(schedule.mesh, Counter())
-    given = Counter(i for i in schedule.instructions if not isinstance(i, Free))
-    for instruction, count in given.items():
-        if instruction not in wanted:
-            raise _error(schedule, f"{_text(instruction)} has no place in @main here (S1)")
-        if count != wanted[instruction]:
-            raise _error(schedule, f"{_text(instruction)} stands {count} times instead of once (S2)")
-    for missing in wanted:
-        if missing not in given:
-            raise _error(schedule, f"{_text(missing)} is missing (S2)")
-    _check_values(plan, schedule)
+def _check_complete(main: PlanMain, schedule: Schedule, wanted: dict[Part, None]) -> None:
+    """S1 and S2 for one list."""
+    given = _microbatches(schedule)
+    for (kind, number), found in given.items():
+        allowed = _wanted(main, kind, number) if (kind, number) in wanted else range(0)
+        for m in found if set(found) - set(allowed) else ():
+            if m not in allowed:
+                raise _error(schedule, f"{_text(kind, number, m)} has no place in @main here (S1)")
+        if len(set(found)) < len(found):
+            m, count = Counter(found).most_common(1)[0]
+            raise _error(schedule, f"{_text(kind, number, m)} stands {count} times instead of once (S2)")
+    for kind, number in wanted:
+        missing = set(_wanted(main, kind, number)) - set(given.get((kind, number), ()))
+        if missing:
+            raise _error(schedule, f"{_text(kind, number, min(missing))} is missing (S2)")
 
 
-def _check_values(plan: Plan, schedule: Schedule) -> None:
+def _microbatches(schedule: Schedule) -> dict[Part, list[int]]:
+    """By what a list does, frees apart, the microbatches for which it does it."""
+    grouped: dict[tuple[type[Instruction], tuple[int, ...]], list[int]] = {}
+    for i in schedule.instructions:
+        if not isinstance(i, Free):
+            numbers = i.ids if isinstance(i, Combine) else (i.id,)
+            grouped.setdefault((type(i), numbers), []).append(i.microbatch)
+    found: dict[Part, list[int]] = {}
+    for (kind, numbers), microbatches in grouped.items():
+        for number in numbers:
+            found.setdefault((kind, number), []).extend(microbatches)
+    return found
+
+
+def _wanted(main: PlanMain, kind: type[Instruction], number: int) -> Sequence[int]:
+    """The microbatches for which an op is done."""
+    many = kind is Combine or main.runs_per_microbatch(main.step(number))
+    return range(main.microbatches) if many else (ONCE,)
+
+
+def _check_values(plan: Plan, schedule: Schedule, values: Values) -> None:
     """S3, S4, S7 and S8 along one list; receives are taken to arrive."""
-    lane = _Lane(plan, schedule)
+    lane = _Lane(plan, schedule, values)
     for instruction in schedule.instructions:
         lane.step(instruction)
-    left = [use for use in lane.held if use[0] not in plan.main.returned]
-    if left:
-        raise _error(schedule, f"value {_name(left[0])} is never freed (S8)")
+    for bundle, bits in lane.held.items():
+        left = bits & ~values.returned.get(bundle[0], 0)
+        if left:
+            raise _error(schedule, f"value {_name(bundle, left)} is never freed (S8)")
 
 
 @dataclass
@@ -117,11 +142,14 @@ class _Lane:
 
     plan: Plan
     schedule: Schedule
-    held: dict[Use, None] = field(default_factory=dict)
-    gone: set[Use] = field(default_factory=set)
+    values: Values
+    held: dict[Bundle, int] = field(default_factory=dict)
+    gone: dict[Bundle, int] = field(default_factory=dict)
     in_flight: dict[int, set[int]] = field(default_factory=dict)
     allowed: dict[int, int] = field(default_factory=dict)
     last: dict[int, str] = field(default_factory=dict)
+    named: set[tuple[Ref, ...]] = field(default_factory=set)
+    """What frees name, as far as checked."""
 
     def __post_init__(self) -> None:
         """Per stage the last part of a microbatch (as far as the stage has it) and the bound of S7."""
@@ -135,29 +163,49 @@ class _Lane:
 
     def step(self, instruction: Instruction) -> None:
         """Check one instruction and apply it."""
-        main = self.plan.main
         if isinstance(instruction, Free):
             self._free(instruction)
             return
-        for use in uses(main, instruction):
-            if use not in self.held:
-                why = "after it was freed" if use in self.gone else "before it is there"
-                raise _error(self.schedule, f"{_text(instruction)} reads value {_name(use)} {why} (S3)")
-        for use in makes(main, instruction):
-            if use in self.gone:
-                raise _error(self.schedule, f"{_text(instruction)} makes value {_name(use)} after it was freed (S3)")
-            self.held[use] = None
+        for bundle, bits in self.values.uses(instruction):
+            missing = bits & ~self.held.get(bundle, 0)
+            if missing:
+                why = "after it was freed" if missing & -missing & self.gone.get(bundle, 0) else "before it is there"
+                self._refuse(f"{_what(instruction)} reads value {_name(bundle, missing)} {why} (S3)")
+        for bundle, bits in self.values.makes(instruction):
+            again = bits & self.gone.get(bundle, 0)
+            if again:
+                self._refuse(f"{_what(instruction)} makes value {_name(bundle, again)} after it was freed (S3)")
+            self.held[bundle] = self.held.get(bundle, 0) | bits
         if isinstance(instruction, Run):
             self._count(instruction)
 
+    def _refuse(self, message: str) -> NoReturn:
+        raise _error(self.schedule, message)
+
     def _free(self, instruction: Free) -> None:
-        use = (instruction.value, instruction.microbatch)
-        if use not in self.held:
-            raise _error(self.schedule, f"value {_name(use)} is freed where it is not held (S4)")
-        if use[0] in self.plan.main.returned:
-            raise _error(self.schedule, f"value {_name(use)} is a result of the step, but freed (S4)")
-        del self.held[use]
-        self.gone.add(use)
+        if instruction.values not in self.named:
+            self._check_names(instruction)
+            self.named.add(instruction.values)
+        for bundle, bits in self.values.frees(instruction):
+            held = self.held.get(bundle, 0)
+            if bits & ~held:
+                self._refuse(f"value {_name(bundle, bits & ~held)} is freed where it is not held (S4)")
+            returned = bits & self.values.returned.get(bundle[0], 0)
+            if returned:
+                self._refuse(f"value {_name(bundle, returned)} is a result of the step, but freed (S4)")
+            self.held[bundle] = held & ~bits
+            self.gone[bundle] = self.gone.get(bundle, 0) | bits
+
+    def _check_names(self, instruction: Free) -> None:
+        """S4: what is freed are different values, of ops that there are."""
+        known: set[Ref] = set()
+        for ref in instruction.values:
+            what = f"value {_ref_name(ref, instruction.microbatch)} is freed"
+            if not 0 <= ref.result < self.values.results.get(ref.op, 0):
+                self._refuse(f"{what} where it is not held (S4)")
+            if ref in known:
+                self._refuse(f"{what} twice (S4)")
+            known.add(ref)
 
     def _count(self, run: Run) -> None:
         step = self.plan.main.step(run.id)
@@ -202,7 +250,7 @@ def _play(plan: Plan, rendezvous: bool) -> None:
     for schedule, lane in zip(plan.schedules, lanes, strict=True):
         if lane:
             sends = "sends that block until received" if rendezvous else "sends that never block"
-            raise _error(schedule, f"{_text(lane[0])} waits for ever with {sends} (S6)")
+            raise _error(schedule, f"{_what(lane[0])} waits for ever with {sends} (S6)")
 
 
 def _can_go(
@@ -227,14 +275,21 @@ def _error(schedule: Schedule, message: str) -> CompileError:
     return CompileError(f"schedule of {schedule.mesh}: {message}")
 
 
-def _text(instruction: Instruction) -> str:
-    if isinstance(instruction, Free):
-        return f"free of {_name((instruction.value, instruction.microbatch))}"
-    word = {Run: "run", Send: "send", Recv: "receive", Combine: "accumulation"}[type(instruction)]
-    when = "once per step" if instruction.microbatch == ONCE else f"of microbatch {instruction.microbatch}"
-    return f"{word} {instruction.id} {when}"
+def _what(instruction: Run | Send | Recv | Combine) -> str:
+    number = instruction.ids[0] if isinstance(instruction, Combine) else instruction.id
+    return _text(type(instruction), number, instruction.microbatch)
 
 
-def _name(use: Use) -> str:
-    ref: Ref = use[0]
-    return f"{ref.op}.{ref.result}" + ("" if use[1] == ONCE else f" of microbatch {use[1]}")
+def _text(kind: type[Instruction], number: int, microbatch: int) -> str:
+    word = {Run: "run", Send: "send", Recv: "receive", Combine: "accumulation"}[kind]
+    return f"{word} {number} " + ("once per step" if microbatch == ONCE else f"of microbatch {microbatch}")
+
+
+def _name(bundle: Bundle, bits: int) -> str:
+    """The first of some values of a bundle."""
+    op, microbatch = bundle
+    return _ref_name(Ref(op, positions(bits)[0]), microbatch)
+
+
+def _ref_name(ref: Ref, microbatch: int) -> str:
+    return f"{ref.op}.{ref.result}" + ("" if microbatch == ONCE else f" of microbatch {microbatch}")

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Recv, Run, Send
 from alpa_mlir.dialect.staged import Accumulate, Fragment, Index, PlanMain, Ref, Slice, Stack, Step, Transfer
 from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, Pipeline, lane_order
 from alpa_mlir.passes.inter.simulate import StageCosts, play
+from alpa_mlir.passes.schedule_values import Bits, Bundle, Values
 
 TICKS = StageCosts(forward=1.0, backward=1.0, weight=1.0)
 """Unit times: every stage is taken to be equal."""
@@ -57,7 +58,8 @@ def instruction_lists(main: PlanMain, kind: str, stages: Sequence[str]) -> dict[
     for event in total_order(main, kind, stages):
         writer.emit(event)
     writer.emit_rest()
-    return {mesh: _with_frees(main, mesh, lane) for mesh, lane in writer.lanes.items()}
+    values = Values(main)
+    return {mesh: _with_frees(values, _joined(lane)) for mesh, lane in writer.lanes.items()}
 
 
 def total_order(main: PlanMain, kind: str, stages: Sequence[str]) -> list[Event]:
@@ -179,7 +181,7 @@ class _Writer:
     def _combine(self, made: Step, m: int) -> None:
         """Add the results of `made` to whatever collects them."""
         for step in self.collectors.get(made.id, ()):
-            self.lanes[step.results[0].mesh].append(Combine(step.id, m))
+            self.lanes[step.results[0].mesh].append(Combine((step.id,), m))
             self.collected.add(step.id)
 
     def emit_rest(self) -> None:
@@ -195,7 +197,7 @@ class _Writer:
                     if self.main.per_microbatch(source) and (source.op, m) not in self.cut:
                         self.cut.add((source.op, m))
                         rest.append(Run(source.op, m))
-                    rest.append(Combine(step.id, m))
+                    rest.append(Combine((step.id,), m))
                 self._insert_before_readers(step, rest)
 
     def _insert_before_readers(self, step: Accumulate | Stack, rest: list[Instruction]) -> None:
@@ -206,41 +208,44 @@ class _Writer:
         lane[at:at] = rest
 
 
-Use = tuple[Ref, int]
+def _joined(lane: Sequence[Instruction]) -> list[Instruction]:
+    """The list with neighbouring accumulations of one microbatch as one instruction."""
+    joined: list[Instruction] = []
+    for combining, group in groupby(lane, lambda i: i.microbatch if isinstance(i, Combine) else None):
+        if combining is None:
+            joined += group
+        else:
+            joined.append(Combine(tuple([n for i in group if isinstance(i, Combine) for n in i.ids]), combining))
+    return joined
 
 
-def uses(main: PlanMain, instruction: Instruction) -> list[Use]:
-    """The (value, microbatch) pairs that an instruction reads; arguments of `@main` are left out."""
-    if isinstance(instruction, (Recv, Free)):
-        return []
-    m = instruction.microbatch
-    return [(r, m if often else ONCE) for r, often in main.reads[instruction.id]]
-
-
-def makes(main: PlanMain, instruction: Instruction) -> list[Use]:
-    """The (value, microbatch) pairs that exist after an instruction."""
-    if isinstance(instruction, (Send, Free)):
-        return []
-    m = ONCE if isinstance(instruction, Combine) else instruction.microbatch
-    return [(ref, m) for ref in main.makes[instruction.id]]
-
-
-def _with_frees(main: PlanMain, mesh: str, lane: Sequence[Instruction]) -> tuple[Instruction, ...]:
+def _with_frees(values: Values, lane: Sequence[Instruction]) -> tuple[Instruction, ...]:
     """The list with every value freed after its last use, and after the accumulations around it; results stay."""
-    last: dict[Use, int] = {}
-    for n, instruction in enumerate(lane):
-        last.update(dict.fromkeys([*uses(main, instruction), *makes(main, instruction)], n))
-    dead: dict[int, list[Use]] = {}
-    for (ref, m), n in last.items():
-        if ref not in main.returned:
-            dead.setdefault(n, []).append((ref, m))
+    dead = _last_uses(values, lane)
     written: list[Instruction] = []
-    waiting: list[Use] = []
+    waiting: dict[int, dict[int, int]] = {}
     for n, instruction in enumerate(lane):
         written.append(instruction)
-        waiting += dead.get(n, ())
+        for (op, m), bits in dead[n]:
+            ops = waiting.setdefault(m, {})
+            ops[op] = ops.get(op, 0) | bits
         following = lane[n + 1] if n + 1 < len(lane) else None
         if not isinstance(following, Combine) or not isinstance(instruction, Combine):
-            written += [Free(ref, m) for ref, m in sorted(waiting, key=lambda use: (use[1], use[0]))]
-            waiting = []
+            written += [Free(values.refs(tuple(waiting[m].items())), m) for m in sorted(waiting)]
+            waiting = {}
     return tuple(written)
+
+
+def _last_uses(values: Values, lane: Sequence[Instruction]) -> list[list[Bits]]:
+    """By instruction the values that none after it reads or makes again."""
+    dead: list[list[Bits]] = [[] for _ in lane]
+    seen: dict[Bundle, int] = {}
+    for n in range(len(lane) - 1, -1, -1):
+        for bundle, bits in (*values.uses(lane[n]), *values.makes(lane[n])):
+            known = seen.get(bundle)
+            if known is None:
+                known = values.returned.get(bundle[0], 0)
+            if bits & ~known:
+                dead[n].append((bundle, bits & ~known))
+                seen[bundle] = known | bits
+    return dead

@@ -20,7 +20,10 @@ from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv,
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.dialect.staged import Fragment, MeshTensor, PlanMain, Ref, Slice
 from alpa_mlir.passes.inter.simulate import Move, Span, Timeline, idle_share
-from alpa_mlir.passes.schedule_lists import Use, makes, uses
+from alpa_mlir.passes.schedule_values import Bundle, Values, positions
+
+ACCUMULATE = "accumulate"
+"""The kind of spans that are no stage function's."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ def _donations(function: ir.Operation) -> dict[int, int]:
 
 def play_plan(plan: Plan, costs: PlanCosts) -> Timeline:
     """The timeline of one step of a plan whose lists are sound (`alpa-check-schedule`)."""
-    player = _Player(plan, costs)
-    lanes = [_Lane(n, s, _Memory(plan, s.mesh, costs)) for n, s in enumerate(plan.schedules)]
+    values = Values(plan.main)
+    player = _Player(plan, costs, values)
+    lanes = [_Lane(n, s, _Memory(plan, s.mesh, costs, values)) for n, s in enumerate(plan.schedules)]
     moved = True
     while moved:
         moved = False
@@ -98,6 +102,16 @@ class _Lane:
     def instructions(self) -> tuple[Instruction, ...]:
         return self.schedule.instructions
 
+    def accumulate(self, microbatch: int, start: float, finish: float) -> None:
+        """A span of accumulation, as part of the last one where that ended then."""
+        last = self.spans[-1] if self.spans else None
+        if finish == start:
+            return
+        if last is not None and (last.kind, last.finish) == (ACCUMULATE, start):
+            self.spans[-1] = replace(last, finish=finish)
+        else:
+            self.spans.append(Span(self.number, -1, ACCUMULATE, microbatch, start, finish))
+
     def follow(self) -> None:
         """Go on to the next instruction, with what the last one did to memory."""
         instruction = self.instructions[self.at]
@@ -109,13 +123,15 @@ class _Lane:
 class _Player:
     """When values are ready, transfers arrive, and channels between submeshes are free."""
 
-    def __init__(self, plan: Plan, costs: PlanCosts) -> None:
-        self.plan, self.main, self.costs = plan, plan.main, costs
+    def __init__(self, plan: Plan, costs: PlanCosts, values: Values) -> None:
+        self.plan, self.main, self.costs, self.values = plan, plan.main, costs, values
         self.lane_of = {s.mesh: n for n, s in enumerate(plan.schedules)}
-        self.ready: dict[tuple[int, Use], float] = {}
+        self.ready: list[dict[Bundle, float]] = [{} for _ in plan.schedules]
+        """Per submesh when the values of a bundle are there: all at once."""
         self.arrivals: dict[tuple[int, int], float] = {}
         self.channels: dict[tuple[int, int], float] = {}
         self.begun: set[int] = set()
+        self.collected: dict[int, tuple[int, bool, float]] = {}
         self.moves: list[Move] = []
 
     def execute(self, lane: _Lane, instruction: Instruction) -> bool:
@@ -124,38 +140,53 @@ class _Player:
             arrival = self.arrivals.get((instruction.id, instruction.microbatch))
             if arrival is None:
                 return False
-            self._make(lane, instruction, arrival)
+            self.ready[lane.number][instruction.id, instruction.microbatch] = arrival
         elif isinstance(instruction, Send):
             self._send(lane, instruction)
-        elif isinstance(instruction, (Run, Combine)):
+        elif isinstance(instruction, Run):
             self._run(lane, instruction)
+        elif isinstance(instruction, Combine):
+            self._combine(lane, instruction)
         return True
 
     def _there(self, lane: _Lane, instruction: Instruction) -> float:
-        return max((self.ready[lane.number, use] for use in uses(self.main, instruction)), default=0.0)
+        ready = self.ready[lane.number]
+        return max([ready[bundle] for bundle, _ in self.values.uses(instruction)], default=0.0)
 
-    def _make(self, lane: _Lane, instruction: Instruction, at: float) -> None:
-        for use in makes(self.main, instruction):
-            self.ready[lane.number, use] = at
+    def _run(self, lane: _Lane, run: Run) -> None:
+        step, start = self.main.step(run.id), max(lane.free, self._there(lane, run))
+        ready = start
+        if isinstance(step, Fragment):
+            ready = lane.free = start + self.costs.seconds.get(run.id, 0.0)
+            lane.spans.append(Span(lane.number, step.stage, step.phase, run.microbatch, start, ready))
+        self.ready[lane.number][run.id, run.microbatch] = ready
 
-    def _run(self, lane: _Lane, instruction: Run | Combine) -> None:
-        step, seconds = self.main.step(instruction.id), self.costs.seconds.get(instruction.id, 0.0)
-        if isinstance(instruction, Combine) and instruction.id not in self.begun:
-            # The first microbatch's value is the total so far.
-            self.begun.add(instruction.id)
-            seconds = 0.0
-        start = max(lane.free, self._there(lane, instruction))
-        if seconds == 0 and not isinstance(step, Fragment):
-            self._make(lane, instruction, start)
-            return
-        lane.free = start + seconds
-        self._make(lane, instruction, lane.free)
-        stage, kind = (step.stage, step.phase) if isinstance(step, Fragment) else (-1, "accumulate")
-        last = lane.spans[-1] if lane.spans else None
-        if kind == "accumulate" and last is not None and (last.kind, last.finish) == (kind, start):
-            lane.spans[-1] = replace(last, finish=lane.free)
-        else:
-            lane.spans.append(Span(lane.number, stage, kind, instruction.microbatch, start, lane.free))
+    def _combine(self, lane: _Lane, combine: Combine) -> None:
+        """Accumulations one after the other; neighbours in time are one span."""
+        ready, microbatch = self.ready[lane.number], combine.microbatch
+        free = began = lane.free
+        for number in combine.ids:
+            op, often, seconds = self._collected(number)
+            there = ready[op, microbatch if often else ONCE] if op >= 0 else 0.0
+            if number not in self.begun:
+                # The first microbatch's value is the total so far.
+                self.begun.add(number)
+                seconds = 0.0
+            if seconds and there > free:
+                lane.accumulate(microbatch, began, free)
+                began = free = there
+            free += seconds
+            ready[number, ONCE] = max(free, there)
+        lane.accumulate(microbatch, began, free)
+        lane.free = free
+
+    def _collected(self, number: int) -> tuple[int, bool, float]:
+        """The op whose result an accumulation adds (-1: an argument), whether once per microbatch; its seconds."""
+        if number not in self.collected:
+            ref = self.main.step(number).operands[0]
+            seconds = self.costs.seconds.get(number, 0.0)
+            self.collected[number] = (ref.op, self.main.per_microbatch(ref), seconds)
+        return self.collected[number]
 
     def _send(self, lane: _Lane, send: Send) -> None:
         step = self.main.step(send.id)
@@ -170,18 +201,21 @@ class _Player:
 class _Memory:
     """Bytes of the values on one device of a submesh while its list is walked, the most so far, and their course."""
 
-    def __init__(self, plan: Plan, mesh: str, costs: PlanCosts) -> None:
+    def __init__(self, plan: Plan, mesh: str, costs: PlanCosts, values: Values) -> None:
         self.main, self.costs, self.stage = plan.main, costs, plan.stages[mesh]
         self.now = self.most = sum(self._bytes(plan.main.arguments[i].type) for i in resident(plan.main, mesh))
-        self.held: dict[Use, float] = {}
+        self.values = values
+        self.held: dict[Bundle, int] = {}
+        self.adopted: dict[Bundle, dict[int, float]] = {}
+        """Bytes of results that lie in buffers of operands."""
         self.curve: list[tuple[float, float]] = [(0.0, self.now)]
-        self.sizes: dict[Ref, float] = {}
+        self.sizes: dict[tuple[int, int], float] = {}
 
-    def _size(self, ref: Ref) -> float:
-        """Bytes of a value of the step, looked up once for all microbatches."""
-        if ref not in self.sizes:
-            self.sizes[ref] = self._bytes(self.main.type_of(ref))
-        return self.sizes[ref]
+    def _size(self, op: int, bits: int) -> float:
+        """Bytes of results of an op, looked up once for all microbatches."""
+        if (op, bits) not in self.sizes:
+            self.sizes[op, bits] = sum(self._bytes(self.main.type_of(Ref(op, k))) for k in positions(bits))
+        return self.sizes[op, bits]
 
     def _bytes(self, kind: MeshTensor) -> float:
         return kind.bytes / self.stage.mesh.extent(kind.sharding.axes)
@@ -190,31 +224,49 @@ class _Memory:
         """Take one instruction into account that runs from `began` to `ended`."""
         before = self.now
         if isinstance(instruction, Free):
-            self.now -= self.held.pop((instruction.value, instruction.microbatch), 0.0)
+            for bundle, bits in self.values.frees(instruction):
+                self.now -= self._take(bundle, bits)
         else:
             self._make(instruction, began)
         if self.now != before:
             self.curve.append((ended, self.now))
 
     def _make(self, instruction: Run | Send | Recv | Combine, began: float) -> None:
-        step = None if isinstance(instruction, Send) else self.main.step(instruction.id)
+        step = None if isinstance(instruction, Combine) else self.main.step(instruction.id)
+        adopted: dict[int, float] = {}
         if isinstance(instruction, Run) and isinstance(step, Fragment):
             busy = self.now + self.costs.working[step.function]
             self.most = max(self.most, busy)
             self.curve.append((began, busy))
-            self._adopt(step, instruction.microbatch)
-        for use in makes(self.main, instruction):
-            if use not in self.held:
-                self.held[use] = self._size(use[0])
-                self.now += self.held[use]
+            adopted = self._adopt(step, instruction.microbatch)
+        for bundle, bits in self.values.makes(instruction):
+            if bundle not in self.held:
+                self.held[bundle] = bits
+                self.now += self._size(bundle[0], bits)
+                if adopted:
+                    self.adopted[bundle] = adopted
+                    self.now -= sum([self._size(bundle[0], 1 << k) for k in adopted])
         self.most = max(self.most, self.now)
 
-    def _adopt(self, step: Fragment, microbatch: int) -> None:
-        """Results in the buffers of operands: the operand's bytes become the result's."""
+    def _adopt(self, step: Fragment, microbatch: int) -> dict[int, float]:
+        """Bytes of results in the buffers of operands: those of the operand, which has none any more."""
+        found = {}
         for result, operand in self.costs.donated[step.function].items():
             ref = step.operands[operand]
-            use = (ref, microbatch if self.main.per_microbatch(ref) else ONCE)
-            self.held[Ref(step.id, result), microbatch] = 0.0 if ref.is_argument else self.held.pop(use, 0.0)
+            bundle = (ref.op, microbatch if self.main.per_microbatch(ref) else ONCE)
+            found[result] = 0.0 if ref.is_argument else self._take(bundle, 1 << ref.result)
+        return found
+
+    def _take(self, bundle: Bundle, bits: int) -> float:
+        """The bytes of values that are held no longer."""
+        here = bits & self.held.get(bundle, 0)
+        if not here:
+            return 0.0
+        self.held[bundle] &= ~here
+        adopted = self.adopted.get(bundle)
+        if adopted is None:
+            return self._size(bundle[0], here)
+        return sum([adopted[k] if k in adopted else self._size(bundle[0], 1 << k) for k in positions(here)])
 
 
 def resident(main: PlanMain, mesh: str) -> list[int]:

@@ -88,6 +88,6 @@ def _instructions(main: PlanMain, step: Step, microbatch: int) -> Iterator[Place
         yield main.type_of(step.operands[0]).mesh, Send(step.id, microbatch)
         yield step.results[0].mesh, Recv(step.id, microbatch)
     elif isinstance(step, (Accumulate, Stack)):
-        yield step.results[0].mesh, Combine(step.id, microbatch)
+        yield step.results[0].mesh, Combine((step.id,), microbatch)
     else:
         yield step.mesh if isinstance(step, Fragment) else step.results[0].mesh, Run(step.id, microbatch)

@@ -162,16 +162,17 @@ class _Decoder:
         elif isinstance(instruction, Run):
             self._run(instruction)
         elif isinstance(instruction, Combine):
-            self._combine(mesh, instruction)
+            for number in instruction.ids:
+                self._combine(mesh, number, instruction.microbatch)
         else:
             self._move(instruction)
 
     def _free(self, free: Free) -> None:
-        slot = self.slot(free.value, free.microbatch)
+        slots = tuple([self.slot(ref, free.microbatch) for ref in free.values])
         if self.actions and isinstance(self.actions[-1], Drop):
-            self.actions[-1] = Drop((*self.actions[-1].values, slot))
+            self.actions[-1] = Drop((*self.actions[-1].values, *slots))
         else:
-            self.actions.append(Drop((slot,)))
+            self.actions.append(Drop(slots))
 
     def _run(self, run: Run) -> None:
         step, microbatch = self.main.step(run.id), run.microbatch
@@ -222,10 +223,10 @@ class _Decoder:
         check_route(self.routes[path.route], path.source.shape, *places)
         self.checked.add(path)
 
-    def _combine(self, mesh: str, combine: Combine) -> None:
-        step, microbatch = self.main.step(combine.id), combine.microbatch
-        seen = self.begun.get(combine.id, 0)
-        self.begun[combine.id] = seen + 1
+    def _combine(self, mesh: str, number: int, microbatch: int) -> None:
+        step = self.main.step(number)
+        seen = self.begun.get(number, 0)
+        self.begun[number] = seen + 1
         if isinstance(step, Stack):
             kept = self.slot(step.operands[0], microbatch, kept=True)
             self.actions.append(Assign(self.slot(step.operands[0], microbatch), kept))
@@ -233,7 +234,7 @@ class _Decoder:
                 self._join(step)
             return
         if not isinstance(step, Accumulate):
-            raise CompileError(f"op {combine.id} is accumulated, but it is neither alpa.accumulate nor alpa.stack")
+            raise CompileError(f"op {number} is accumulated, but it is neither alpa.accumulate nor alpa.stack")
         value, total = self.slot(step.operands[0], microbatch), self.slot(Ref(step.id), ONCE)
         if seen == 0:
             self.actions.append(Assign(value, total))

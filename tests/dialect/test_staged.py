@@ -69,7 +69,7 @@ def test_reads_a_plan() -> None:
     total = plan.main.step(4)
     assert isinstance(total, Accumulate) and total.combine == "add"
     assert [plan.main.per_microbatch(Ref(n, 0)) for n in (0, 2, 3, 4)] == [True, True, True, False]
-    assert plan.schedules[0].instructions == (Run(0, 0), Send(3, 0), Free(Ref(2, 0), 0))
+    assert plan.schedules[0].instructions == (Run(0, 0), Send(3, 0), Free((Ref(2, 0),), 0))
     assert plan.schedules[1].instructions == (Recv(3, 0),)
 
 

@@ -16,7 +16,19 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
-from alpa_mlir.dialect.plan import Free, Instruction, Plan, Recv, Run, Schedule, Send, Stage, check_digest, read_plan
+from alpa_mlir.dialect.plan import (
+    Combine,
+    Free,
+    Instruction,
+    Plan,
+    Recv,
+    Run,
+    Schedule,
+    Send,
+    Stage,
+    check_digest,
+    read_plan,
+)
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.staged import (
     ARGUMENT,
@@ -237,12 +249,38 @@ def test_free_before_use_is_refused() -> None:
     def free_early(lane) -> None:
         at = next(n for n, i in enumerate(lane) if isinstance(i, Free) and i.microbatch == 1)
         made = next(
-            n for n, i in enumerate(lane) if isinstance(i, Run) and (i.id, i.microbatch) == (lane[at].value.op, 1)
+            n for n, i in enumerate(lane) if isinstance(i, Run) and (i.id, i.microbatch) == (lane[at].values[0].op, 1)
         )
         lane.insert(made + 1, lane.pop(at))
 
     with pytest.raises(CompileError, match=r"after it was freed \(S3\)"):
         check_plan(damage(plan, 0, free_early))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ((Ref(-1, 0),), r"value -1\.0 is freed where it is not held \(S4\)"),
+        ((Ref(10**6, 0),), r"value 1000000\.0 is freed where it is not held \(S4\)"),
+        ((Ref(1, 10**12),), r"value 1\.1000000000000 is freed where it is not held \(S4\)"),
+        ((Ref(1, -1),), r"value 1\.-1 is freed where it is not held \(S4\)"),
+    ],
+)
+def test_free_of_nothing_is_refused(values: tuple[Ref, ...], message: str) -> None:
+    plan = Chain(2, 2).plan("1f1b")
+    with pytest.raises(CompileError, match=message):
+        check_plan(damage(plan, 0, lambda lane: lane.append(Free(values, -1))))
+
+
+def test_free_twice_in_one_instruction_is_refused() -> None:
+    plan = Chain(2, 2).plan("1f1b")
+
+    def twice(lane) -> None:
+        at = next(n for n, i in enumerate(lane) if isinstance(i, Free))
+        lane[at] = replace(lane[at], values=lane[at].values + lane[at].values[:1])
+
+    with pytest.raises(CompileError, match=r"is freed twice \(S4\)"):
+        check_plan(damage(plan, 0, twice))
 
 
 def test_crossed_messages_are_refused() -> None:
@@ -320,22 +358,24 @@ def replay(plan: Plan) -> list[object]:
 def execute(main: PlanMain, instruction: Instruction, held: dict, wires: dict) -> None:
     """One instruction on one submesh's values."""
     if isinstance(instruction, Free):
-        del held[instruction.value, instruction.microbatch]
+        for value in instruction.values:
+            del held[value, instruction.microbatch]
         return
-    number, m = instruction.id, instruction.microbatch
-    if isinstance(instruction, Recv):
-        held[Ref(number), m] = wires[number, m]
-        return
-    operands = [
-        ("argument", r.result) if r.is_argument else held[r, m if main.per_microbatch(r) else -1]
-        for r in main.step(number).operands
-    ]
-    if isinstance(instruction, Send):
-        wires[number, m] = operands[0]
-    elif isinstance(instruction, Run):
-        held[Ref(number), m] = (number, m, *operands)
-    else:
-        held.setdefault((Ref(number), -1), {})[m] = operands[0]
+    m = instruction.microbatch
+    for number in instruction.ids if isinstance(instruction, Combine) else (instruction.id,):
+        if isinstance(instruction, Recv):
+            held[Ref(number), m] = wires[number, m]
+            continue
+        operands = [
+            ("argument", r.result) if r.is_argument else held[r, m if main.per_microbatch(r) else -1]
+            for r in main.step(number).operands
+        ]
+        if isinstance(instruction, Send):
+            wires[number, m] = operands[0]
+        elif isinstance(instruction, Run):
+            held[Ref(number), m] = (number, m, *operands)
+        else:
+            held.setdefault((Ref(number), -1), {})[m] = operands[0]
 
 
 def sharded(name: str):

@@ -199,6 +199,10 @@ def plan_text(microbatches: int = 2, stages: Sequence[Sequence[int]] = ((0, 1), 
     return print_module(module)
 
 
+def _refs(*pairs: tuple[int, int]) -> tuple[Ref, ...]:
+    return tuple(Ref(*pair) for pair in pairs)
+
+
 def _schedules(count: int) -> list[Schedule]:
     first: list[Instruction] = []
     for m in range(count + 1):
@@ -206,13 +210,13 @@ def _schedules(count: int) -> list[Schedule]:
             first += [Run(0, m), Run(2, m), Run(3, m), Send(4, m)]
         if m > 0:
             k = m - 1
-            first += [Recv(7, k), Run(8, k), Combine(9, k), Combine(10, k)]
-            first += [Free(Ref(o, r), k) for o, r in ((0, 0), (2, 0), (3, 0), (7, 0), (8, 0), (8, 1))]
-    first += [Run(14, -1), Free(Ref(9, 0), -1)]
+            first += [Recv(7, k), Run(8, k), Combine((9, 10), k)]
+            first += [Free(_refs((0, 0), (2, 0), (3, 0), (7, 0), (8, 0), (8, 1)), k)]
+    first += [Run(14, -1), Free(_refs((9, 0)), -1)]
     second: list[Instruction] = []
     for m in range(count):
-        second += [Run(1, m), Recv(4, m), Run(5, m), Combine(12, m), Combine(13, m), Run(6, m), Send(7, m)]
-        second += [Combine(11, m)]
-        second += [Free(Ref(o, r), m) for o, r in ((1, 0), (4, 0), (5, 0), (5, 1), (5, 2), (6, 0), (6, 1))]
-    second += [Run(15, -1), Free(Ref(11, 0), -1)]
+        second += [Run(1, m), Recv(4, m), Run(5, m), Combine((12, 13), m), Run(6, m), Send(7, m)]
+        second += [Combine((11,), m)]
+        second += [Free(_refs((1, 0), (4, 0), (5, 0), (5, 1), (5, 2), (6, 0), (6, 1)), m)]
+    second += [Run(15, -1), Free(_refs((11, 0)), -1)]
     return [Schedule("stage_0", "1f1b", tuple(first)), Schedule("stage_1", "1f1b", tuple(second))]
