@@ -45,6 +45,10 @@ class Rule(ABC):
     def allows(self, strategy: Described) -> bool:
         """Whether a strategy obeys."""
 
+    def possible(self, strategies: Sequence[Described]) -> bool:
+        """Whether what the rule wants is to be had among strategies."""
+        return any(self.allows(s) for s in strategies)
+
 
 @dataclass(frozen=True)
 class ResultLike(Rule):
@@ -101,12 +105,15 @@ class OutOfResults(Rule):
 
 @dataclass(frozen=True)
 class InResults(Rule):
-    """Every result is split over the axis, or not yet summed over it."""
+    """Every result is split over the axis, or not yet summed over it; possible where it can be split in the end."""
 
     axis: str
 
     def allows(self, strategy: Described) -> bool:
         return all(self.axis in (*s.axes, *s.partial) for s in strategy.results)
+
+    def possible(self, strategies: Sequence[Described]) -> bool:
+        return any(all(self.axis in r.axes for r in s.results) for s in strategies)
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,8 @@ Rules = tuple[Rule, ...]
 
 
 def holding(strategies: Sequence[Described], rules: Rules) -> Rules:
-    """The rules without soft ones that no strategy obeys."""
-    return tuple(r for r in rules if not r.soft or any(r.allows(s) for s in strategies))
+    """The rules without soft ones that are not possible."""
+    return tuple(r for r in rules if not r.soft or r.possible(strategies))
 
 
 class Clash(Exception):

@@ -15,6 +15,8 @@ from alpa_mlir.passes.intra.constraints import AxisMode, DimPattern, Pattern, Pi
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import Source, read_program
 from alpa_mlir.passes.intra.restrictions import restrict
+from alpa_mlir.passes.intra.rules import InResults, obeying
+from alpa_mlir.passes.intra.strategies import Strategy
 from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.shard import Shard
@@ -149,6 +151,16 @@ def test_ways_to_use_an_axis() -> None:
         )  # fmt: skip
     found = planned("x=tensor")
     assert "x" not in found["arg2"].dims[0] and "x" not in found["forward/dot"].dims[0]
+
+
+def test_what_cannot_be_split_need_not_stay_a_sum_of_addends() -> None:
+    """Under zero2 a loss may be whole: what it is added to may come whole from another stage. A gradient may not."""
+    wanted = (InResults(parse_constraints("x=zero2")[0], "x"),)
+    whole, addends, split = Sharding(((),)), Sharding(((),), ("x",)), Sharding((("x",),))
+    scalar = [Strategy((), (), (s,), (s,), 0.0, 0.0) for s in (Sharding(()), Sharding((), ("x",)))]
+    assert obeying(scalar, wanted) == scalar
+    gradient = [Strategy((), (), (s,), (s,), 0.0, 0.0) for s in (whole, addends, split)]
+    assert obeying(gradient, wanted) == gradient[1:]
 
 
 def test_clashing_constraints_are_named() -> None:
