@@ -2,7 +2,7 @@
 
     alpa-mlir-export mlp -o mlp.mlir
     alpa-mlir-plan mlp.mlir --cluster cpu --devices-per-node 4 --stages 2 --microbatches 4 -o plan.mlir
-    python -m benchmarks.instructions plan.mlir [--steps 50]
+    python -m benchmarks.instructions plan.mlir [--steps 50] [--platform cuda]
 
 Columns: how often an action comes in a step; microseconds each (median over all); microseconds of that inside XLA: its
 programs with jax's call path (for several CPU devices 0.1 to 0.3 ms), and copies to devices; what is left, waiting for
@@ -15,7 +15,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,22 +70,28 @@ class Timed:
         self.samples.append((whole, inside, waiting))
 
 
-def open_worker(path: Path, store: Any = None) -> tuple[Any, program.Program]:
+def open_worker(path: Path, store: Any = None, platform: str = "cpu") -> tuple[Any, program.Program]:
     """A plan at work in this process, its arguments drawn, and what it does."""
+    from alpa_mlir.runtime.platform import choose
+
     module = parse_module(path.read_text(), make_context(), str(path))
     plan = program.read(module)
     arranged = layout.arrange(plan, 1, f"{path}:1:1")
-    devices = layout.connect(arranged, None)
+    choice = choose(platform, "auto", 1)
+    devices = layout.connect(arranged, None, choice)
+    from alpa_mlir.runtime.carriers import transfers_for
     from alpa_mlir.runtime.devices import Submeshes
     from alpa_mlir.runtime.guard import Watchdog
     from alpa_mlir.runtime.inputs import Drawn
-    from alpa_mlir.runtime.transfers import Transfers
+    from alpa_mlir.runtime.transfer_order import in_order
     from alpa_mlir.runtime.worker import Worker
 
     watchdog = Watchdog(0, 0)
     part = program.decode(module, plan, 0, arranged.rank_of)
+    if choice.platform == "cuda":
+        part = replace(part, actions=in_order(part.actions))
     submeshes = Submeshes(plan, 0, arranged.rank_of, devices)
-    transfers = Transfers.on_host(submeshes, arranged.rank_of, None, part.routes, watchdog)
+    transfers = transfers_for(choice, part, submeshes, arranged.rank_of, watchdog)
     worker = Worker(part, submeshes, transfers, watchdog, None, store)
     drawn = Drawn(plan.main.arguments, 0)
     for number in sorted(worker.wanted):
@@ -95,7 +101,7 @@ def open_worker(path: Path, store: Any = None) -> tuple[Any, program.Program]:
     return worker, part
 
 
-def measure(path: Path, steps: int) -> tuple[list[Row], int, float]:
+def measure(path: Path, steps: int, platform: str = "cpu") -> tuple[list[Row], int, float]:
     """The rows, how many actions a step has, and its microseconds."""
     from alpa_mlir.runtime import devices, executable, transfers
 
@@ -105,7 +111,7 @@ def measure(path: Path, steps: int) -> tuple[list[Row], int, float]:
     transfers.assemble = devices.assemble = inside.watched(transfers.assemble)
     obtain = executable.Compiler.obtain
     executable.Compiler.obtain = lambda self, *rest: inside.watched(obtain(self, *rest))  # type: ignore
-    worker, part = open_worker(path)
+    worker, part = open_worker(path, platform=platform)
     for _ in range(3):
         worker.step()
         worker.wait()
@@ -133,8 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time the instructions of a plan in one process.")
     parser.add_argument("plan", type=Path)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
-    rows, count, whole = measure(options.plan, options.steps)
+    rows, count, whole = measure(options.plan, options.steps, options.platform)
     print(f"{'action':10}{'per step':>10}{'µs each':>10}{'in XLA':>10}{'waiting':>10}{'ours':>10}")
     for row in rows:
         print(f"{row.kind:10}{row.count:10}{row.each:10.1f}{row.inside:10.1f}{row.waiting:10.1f}{row.ours:10.1f}")

@@ -1,6 +1,7 @@
 """The runtime's figures, each beside its aim: what a run costs beyond the work itself.
 
     python -m benchmarks.runtime [instructions jit pipeline reshard start] [--json FILE]
+    python -m benchmarks.runtime instructions jit --platform cuda
 
 - *instructions*: the dearest action, XLA's programs and copies apart (see `benchmarks.instructions`).
 - *jit*: a small GPT as a plan of one stage on one device against plain `jax.jit` of the same step; steps alternate.
@@ -54,35 +55,43 @@ def tool(*words: object) -> str:
     return done.stdout
 
 
-def planned(folder: Path, model: str, *options: object) -> tuple[Path, Path]:
+def planned(folder: Path, model: str, *options: object, size: Sequence[object] = ()) -> tuple[Path, Path]:
     """A built-in model and its plan."""
     source, plan = folder / f"{model}.mlir", folder / f"{model}.plan.mlir"
-    tool("alpa_mlir.tools.export", model, "-o", source)
+    tool("alpa_mlir.tools.export", model, *size, "-o", source)
     tool("alpa_mlir.tools.plan", source, "--cluster", "cpu", *options, "-o", plan)
     return source, plan
 
 
-def instructions(folder: Path) -> Iterator[Figure]:
-    """The dearest action."""
+def instructions(folder: Path, platform: str) -> Iterator[Figure]:
+    """The dearest action; stages of two CPU devices, or of one GPU, which they may share."""
     from benchmarks.instructions import measure
 
-    _, plan = planned(folder, "mlp", "--devices-per-node", 4, "--stages", 2, "--microbatches", 4)
-    rows, _, _ = measure(plan, 50)
+    devices = 4 if platform == "cpu" else 2
+    _, plan = planned(folder, "mlp", "--devices-per-node", devices, "--stages", 2, "--microbatches", 4)
+    rows, _, _ = measure(plan, 50, platform)
     dearest = max(rows, key=lambda row: row.ours)
     yield Figure(f"dearest instruction ({dearest.kind})", dearest.ours, 20, "µs")
 
 
-def jit(folder: Path, rounds: int = 24) -> Iterator[Figure]:
-    """A plan of one device against jax."""
+def jit(folder: Path, platform: str) -> Iterator[Figure]:
+    """A plan of one device against jax: a small GPT; on a GPU one that fills it."""
+    size = {"hidden": 1024, "heads": 16, "sequence": 512, "vocabulary": 8192} if platform == "cuda" else {}
+    yield against_jit(folder, platform, size)
+
+
+def against_jit(folder: Path, platform: str, size: dict[str, int], rounds: int = 24) -> Figure:
+    """The ratio of a GPT's steps."""
     import jax
 
     from alpa_mlir.models import MODELS
     from benchmarks.instructions import open_worker
 
-    _, plan = planned(folder, "gpt", "--devices-per-node", 1, "--stages", 1, "--microbatches", 1)
-    worker, _ = open_worker(plan)
+    words = [word for name, value in size.items() for word in (f"--{name}", value)]
+    _, plan = planned(folder, "gpt", "--devices-per-node", 1, "--stages", 1, "--microbatches", 1, size=words)
+    worker, _ = open_worker(plan, platform=platform)
     model = MODELS["gpt"]
-    config = model.config()
+    config = model.config(**size)
     step = model.build(config)
     states = [argument for argument, _ in step.updates]
     plain = jax.jit(step.function, donate_argnums=states)
@@ -102,7 +111,7 @@ def jit(folder: Path, rounds: int = 24) -> Iterator[Figure]:
         work()
     pairs = [(timed(ours), timed(theirs)) for _ in range(rounds)]
     ratio = quickest(a for a, _ in pairs) / quickest(b for _, b in pairs)
-    yield Figure("one device against jax.jit, ratio", ratio, 1.02, "")
+    return Figure("one device against jax.jit, ratio", ratio, 1.02, "")
 
 
 def timed(work: Callable[[], None]) -> float:
@@ -118,7 +127,7 @@ def quickest(seconds: Iterator[float]) -> float:
     return median(found[: max(1, len(found) // 4)])
 
 
-def pipeline(folder: Path) -> Iterator[Figure]:
+def pipeline(folder: Path, platform: str) -> Iterator[Figure]:
     """Two ranks of one core; plain 1F1B, which waits for each message, beside the schedule that does not."""
     from benchmarks.pipeline import measure
 
@@ -128,7 +137,7 @@ def pipeline(folder: Path) -> Iterator[Figure]:
         yield Figure(name, found.quiet, aim, "", least=True)
 
 
-def reshard(folder: Path) -> Iterator[Figure]:
+def reshard(folder: Path, platform: str) -> Iterator[Figure]:
     """Between submeshes on two ranks."""
     rows = folder / "reshard.json"
     tool("benchmarks.reshard", "--json", rows)
@@ -139,7 +148,7 @@ def reshard(folder: Path) -> Iterator[Figure]:
     yield Figure("bytes across, of the lower bound", max(r["across"] / r["bound"] for r in found), 1.0, "")
 
 
-def start(folder: Path) -> Iterator[Figure]:
+def start(folder: Path, platform: str) -> Iterator[Figure]:
     """From mpirun to the first step."""
     _, plan = planned(folder, "gpt", "--devices-per-node", 4, "--stages", 2, "--microbatches", 4)
     for name, aim in (("first start, 4 ranks, small GPT", 10.0), ("second start", 5.0)):
@@ -161,20 +170,21 @@ def first_step(plan: Path, ranks: int, cache: Path) -> float:
     return seconds
 
 
-PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {
+PARTS: dict[str, Callable[[Path, str], Iterator[Figure]]] = {
     "instructions": instructions, "jit": jit, "pipeline": pipeline, "reshard": reshard, "start": start,
 }  # fmt: skip
 
 
-def measured(parts: Sequence[str]) -> Iterator[Figure]:
+def measured(parts: Sequence[str], platform: str) -> Iterator[Figure]:
     """The figures of these parts, each part in a process of its own: jax starts once in a process."""
     for part in parts:
         if len(parts) == 1:
             with tempfile.TemporaryDirectory() as folder:
-                yield from PARTS[part](Path(folder))
+                yield from PARTS[part](Path(folder), platform)
         else:
             with tempfile.NamedTemporaryFile(suffix=".json") as file:
                 command = [sys.executable, "-m", "benchmarks.runtime", part, "--json", file.name, "--quiet"]
+                command += ["--platform", platform]
                 subprocess.run(command, check=False)
                 yield from (Figure(**row) for row in json.load(file))
 
@@ -183,13 +193,14 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Measure the runtime against its aims.")
     parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu", help="cuda: for instructions and jit")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {' or '.join(sorted(unknown))}")
     found = []
-    for figure in measured(options.parts):
+    for figure in measured(options.parts, options.platform):
         found.append(figure)
         if not options.quiet:
             bound = "≥" if figure.least else "≤"

@@ -17,20 +17,26 @@ from typing import Any
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
-from alpa_mlir.runtime.platform import bind, visible_gpus
+from alpa_mlir.runtime.platform import Choice, bind, check_unshared, gpu_names, sharers, visible_gpus
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT, _MOST_KEPT = 1 << 25, (1 << 31) - 1
 """Bytes: the most that glibc accepts."""
+GPU_SHARE = 0.9
+"""The part of a GPU's memory that XLA takes at the start; NCCL's buffers and CUDA's contexts need the rest."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`device_count` devices over `rank_count` ranks; `groups[r]` are the ranks linked with rank r, sorted."""
+    """`device_count` devices over `rank_count` ranks; `groups[r]` are the ranks linked with rank r, sorted.
+
+    `submeshes` are the devices of each.
+    """
 
     device_count: int
     rank_count: int
     groups: tuple[tuple[int, ...], ...]
+    submeshes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def per_rank(self) -> int:
@@ -41,6 +47,11 @@ class Layout:
     def rank_of(self) -> tuple[int, ...]:
         """The rank of each device."""
         return tuple(d // self.per_rank for d in range(self.device_count))
+
+    def folded(self, gpus: int) -> int | None:
+        """The most of so many GPUs that can be the plan's devices in turn, no submesh twice on one; None where none."""
+        fits = (n for n in range(gpus, 0, -1) if all(len({d % n for d in s}) == len(s) for s in self.submeshes))
+        return next(fits, None)
 
 
 def device_count(plan: Plan) -> int:
@@ -59,7 +70,8 @@ def arrange(plan: Plan, rank_count: int, location: str) -> Layout:
             location,
         )
     per_rank = devices // rank_count
-    return Layout(devices, rank_count, _groups(plan, rank_count, per_rank))
+    submeshes = tuple(stage.devices for stage in plan.stages.values())
+    return Layout(devices, rank_count, _groups(plan, rank_count, per_rank), submeshes)
 
 
 def _groups(plan: Plan, rank_count: int, per_rank: int) -> tuple[tuple[int, ...], ...]:
@@ -82,8 +94,10 @@ def _keep_pages() -> None:
         mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
 
 
-def prepare_environment(local_devices: int, gpus: Sequence[int] | None = None) -> None:
+def prepare_environment(local_devices: int, gpus: Sequence[int] | None = None, sharing: int = 1) -> None:
     """Say how many CPU devices, or which GPUs, this process has; must come before jax makes its client.
+
+    `sharing` is how many processes share the memory of those GPUs.
 
     XLA's thread pool must have several threads per CPU device, else programs with collectives starve each other.
     """
@@ -100,23 +114,29 @@ def prepare_environment(local_devices: int, gpus: Sequence[int] | None = None) -
     else:
         # Kernels of several communicators (XLA's and ours) start in the order of the host's calls.
         os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_SHARE / sharing:.3f}")
         jax.config.update("jax_platforms", "cuda,cpu")
         jax.config.update("jax_cuda_visible_devices", ",".join(map(str, gpus)))
     # Nobody asks it, and when a rank ends it complains before that rank's own message.
     jax.config.update("jax_enable_preemption_service", False)
 
 
-def connect(layout: Layout, communicator: Any, platform: str = "cpu") -> tuple[Any, ...]:
+def connect(layout: Layout, communicator: Any, choice: Choice | None = None) -> tuple[Any, ...]:
     """Start jax on this rank, joined with its group, and return jax's device for each device of the plan.
 
-    `communicator` is MPI's world, or None for one process.  Devices of other groups are None.
+    `communicator` is MPI's world, or None for one process.  Devices of other groups are None.  `choice` None: CPUs.
     """
     import jax
 
-    gpus = _own_gpus(layout, communicator) if platform == "cuda" else None
-    prepare_environment(layout.per_rank, gpus)
     rank = 0 if communicator is None else communicator.rank
     group = layout.groups[rank]
+    gpus = None
+    if choice is not None and choice.platform == "cuda":
+        gpus, sharing = _own_gpus(layout, communicator)
+        check_unshared(sharing, choice.transport == "nccl" or len(group) > 1)
+        prepare_environment(layout.per_rank, gpus, sharing)
+    else:
+        prepare_environment(layout.per_rank)
     if communicator is not None:
         inner = communicator.Split(group[0], rank)
         if len(group) > 1:
@@ -127,20 +147,24 @@ def connect(layout: Layout, communicator: Any, platform: str = "cpu") -> tuple[A
     for position, member in enumerate(group):
         own = [d for d in jax.devices() if d.process_index == position]
         for i in range(layout.per_rank):
-            found[member * layout.per_rank + i] = own[i]
+            found[member * layout.per_rank + i] = own[i % len(own)]
     return tuple(found)
 
 
-def _own_gpus(layout: Layout, communicator: Any) -> tuple[int, ...]:
-    """This rank's GPUs among those that its process sees."""
+def _own_gpus(layout: Layout, communicator: Any) -> tuple[tuple[int, ...], int]:
+    """This rank's GPUs among those that its process sees, and how many ranks use the same."""
     gpus = visible_gpus()
     assert isinstance(gpus, int), gpus
     if communicator is None:
-        return bind(gpus, 0, 1, layout.per_rank)
+        few = layout.folded(gpus) if gpus < layout.per_rank else None
+        return (tuple(range(few)) if few else bind(gpus, 0, 1, layout.per_rank)), 1
     from mpi4py import MPI
 
     host = communicator.Split_type(MPI.COMM_TYPE_SHARED)
-    return bind(gpus, host.rank, host.size, layout.per_rank)
+    own = bind(gpus, host.rank, host.size, layout.per_rank)
+    names = gpu_names()
+    mine = [names[number] for number in own]
+    return own, sharers(mine, host.allgather(mine))
 
 
 def disconnect() -> None:

@@ -1,7 +1,8 @@
 """Memory that does not suffice: refused before the first step where the plan says so, explained where XLA finds out.
 
 A plan predicts the peak of each submesh's devices (`peak_bytes` in `alpa.stages`, else `memory_bytes`).  CPU devices
-take it from their host, whose ranks together must not need more than is available there.
+take it from their host, whose ranks together must not need more than is available there; GPUs have their own, of which
+XLA takes a part at the start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxlib.mlir import ir
 
@@ -26,9 +28,9 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Demand:
-    """What one rank's devices need: bytes of a device and number of devices by submesh, on a host with `available`."""
+    """What devices at a place (a host, a GPU) need that has `available`: bytes of a device and devices by submesh."""
 
-    host: str
+    place: str
     available: int
     devices: Mapping[str, tuple[int, int]]
 
@@ -50,20 +52,40 @@ class Footprint:
 
 
 def demand(module: ir.Module, plan: Plan, devices: Sequence[int]) -> Demand:
-    """That of a rank that owns these devices of the plan."""
-    predicted = _predicted(module)
-    found = {}
+    """That of a rank that owns these CPU devices of the plan."""
+    return Demand(f"host {socket.gethostname()}", available_bytes(), _needed(module, plan, devices))
+
+
+def gpu_demands(module: ir.Module, plan: Plan, devices: Mapping[int, Any], rank: int) -> list[Demand]:
+    """Those of a rank's GPUs, jax's devices by the plan's number."""
+    return [
+        Demand(
+            f"GPU {gpu.local_hardware_id} ({gpu.device_kind}) of rank {rank}", room, _needed(module, plan, (number,))
+        )
+        for number, gpu in devices.items()
+        if (room := gpu_bytes(gpu)) is not None
+    ]
+
+
+def gpu_bytes(gpu: Any) -> int | None:
+    """What XLA may use of a GPU; None where it does not say."""
+    found = gpu.memory_stats()
+    return int(found["bytes_limit"]) if found and "bytes_limit" in found else None
+
+
+def _needed(module: ir.Module, plan: Plan, devices: Sequence[int]) -> dict[str, tuple[int, int]]:
+    predicted, found = _predicted(module), {}
     for name, stage in plan.stages.items():
         count = sum(1 for device in stage.devices if device in devices)
         if count and name in predicted:
             found[name] = (predicted[name], count)
-    return Demand(socket.gethostname(), available_bytes(), found)
+    return found
 
 
 def check(demands: Sequence[Demand], plan: Plan, location: str) -> None:
-    """CompileError where the ranks of a host need more than it has."""
-    for host in dict.fromkeys(d.host for d in demands):
-        here = [d for d in demands if d.host == host]
+    """CompileError where what is at one place needs more than there is."""
+    for place in dict.fromkeys(d.place for d in demands):
+        here = [d for d in demands if d.place == place]
         needed = sum(size * count for d in here for size, count in d.devices.values())
         available = min(d.available for d in here)
         if needed > available:
@@ -74,7 +96,7 @@ def check(demands: Sequence[Demand], plan: Plan, location: str) -> None:
                     size = next(d.devices[mesh][0] for d in here if mesh in d.devices)
                     lines.append(f"submesh {number}: {count} devices there need {_text(size)} each")
             raise CompileError(
-                f"host {host} has {_text(available)} of memory available, its part of the plan needs {_text(needed)}",
+                f"{place} has {_text(available)} of memory available, its part of the plan needs {_text(needed)}",
                 location,
                 [*lines, WAYS_OUT],
             )
@@ -85,9 +107,11 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
-def explain(error: BaseException, doing: str, footprints: Sequence[Footprint], location: str) -> CompileError:
-    """The error that says what was short, who needed how much, and what to change."""
-    asked = re.search(r"allocating ([0-9]+) bytes", str(error))
+def explain(
+    error: BaseException, doing: str, footprints: Sequence[Footprint], location: str, gpus: Sequence[Any] = ()
+) -> CompileError:
+    """The error that says what was short, who needed how much, and what to change; `gpus` are this rank's."""
+    asked = re.search(r"allocat(?:e|ing) ([0-9]+) bytes", str(error))
     what = f"{_text(int(asked[1]))} could not be allocated" if asked else str(error).strip().splitlines()[0]
     notes = []
     for largest in sorted(footprints, key=lambda f: -f.total)[:1]:
@@ -96,7 +120,11 @@ def explain(error: BaseException, doing: str, footprints: Sequence[Footprint], l
             f" {_text(largest.working)}, with {_text(largest.arguments)} of arguments and"
             f" {_text(largest.results)} of results"
         )
-    notes.append(f"{_text(available_bytes())} of memory are available on {socket.gethostname()}")
+    rooms = [room for gpu in gpus if (room := gpu_bytes(gpu)) is not None]
+    if rooms:
+        notes.append(f"XLA may use {_text(min(rooms))} of a GPU here (XLA_PYTHON_CLIENT_MEM_FRACTION says which part)")
+    else:
+        notes.append(f"{_text(available_bytes())} of memory are available on {socket.gethostname()}")
     return CompileError(f"out of memory: {what}; the rank was in: {doing}", location, [*notes, WAYS_OUT])
 
 

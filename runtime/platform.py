@@ -7,7 +7,8 @@ NCCL.  What is asked for and cannot be is refused, with the reason: nothing is r
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -16,8 +17,8 @@ from alpa_mlir.dialect.diagnostics import CompileError
 
 PLATFORMS = ("auto", "cpu", "cuda")
 TRANSPORTS = ("auto", "mpi", "nccl", "local")
-_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-INSTALL = "install alpa_mlir[gpu]"
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+INSTALL = "install alpa_mlir[gpu] (CUDA 12) or alpa_mlir[gpu13] (CUDA 13)"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def choose(platform: str, transport: str, ranks: int, around: Surroundings | Non
 def _platform(asked: str, around: Surroundings) -> str:
     if asked == "cpu":
         return asked
-    plugged = any(around.has(name) for name in _PLUGINS)
+    plugged = any(around.has(name) for name in PLUGINS)
     if asked == "auto" and not plugged:
         return "cpu"
     gpus = around.gpus()
@@ -72,7 +73,7 @@ def _check_cupy(transport: str, around: Surroundings) -> None:
     if not around.has("cupy"):
         raise CompileError(f"--transport {transport} on GPUs works with CuPy, which is not here: {INSTALL}, or use mpi")
     if transport == "nccl" and not around.nccl():
-        raise CompileError(f"--transport nccl: CuPy finds no NCCL library here: {INSTALL}, which brings it, or use mpi")
+        raise CompileError(f"--transport nccl: CuPy finds no NCCL library here: {INSTALL}, which bring it, or use mpi")
 
 
 def _has(package: str) -> bool:
@@ -92,10 +93,40 @@ def visible_gpus() -> int | str:
     return count.value
 
 
+def gpu_names() -> tuple[bytes, ...]:
+    """A name of each GPU that the driver shows, which no other GPU has: its UUID."""
+    driver, found = ctypes.CDLL("libcuda.so.1"), []
+    count = visible_gpus()
+    for ordinal in range(count if isinstance(count, int) else 0):
+        device, name = ctypes.c_int(0), (ctypes.c_ubyte * 16)()
+        driver.cuDeviceGet(ctypes.byref(device), ordinal)
+        driver.cuDeviceGetUuid_v2(name, device)
+        found.append(bytes(name))
+    return tuple(found)
+
+
+def sharers(own: Sequence[bytes], everyone: Sequence[Sequence[bytes]]) -> int:
+    """How many ranks of a host use one of this rank's GPUs; each rank's GPUs by name."""
+    return max(sum(name in names for names in everyone) for name in own)
+
+
+def check_unshared(sharing: int, exchanges: bool) -> None:
+    """CompileError where ranks that `exchange` values by NCCL share a GPU.
+
+    NCCL refuses that, but where each rank has an NCCL_HOSTID of its own, as if on a host of its own: slow, for trials.
+    """
+    if sharing > 1 and exchanges and "NCCL_HOSTID" not in os.environ:
+        raise CompileError(
+            f"{sharing} ranks share a GPU, which NCCL does not do: use --local, or start one rank for each GPU"
+            " (with one device for each rank, --transport mpi works too)"
+        )
+
+
 def bind(gpus: int, here: int, among: int, per_rank: int) -> tuple[int, ...]:
     """The GPUs of the rank that is number `here` of `among` on its host, where it sees `gpus` of them.
 
-    A rank that sees just as many as it needs was bound by the launcher (`srun --gpus-per-task`, CUDA_VISIBLE_DEVICES).
+    A rank that sees just as many as it needs was bound by the launcher (`srun --gpus-per-task`, CUDA_VISIBLE_DEVICES),
+    or shares them.
     """
     if gpus >= among * per_rank:
         return tuple(range(here * per_rank, (here + 1) * per_rank))

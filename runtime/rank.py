@@ -61,7 +61,7 @@ class Rank:
         self._rank = 0 if world is None else int(world.rank)
         count = 1 if world is None else int(world.size)
         self._layout = layout.arrange(plan, count, f"{job.plan}:1:1")
-        devices = layout.connect(self._layout, world, choice.platform)
+        devices = layout.connect(self._layout, world, choice)
         # These import jax, which must not be started before `connect` has said how many devices there are.
         from alpa_mlir.runtime.carriers import transfers_for
         from alpa_mlir.runtime.devices import Submeshes
@@ -77,8 +77,12 @@ class Rank:
         self._reference = self._open_reference()
         self._open_outputs()
         self._saved = self._open_checkpoints()
-        if choice.platform == "cpu":
-            self._check_memory()
+        first, count = self._rank * self._layout.per_rank, self._layout.per_rank
+        self._gpus = {d: devices[d] for d in range(first, first + count)} if choice.platform == "cuda" else {}
+        self._check_memory(range(first, first + count))
+        if len(set(devices)) < len(devices) and world is None:
+            shared = f"{len(devices)} devices of the plan share {len(set(devices))} here"
+            print(f"{job.plan}:1:1: note: {shared}", file=sys.stderr, flush=True)
         submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices)
         watchdog.beat("compiling")
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
@@ -115,11 +119,13 @@ class Rank:
             return TERMINATED
         return self._conclude(results) if self._rank == 0 else OK
 
-    def _check_memory(self) -> None:
+    def _check_memory(self, own: range) -> None:
         """Refuse a plan that needs more than there is."""
-        first, count = self._rank * self._layout.per_rank, self._layout.per_rank
-        mine = memory.demand(self._module, self._plan, range(first, first + count))
-        everyone = self._everyone(mine)
+        if self._gpus:
+            mine = memory.gpu_demands(self._module, self._plan, self._gpus, self._rank)
+        else:
+            mine = [memory.demand(self._module, self._plan, own)]
+        everyone = [demand for theirs in self._everyone(mine) for demand in theirs]
         self._on_rank_0(lambda: memory.check(everyone, self._plan, f"{self._job.plan}:1:1"))
 
     @contextmanager
@@ -130,7 +136,8 @@ class Rank:
             if not memory.is_shortage(e):
                 raise
             doing = self._watchdog.activity.what
-            raise memory.explain(e, doing, self._worker.footprints, f"{self._job.plan}:1:1") from None
+            location, gpus = f"{self._job.plan}:1:1", list(self._gpus.values())
+            raise memory.explain(e, doing, self._worker.footprints, location, gpus) from None
 
     def _once(self, step: int, wanting: dict[int, tuple[int, ...]]) -> bool:
         """One step with what belongs to it; whether it is the last because somebody asked to stop."""

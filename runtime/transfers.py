@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alpa_mlir.dialect.route import Route
@@ -126,9 +127,12 @@ class Transfers:
         if landing.made is not None:
             return landing.made
         parts: list[Held] = []
-        for spot, _ in share.placed:
+        for spot, device in share.placed:
             whole = share.whole.get(spot)
-            parts.append(landing.buffers[spot] if whole is None else self._moved(side, whole, transfer, landing))
+            part = landing.buffers[spot] if whole is None else self._moved(side, whole, transfer, landing)
+            if owned and isinstance(part, jax.Array) and device in part.devices():
+                part = jnp.copy(part)  # jax would not move it, and its owner may still read it
+            parts.append(part)
         tests = [landing.tests(spot) for spot, _ in share.placed]
         return self._assembled(share, path, side.memory.shards(parts, tests, owned))
 

@@ -69,6 +69,7 @@ class HostMemory(Memory):
 
     def __init__(self) -> None:
         self._blocks: dict[int, list[Array]] = {}
+        self._shared = True
 
     @property
     def blocks(self) -> int:
@@ -108,8 +109,11 @@ class HostMemory(Memory):
         return list(parts)
 
     def early(self, make: Callable[[Sequence[Buffer]], jax.Array], parts: Sequence[Buffer]) -> jax.Array | None:
-        """See `Memory`: it sees it where XLA has taken the buffers over as they are."""
+        """See `Memory`: it sees it where XLA has taken the buffers over as they are, which GPUs never do."""
+        if not self._shared:
+            return None
         made = make(parts)
+        self._shared = all(device.platform == "cpu" for device in made.devices())
         places = {made.addressable_data(i).unsafe_buffer_pointer() for i in range(len(parts))}
         return made if places == {part.ctypes.data for part in parts} else None
 

@@ -1,14 +1,12 @@
 """The transport of GPUs on a fake NCCL that is stricter than the real one: order, sizes, groups, no deadlock.
 
-What needs a GPU stands at the end, and is skipped where there is none.
+What needs a GPU is in `test_gpu.py`.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +14,6 @@ import jax
 import mlp_plan
 import numpy as np
 import pytest
-import ranks
 from fake_nccl import Deadlock, World
 
 from alpa_mlir.dialect.context import make_context, parse_module
@@ -29,12 +26,10 @@ from alpa_mlir.runtime import program
 from alpa_mlir.runtime.actions import Expect, Give, Take
 from alpa_mlir.runtime.devices import Submeshes
 from alpa_mlir.runtime.guard import Watchdog
-from alpa_mlir.runtime.platform import visible_gpus
 from alpa_mlir.runtime.program import decode, paths_of, read
 from alpa_mlir.runtime.shares import device_side, host_side, lines_of
 from alpa_mlir.runtime.transfer_order import in_order
 from alpa_mlir.runtime.transfers import Transfers
-from alpa_mlir.runtime.transport.gpu import Gpu
 from alpa_mlir.runtime.transport.nccl import NcclTransport
 from alpa_mlir.runtime.worker import Worker
 from benchmarks.reshard import CASES, sharding
@@ -183,13 +178,17 @@ PLANS = {
     "2+4": (2, ((0, 1), (2, 3, 4, 5)), (0, 0, 1, 1, 1, 1)),
     "1+1": (8, ((0,), (1,)), (0, 1)),
     "in one process": (2, ((0, 1), (2, 3)), (0, 0, 0, 0)),
+    "in one process on fewer devices": (2, ((0, 1), (2, 3)), (0, 0, 0, 0)),
+    "in one process on one device": (4, ((0,), (1,)), (0, 0)),
 }
+FEWER = {"in one process on fewer devices": 2, "in one process on one device": 1}
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_trains_over_it(name: str) -> None:
     """Whole steps, a thread for each rank."""
     microbatches, stages, rank_of = PLANS[name]
+    devices = [jax.devices()[d % FEWER.get(name, 8)] for d in range(len(rank_of))]
     module = parse_module(mlp_plan.plan_text(microbatches, stages), make_context())
     plan = read(module)
     arguments, world = mlp_plan.arguments(), World()
@@ -201,11 +200,10 @@ def test_a_plan_trains_over_it(name: str) -> None:
         own = [d for d, r in enumerate(rank_of) if r == number]
         part = decode(module, plan, number, rank_of)
         part = replace(part, actions=in_order(part.actions))
-        submeshes, watchdog = Submeshes(plan, number, rank_of, jax.devices()[: len(rank_of)]), Watchdog(0, 0)
+        submeshes, watchdog = Submeshes(plan, number, rank_of, devices), Watchdog(0, 0)
         lines = lines_of(paths_of(plan.main), submeshes.places, part.routes, rank_of)
-        peers = NcclTransport(
-            world.gpu({d: jax.devices()[d] for d in own}), lines, own, lambda mine: identifiers[: len(mine)]
-        )
+        gpu = world.gpu({d: devices[d] for d in own})
+        peers = NcclTransport(gpu, lines, own, lambda mine: identifiers[: len(mine)])
         side = device_side(peers.gpu, peers, len(rank_of), own)
         transfers = Transfers(submeshes, side, host_side(number, rank_of, None), part.routes, watchdog)
         worker = Worker(part, submeshes, transfers, watchdog)
@@ -248,55 +246,3 @@ def test_every_rank_starts_its_halves_in_one_order(microbatches: int) -> None:
                 if isinstance(action, Take):
                     assert any(isinstance(a, Expect) and a.transfer == action.transfer for a in after[:i])
     assert moved or microbatches == 1
-
-
-GPUS = visible_gpus()
-READY = isinstance(GPUS, int) and all(find_spec(name) for name in ("cupy", "jax_cuda12_plugin"))
-WHY = GPUS if isinstance(GPUS, str) else f"{GPUS} GPUs, or CuPy or jax's CUDA plugin is not installed"
-
-
-def needs_gpus(count: int) -> pytest.MarkDecorator:
-    """Skip where there are fewer, and say what there is."""
-    there = GPUS if READY and isinstance(GPUS, int) else 0
-    return pytest.mark.skipif(there < count, reason=f"needs {count} GPUs: {WHY}")
-
-
-@needs_gpus(1)
-def test_a_gpu_sends_to_itself_in_a_group() -> None:
-    """What the driver asks of CuPy and NCCL: streams, events, strided copies, a group."""
-    import cupy
-    from cupy.cuda import nccl
-
-    gpu = Gpu(cupy, nccl, {0: SimpleNamespace(local_hardware_id=0)})
-    end = gpu.communicators(1, gpu.unique_id(), {0: 0})[0]
-    with gpu.at(0), end.stream:
-        source, target = cupy.arange(64, dtype=np.uint8).reshape(8, 8)[:, 2:4], cupy.zeros((8, 2), np.uint8)
-        packed = cupy.ascontiguousarray(source)
-    with gpu.group():
-        gpu.send(end, packed.data.ptr, packed.nbytes, 0)
-        gpu.receive(end, target.data.ptr, target.nbytes, 0)
-    done = gpu.event(end.stream)
-    end.stream.synchronize()
-    assert done()
-    np.testing.assert_array_equal(cupy.asnumpy(target), np.arange(64).reshape(8, 8)[:, 2:4])
-
-
-@pytest.mark.parametrize(
-    ("start", "stages"),
-    [
-        pytest.param(["--local"], ((0,), (0,)), marks=needs_gpus(1)),
-        pytest.param(["--local"], ((0,), (1,)), marks=needs_gpus(2)),
-        pytest.param(["-n", 2], ((0,), (1,)), marks=needs_gpus(2)),
-        pytest.param(["-n", 4], ((0, 1), (2, 3)), marks=needs_gpus(4)),
-    ],
-)
-def test_a_plan_trains_on_gpus(start: list[object], stages: Any, tmp_path: Path) -> None:
-    plan, inputs, outputs = (tmp_path / name for name in ("plan.mlir", "in.npz", "out.npz"))
-    plan.write_text(mlp_plan.plan_text(2, stages))
-    arguments = mlp_plan.arguments()
-    np.savez(inputs, **{f"arg{i}": v for i, v in enumerate(arguments)})
-    options = ["--platform", "cuda", "--inputs", inputs, "--outputs", outputs, "--steps", 3]
-    found = ranks.run([*start, plan, *options])
-    assert found.code == 0, found.err
-    for i, value in enumerate(mlp_plan.reference(arguments, 3, 2)):
-        np.testing.assert_allclose(np.load(outputs)[f"out{i}"], value, rtol=2e-3, atol=2e-3)

@@ -12,7 +12,7 @@ import ranks
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.runtime import layout
-from alpa_mlir.runtime.platform import Choice, Surroundings, bind, choose, visible_gpus
+from alpa_mlir.runtime.platform import Choice, Surroundings, bind, check_unshared, choose, sharers, visible_gpus
 
 CPU = Surroundings(lambda: "there is no NVIDIA driver (libcuda.so.1)", lambda package: False, lambda: False)
 GPU = Surroundings(lambda: 4, lambda package: True, lambda: True)
@@ -73,18 +73,37 @@ def test_ranks_of_a_host_take_gpus_in_turn() -> None:
         bind(6, 0, 4, 2)
 
 
+def test_one_process_may_use_a_gpu_for_several_devices() -> None:
+    stages = ((0, 1), (2, 3), (4, 5))
+    arranged = layout.Layout(6, 1, ((0,),), stages)
+    assert [arranged.folded(gpus) for gpus in (1, 2, 3, 4)] == [None, 2, 3, 4]
+    assert layout.Layout(4, 1, ((0,),), ((0,), (1, 2, 3))).folded(2) is None
+    assert layout.Layout(3, 1, ((0,),), ((0,), (1,), (2,))).folded(1) == 1
+
+
+def test_ranks_that_share_a_gpu_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCCL_HOSTID", raising=False)
+    apart, shared = [[b"a", b"b"], [b"c", b"d"]], [[b"a"], [b"a"], [b"b"]]
+    assert [sharers(own, apart) for own in apart] == [1, 1]
+    assert [sharers(own, shared) for own in shared] == [2, 2, 1]
+    check_unshared(2, exchanges=False)
+    check_unshared(1, exchanges=True)
+    with pytest.raises(CompileError, match="2 ranks share a GPU, which NCCL does not do"):
+        check_unshared(2, exchanges=True)
+
+
 def test_jax_is_told_which_gpus_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would guess by the launcher's variables: one GPU for each process."""
     told = {}
     inner = SimpleNamespace(size=2, rank=1)
     world = SimpleNamespace(rank=1, size=2, Split=lambda color, key: inner)
-    monkeypatch.setattr(layout, "_own_gpus", lambda *_: (2, 3))
+    monkeypatch.setattr(layout, "_own_gpus", lambda *_: ((2, 3), 1))
     monkeypatch.setattr(layout, "_meeting_point", lambda _: "host:1")
-    monkeypatch.setattr(layout, "prepare_environment", lambda count, gpus: told.update(count=count, gpus=gpus))
+    monkeypatch.setattr(layout, "prepare_environment", lambda count, gpus, _: told.update(count=count, gpus=gpus))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **which: told.update(where=where, **which))
     devices = [SimpleNamespace(process_index=i // 2, id=i) for i in range(4)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    found = layout.connect(layout.Layout(4, 2, ((0, 1), (0, 1))), world, "cuda")
+    found = layout.connect(layout.Layout(4, 2, ((0, 1), (0, 1))), world, Choice("cuda", "nccl"))
     assert told == {"count": 2, "gpus": (2, 3), "where": ("host:1", 2, 1), "local_device_ids": [2, 3]}
     assert list(found) == devices
 
