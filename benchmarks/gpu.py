@@ -7,10 +7,11 @@
 *ceilings*: operations/s of large products in each type, as XLA runs them by default; bytes/s of a long read and write;
 microseconds of a kernel in a chain of small ones.
 
-*steps*: training steps, all but the first one filling the card (`CASES`), planned for one device of the cluster and run here: predicted and
-measured milliseconds of a step (median of the quicker half), and gigabytes at the peak.  Each case runs in a process of
-its own.  `--prepare` plans and compiles only, all cases at once, and keeps both in the folder and in the cache of
-programs.  `--profile` adds where the time went: kernels that multiply, other kernels, none.
+*steps*: training steps, all but the first case large enough to fill the card (`CASES`), planned for one device of the
+cluster and run here: predicted and measured milliseconds of a step (median of the quicker half), and gigabytes at the
+peak.  Each case runs in a process of its own.  `--prepare` plans and compiles only, all cases at once, and keeps both
+in the folder and in the cache of programs.  `--profile` adds where the time went: kernels that multiply, other
+kernels, none.
 
 *messages*: boxes moved within the GPU's memory by this runtime, and by NCCL from the GPU to itself, beside bare CuPy's
 copies and NCCL calls of the same bytes.
@@ -69,7 +70,8 @@ MULTIPLIES = ("gemm", "cutlass", "cublas", "nvjet", "xmma", "conv", "wgmma", "do
 
 @dataclass(frozen=True)
 class Step:
-    """A case: seconds predicted and measured, bytes predicted and measured; seconds by kind, predicted and profiled."""
+    """A case: seconds predicted and measured, bytes predicted and measured; seconds by kind, predicted and profiled;
+    bytes that functions work in beside their arguments, predicted and XLA's."""
 
     case: str
     card: str
@@ -79,6 +81,7 @@ class Step:
     measured_bytes: int
     predicted_parts: dict[str, float]
     profiled_parts: dict[str, float]
+    working: dict[str, tuple[int, int]]
 
 
 def quickest(run: Callable[[], Any], times: int = 5) -> float:
@@ -104,10 +107,11 @@ def ceilings() -> None:
     n = 8192
     for dtype in ("float8_e4m3fn", "float16", "bfloat16", "float32", "float64"):
         size = n // 4 if dtype == "float64" else n
-        a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.float32).astype(dtype) for i in (0, 1))
         result = jnp.bfloat16 if dtype.startswith("float8") else dtype
-        product = jax.jit(lambda a, b, to=result: [jnp.dot(a, b, preferred_element_type=to)] * 1)
-        rate = 2 * size**3 / quickest(lambda a=a, b=b, f=product: f(a, b), 10)
+        with jax.enable_x64(dtype == "float64"):
+            a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.float32).astype(dtype) for i in (0, 1))
+            product = jax.jit(lambda a, b, to=result: jnp.dot(a, b, preferred_element_type=to))
+            rate = 2 * size**3 / quickest(lambda a=a, b=b, f=product: f(a, b), 10)
         print(f"product {size}³ {dtype:14} {rate / 1e12:8.1f} TFLOP/s", flush=True)
     a = jax.random.normal(jax.random.key(0), (n, n), jnp.float32)
     exact = jax.jit(lambda a: jnp.dot(a, a, precision="highest"))
@@ -161,7 +165,7 @@ def predicted(case: str, cluster: str, folder: Path) -> Step:
     for stage in found.stages:
         for kind, seconds in stage.costs.items():
             parts[kind] = parts.get(kind, 0.0) + seconds
-    return Step(case, "", found.step_seconds or 0.0, 0.0, peak, 0, parts, {})
+    return Step(case, "", found.step_seconds or 0.0, 0.0, peak, 0, parts, {}, {})
 
 
 def measured(case: str, cluster: str, folder: Path, platform: str, prepare: bool, profile: bool) -> Step:
@@ -194,7 +198,21 @@ def measured(case: str, cluster: str, folder: Path, platform: str, prepare: bool
     parts = profiled(running) if profile else {}
     quick = median(sorted(seconds[2:])[:5])
     peak = int(known.get("peak_bytes_in_use", 0))
-    return replace(told, card=device.device_kind, measured=quick, measured_bytes=peak, profiled_parts=parts)
+    known = {"card": device.device_kind, "measured": quick, "measured_bytes": peak, "profiled_parts": parts}
+    return replace(told, **known, working=working(module, running))
+
+
+def working(module: ir.Module, running: Any) -> dict[str, tuple[int, int]]:
+    """By function what the plan and what XLA say that it holds beside its arguments."""
+    from alpa_mlir.dialect.staged import read_main
+    from alpa_mlir.passes.schedule_timeline import read_costs
+
+    costs, found = read_costs(module, read_main(module)), {}
+    for name, (_, compiled) in running._worker._programs.items():
+        sizes = compiled.memory_analysis()
+        told = int(costs.working[name]) if costs is not None else 0
+        found[name] = (told, sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
+    return found
 
 
 def values(arguments: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> Iterator[np.ndarray]:
@@ -277,6 +295,8 @@ def steps(cases: Sequence[str], options: argparse.Namespace) -> list[Step]:
         for name, parts in (("predicted", s.predicted_parts), ("profiled", s.profiled_parts)):
             told = ", ".join(f"{k} {1e3 * v:.2f}" if k != "kernels" else f"{v:.0f} kernels" for k, v in parts.items())
             print(f"    {name} ms: {told}" if parts else "", end="\n" if parts else "")
+        for name, (told_bytes, xla) in s.working.items():
+            print(f"    @{name} works in GB: predicted {told_bytes / 1e9:.2f}, XLA {xla / 1e9:.2f}")
     return found
 
 

@@ -76,11 +76,18 @@ class Submeshes:
 
     def put(self, whole: Array, kind: MeshTensor) -> jax.Array:
         """A host array, whole on every rank, as a tensor on its mesh."""
-        everything = tuple((0, n) for n in kind.shape)
-        parts = {}
-        for device, box in self.own_tiles(kind).items():
-            parts[device] = np.asarray(whole[within(box, everything)])
-        return self._assemble(parts, kind)
+        return self.putter(kind)(whole)
+
+    def putter(self, kind: MeshTensor) -> Callable[[Array], jax.Array]:
+        """`put` for tensors of one kind, which knows all but the array."""
+        everything, own = tuple((0, n) for n in kind.shape), self.own_tiles(kind)
+        windows, devices = [within(box, everything) for box in own.values()], [self._devices[d] for d in own]
+        shape, dtype, sharding = kind.shape, dtype_of(kind.element), self.sharding(kind)
+
+        def put(whole: Array) -> jax.Array:
+            return assemble(shape, dtype, sharding, [np.asarray(whole[window]) for window in windows], devices)
+
+        return put
 
     def put_tiles(self, tile: Callable[[Box], Array], kind: MeshTensor) -> jax.Array:
         """A tensor of which `tile` gives any box, each of this rank's asked for once."""

@@ -22,6 +22,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime import clocks, layout, memory, program
+from alpa_mlir.runtime.actions import Expect, Give
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
 from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.platform import Choice
@@ -81,8 +82,8 @@ class Rank:
         self._gpus = {d: devices[d] for d in range(first, first + count)} if choice.platform == "cuda" else {}
         self._check_memory(range(first, first + count))
         if len(set(devices)) < len(devices) and world is None:
-            shared = f"{len(devices)} devices of the plan share {len(set(devices))} here"
-            print(f"{job.plan}:1:1: note: {shared}", file=sys.stderr, flush=True)
+            folded = f"{len(devices)} devices of the plan share {len(set(devices))} here"
+            print(f"{job.plan}:1:1: note: {folded}", file=sys.stderr, flush=True)
         submeshes = Submeshes(plan, self._rank, self._layout.rank_of, devices)
         watchdog.beat("compiling")
         part = program.decode(module, plan, self._rank, self._layout.rank_of)
@@ -97,6 +98,9 @@ class Rank:
             self._recorder.start()
         self._seconds: list[float] = []
         self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder, job.store, self._meet)
+        if self._gpus and world is not None:
+            transfers.rehearse([a.path for a in part.actions if isinstance(a, Give | Expect)])
+            self._worker.rehearse()
         if self._rank == 0 and job.store is not None and job.store.trouble is not None:
             print(f"{job.plan}:1:1: note: {job.store.trouble}", file=sys.stderr, flush=True)
 

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alpa_mlir.dialect.route import Route
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.dialect.staged import MeshTensor
-from alpa_mlir.dialect.tiles import Box, intersect
+from alpa_mlir.dialect.tiles import Box, extents, intersect
 from alpa_mlir.runtime.actions import Path
 from alpa_mlir.runtime.devices import HOST, Submeshes
 from alpa_mlir.runtime.guard import Watchdog
@@ -34,7 +33,7 @@ from alpa_mlir.runtime.transport.base import (
     Transport,
     wait_until,
 )
-from alpa_mlir.runtime.transport.memory import assemble
+from alpa_mlir.runtime.transport.memory import assemble, copied
 
 TAGS_PER_TRANSFER = 1 << 14
 """More than the pieces that go from one endpoint to another in one transfer."""
@@ -68,6 +67,17 @@ class Transfers:
         """Transfers through host memory, where devices compute in it."""
         side = host_side(submeshes.rank, rank_of, peers)
         return Transfers(submeshes, side, side, routes, watchdog)
+
+    def rehearse(self, paths: Sequence[Path]) -> None:
+        """Prepare these kinds of transfer, before the first step."""
+        for path in dict.fromkeys(paths):
+            share, memory = self._share(path), self._side_of(path).memory
+            received = [*share.moves, *(r for incoming, _ in share.rounds for r in incoming)]
+            sent = [*share.sent, *(s for _, outgoing in share.rounds for s in outgoing)]
+            for r in received:
+                memory.rehearse(extents(r.piece.tile), share.dtype, r.window or (), r.piece.receiver)
+            for s in sent:
+                memory.rehearse(extents(s.piece.held), share.dtype, s.window, s.piece.sender)
 
     def give(self, value: jax.Array, path: Path, transfer: int, keep: bool) -> None:
         """Queue this rank's pieces.  `keep`: the value is donated later, but not before `settle`."""
@@ -131,7 +141,7 @@ class Transfers:
             whole = share.whole.get(spot)
             part = landing.buffers[spot] if whole is None else self._moved(side, whole, transfer, landing)
             if owned and isinstance(part, jax.Array) and device in part.devices():
-                part = jnp.copy(part)  # jax would not move it, and its owner may still read it
+                part = copied(part)  # jax would not move it, and its owner may still read it
             parts.append(part)
         tests = [landing.tests(spot) for spot, _ in share.placed]
         return self._assembled(share, path, side.memory.shards(parts, tests, owned))

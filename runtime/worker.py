@@ -6,7 +6,7 @@ but messages, at the end of a step its scalar results, and on CPUs the program b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,13 +20,14 @@ from alpa_mlir.dialect.tiles import Box
 from alpa_mlir.runtime import actions
 from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.devices import Submeshes
-from alpa_mlir.runtime.executable import Compiler, dtype_of
+from alpa_mlir.runtime.executable import Compiler, dtype_of, named
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.memory import Footprint
 from alpa_mlir.runtime.program import Program
 from alpa_mlir.runtime.recorder import Recorder
 from alpa_mlir.runtime.transfers import Transfers
 from alpa_mlir.runtime.transport.base import Array
+from alpa_mlir.runtime.transport.memory import copied
 
 COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {"add": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
 
@@ -58,6 +59,7 @@ class Worker:
         self._running = ""
         transfers.busy = self._busy
         self._compiler = Compiler(store)
+        self._trials: dict[Hashable, Callable[[], Any]] = {}
         self._programs: dict[str, tuple[str, jax.stages.Compiled]] = {}
         if store is not None and meet is not None:
             self._compile_share()
@@ -67,6 +69,25 @@ class Worker:
             calls = zip(program.actions, self._calls, strict=True)
             self._calls = [recorder.watched(action, call, self._slots) for action, call in calls]
         self._state = self._replacements()
+
+    def rehearse(self) -> None:
+        """Run every program once on zeros, before values are placed or messages begin.
+
+        A GPU loads a program's code, and XLA connects its devices by NCCL, when it first runs.  Both can wait for
+        kernels that run, and those that receive may wait for a rank that is itself at that point.  Left out are
+        programs with loops, which may not end on zeros.
+        """
+        with jax.enable_x64(True):
+            for trial in self._trials.values():
+                self._watchdog.beat("trying out the programs")
+                jax.block_until_ready(trial())
+
+    def _zeros(self, types: Sequence[tuple[tuple[int, ...], Any, Any]]) -> list[jax.Array]:
+        """Arrays of these shapes, element types and shardings."""
+        made = jax.jit(
+            lambda: [jnp.zeros(shape, dtype) for shape, dtype, _ in types], out_shardings=[s for _, _, s in types]
+        )
+        return list(made())
 
     @property
     def wanted(self) -> frozenset[int]:
@@ -168,12 +189,16 @@ class Worker:
 
     def _renew(self, result: int, copies: bool) -> Any:
         value = self._results[result]
-        return jnp.copy(value) if copies else value
+        return copied(value) if copies else value
 
     def _call(self, action: actions.Call) -> Callable[[], None]:
         function = self._program.functions[action.function]
         run = self._compiler.compile(function, self._submeshes.mesh(action.mesh))
         self._programs[action.function] = (action.mesh, run)
+        if "stablehlo.while" not in function.text:
+            mesh = self._submeshes.mesh(action.mesh)
+            taken = [(t.shape, dtype_of(t.element), named(mesh, t.sharding)) for t in function.arguments]
+            self._trials[action.function] = lambda: run(*self._zeros(taken))
         slots, operands, results = self._slots, action.operands, action.results
         watchdog, transfers, what, settles = self._watchdog, self._transfers, action.what, action.settles
         smallest = min(range(len(results)), key=lambda i: prod(function.results[i].shape), default=None)
@@ -211,9 +236,12 @@ class Worker:
     def _cut(self, action: actions.Cut) -> Callable[[], None]:
         size = action.type.shape[action.dim]
         window = (slice(None),) * action.dim + (slice(action.microbatch * size, (action.microbatch + 1) * size),)
+        put, slots, host, argument, result = (
+            self._submeshes.putter(action.type), self._slots, self._host, action.argument, action.result,
+        )  # fmt: skip
 
         def cut() -> None:
-            self._slots[action.result] = self._submeshes.put(self._host[action.argument][window], action.type)
+            slots[result] = put(host[argument][window])
 
         return cut
 
@@ -254,6 +282,13 @@ class Worker:
         slots, totals, values = self._slots, action.totals, action.values
         given = tuple(i for i, d in enumerate(action.donate) if d)
         kept = tuple(i for i, d in enumerate(action.donate) if not d)
+        kinds = [(t.shape, dtype_of(t.element), self._submeshes.sharding(t)) for t in action.types]
+
+        def trial() -> Any:
+            old, fresh = self._zeros(kinds), self._zeros(kinds)
+            return run([old[i] for i in given], [old[i] for i in kept], fresh)
+
+        self._trials["add", action.combine, action.types, action.donate] = trial
 
         def add() -> None:
             fresh = [slots[i] for i in values]
@@ -305,6 +340,8 @@ class Worker:
 
         what = ("join", action.part, len(action.parts), action.type, action.dim)
         run = self._compiler.obtain(what, self._submeshes.mesh(action.type.mesh), lower, "a concatenation")
+        part = (action.part.shape, dtype_of(action.part.element), self._submeshes.sharding(action.part))
+        self._trials[what] = lambda: run(self._zeros([part] * len(action.parts)))
 
         def join() -> None:
             self._slots[action.result] = run([self._slots[i] for i in action.parts])

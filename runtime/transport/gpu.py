@@ -11,6 +11,7 @@ every type of jax can be that DLPack knows.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
+from jaxlib import _jax
 
 from alpa_mlir.runtime.transport.base import Held, Test, Window
 from alpa_mlir.runtime.transport.local import Copy
-from alpa_mlir.runtime.transport.memory import Memory
+from alpa_mlir.runtime.transport.memory import Memory, copied
 
 Event: TypeAlias = Any
 _CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
@@ -76,6 +78,7 @@ class Gpu:
         self._cupy, self._nccl, self._devices = cupy, nccl, dict(devices)
         self._numbers = {device: number for number, device in devices.items()}
         self._dummies: dict[int, Any] = {}
+        self._external: dict[int, Any] = {}
 
     def at(self, device: int) -> Any:
         """CuPy's context of a device."""
@@ -183,6 +186,21 @@ class Gpu:
             self._cupy.copyto(self.view(target.array)[target.window], self.view(source)[window])
         return stream.record(), (source, export)
 
+    def rehearse(self, device: int, shape: tuple[int, ...], dtype: np.dtype[Any], window: Window) -> None:
+        """Load the kernels that copy such a box, by copying a small one alike: they depend on which dimensions are cut,
+        not on how long they are."""
+        cut = [s.stop - s.start < n for s, n in zip(window, shape, strict=False)]
+        alike = tuple(
+            slice(0, 1 if s.stop - s.start == 1 else 2) if c else slice(None) for s, c in zip(window, cut, strict=True)
+        )
+        with self.at(device), self.stream(device):
+            tile = self._cupy.empty(tuple(min(n, 4) for n in shape), _CARRIERS[dtype.itemsize])
+            box = tile[alike]
+            if not box.flags.c_contiguous:
+                packed = self._cupy.empty(box.shape, box.dtype)
+                self._cupy.copyto(packed, box)
+                self._cupy.copyto(box, packed)
+
     def view(self, array: jax.Array) -> Any:
         """CuPy's array on the same memory, its elements as unsigned integers."""
         pointer, cuda, (place,) = array.unsafe_buffer_pointer(), self._cupy.cuda, array.devices()
@@ -191,29 +209,20 @@ class Gpu:
 
     def behind(self, array: jax.Array, stream: Any) -> Any:
         """Let a stream wait until an array is computed; the export keeps its memory."""
-        return array.__dlpack__(stream=stream.ptr)
+        return _jax.buffer_to_dlpack_managed_tensor(array, stream=stream.ptr)
 
     def imported(self, array: jax.Array, landed: Sequence[Event]) -> jax.Array:
         """The same memory as an array whose users wait for events."""
-        return jax.dlpack.from_dlpack(_Behind(self._cupy, array, landed))
-
-
-class _Behind:
-    """An array for DLPack's consumer, whose stream is made to wait for events."""
-
-    def __init__(self, cupy: Any, array: jax.Array, landed: Sequence[Event]) -> None:
-        self._cupy, self._array, self._landed = cupy, array, landed
-
-    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
-        for event in self._landed:
-            if stream is None:
-                event.synchronize()
-            else:
-                self._cupy.cuda.Stream.from_external(_External(stream)).wait_event(event)
-        return self._array.__dlpack__(stream=stream)
-
-    def __dlpack_device__(self) -> Any:
-        return self._array.__dlpack_device__()
+        (place,) = array.devices()
+        pointer = place.get_stream_for_external_ready_events()
+        if pointer not in self._external:
+            self._external[pointer] = self._cupy.cuda.Stream.from_external(_External(pointer))
+        for event in landed:
+            self._external[pointer].wait_event(event)
+        # What jax.dlpack.from_dlpack ends in, without its 100 µs of looking at types.
+        export = _jax.buffer_to_dlpack_managed_tensor(array, stream=pointer)
+        made: jax.Array = _jax.dlpack_managed_tensor_to_buffer(export, place, pointer, None)
+        return made
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,7 @@ class DeviceMemory(Memory):
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._streams: dict[Any, Any] = {}
-        self._copying: list[tuple[Event, Any]] = []
+        self._copying: dict[Any, deque[tuple[Event, Any]]] = {}
         self._makers: dict[tuple[Any, ...], Any] = {}
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any], endpoint: int) -> DeviceBuffer:
@@ -252,19 +261,25 @@ class DeviceMemory(Memory):
 
     def copy(self, target: DeviceBuffer, held: Held, window: Window, after: Sequence[Test]) -> Test | None:
         """See `Memory`; a copy in stream order."""
-        self._copying = [(event, keep) for event, keep in self._copying if not event.done]
         (place,) = target.array.devices()
         if place not in self._streams:
             self._streams[place] = self._gpu.stream(self._gpu.number(place))
-        stream = self._streams[place]
+            self._copying[place] = deque()
+        stream, copying = self._streams[place], self._copying[place]
+        while copying and copying[0][0].done:
+            copying.popleft()
         self._gpu.wait(stream, after)
         event, keep = self._gpu.copied(stream, target, held, window)
-        self._copying.append((event, keep))
+        copying.append((event, keep))
         return Landed(event)
+
+    def rehearse(self, shape: tuple[int, ...], dtype: np.dtype[Any], window: Window, endpoint: int) -> None:
+        """See `Memory`: loads kernels, which waits for those that run."""
+        self._gpu.rehearse(endpoint, shape, dtype, window)
 
     def hold(self, held: Held) -> Held:
         """See `Memory`: a copy, which XLA makes before anything it is told later."""
-        return jnp.copy(held) if isinstance(held, jax.Array) else held
+        return copied(held) if isinstance(held, jax.Array) else held
 
     def shards(self, parts: Sequence[Held], landed: Sequence[Sequence[Test]], owned: bool) -> list[Held]:
         """See `Memory`."""
@@ -276,4 +291,4 @@ class DeviceMemory(Memory):
     def _shard(self, part: DeviceBuffer, tests: Sequence[Test], owned: bool) -> jax.Array:
         made = self._gpu.imported(part.array, events(tests))
         # Memory that came by DLPack is not XLA's to give to another array.
-        return jnp.copy(made) if owned else made
+        return copied(made) if owned else made

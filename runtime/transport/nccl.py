@@ -17,6 +17,7 @@ connects them only then.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class NcclTransport(Transport):
             self._connect(line, frozenset(own))
         self._open: _Group | None = None
         self._kept: dict[Edge, _Group] = {}
-        self._leaving: list[tuple[Test, Any]] = []
+        self._leaving: deque[tuple[Test, Any]] = deque()
         self.sent = 0
 
     def _connect(self, line: Line, own: frozenset[int]) -> None:
@@ -139,8 +140,9 @@ class NcclTransport(Transport):
         return self.gpu.packed(end, held, window)
 
     def progress(self) -> None:
-        """See `Transport`: lets go of what has left."""
-        self._leaving = [(left, keep) for left, keep in self._leaving if not left()]
+        """See `Transport`: lets go of what has left, first things first."""
+        while self._leaving and self._leaving[0][0]():
+            self._leaving.popleft()
 
     def idle(self) -> bool:
         """See `Transport`."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlp_plan
@@ -58,13 +57,19 @@ def under_mpirun(count: int, command: list[object]) -> subprocess.CompletedProce
     )
 
 
+class First:
+    """As much of jax's first GPU as the driver asks for."""
+
+    local_hardware_id = 0
+
+
 @needs_gpus(1)
 def test_a_gpu_sends_to_itself_in_a_group() -> None:
     """What the driver asks of CuPy and NCCL: streams, events, strided copies, a group."""
     import cupy
     from cupy.cuda import nccl
 
-    gpu = Gpu(cupy, nccl, {0: SimpleNamespace(local_hardware_id=0)})
+    gpu = Gpu(cupy, nccl, {0: First()})
     end = gpu.communicators(1, gpu.unique_id(), {0: 0})[0]
     with gpu.at(0), end.stream:
         source, target = cupy.arange(64, dtype=np.uint8).reshape(8, 8)[:, 2:4], cupy.zeros((8, 2), np.uint8)
@@ -97,7 +102,7 @@ def trained(stages: Any, folder: Path) -> tuple[list[object], Path, list[np.ndar
     plan.write_text(mlp_plan.plan_text(2, stages))
     arguments = mlp_plan.arguments()
     np.savez(inputs, **{f"arg{i}": v for i, v in enumerate(arguments)})
-    options = [plan, "--platform", "cuda", "--inputs", inputs, "--outputs", outputs, "--steps", 3]
+    options = [plan, "--platform", "cuda", "--inputs", inputs, "--outputs", outputs, "--steps", 3, "--timeout", 60]
     return options, outputs, mlp_plan.reference(arguments, 3, 2)
 
 

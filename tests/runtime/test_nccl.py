@@ -207,6 +207,8 @@ def test_a_plan_trains_over_it(name: str) -> None:
         side = device_side(peers.gpu, peers, len(rank_of), own)
         transfers = Transfers(submeshes, side, host_side(number, rank_of, None), part.routes, watchdog)
         worker = Worker(part, submeshes, transfers, watchdog)
+        transfers.rehearse([a.path for a in part.actions if isinstance(a, Give | Expect)])
+        worker.rehearse()
         for argument in worker.wanted:
             worker.place(argument, arguments[argument])
         for _ in range(3):
