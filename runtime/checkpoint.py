@@ -2,9 +2,9 @@
 
 A checkpoint is an ordinary orbax checkpoint (`DIR/12` after twelve steps), which any orbax program reads: item
 `state` is a tree with one array for each state argument, `arg5` for argument 5; item `run` says where the run stands.
-Each array is a zarr of the *global* shape whose chunks are the tiles of the plan's sharding.  So every rank writes its
-own tiles, each tile is written once however many devices hold it, and a rank of any other plan reads the boxes it
-needs, whatever tiles they were written as.
+Each array is a zarr of the *global* shape whose chunks, with checksums, are the tiles of the plan's sharding.  So every
+rank writes its own tiles, each tile is written once however many devices hold it, and a rank of any other plan reads
+the boxes it needs, whatever tiles they were written as.
 
 orbax's own way for several processes wants one job of jax with all of them.  Ours are several jobs (see `layout`), that
 must not wait for one another; so ranks write tiles with tensorstore, the library beneath orbax, into a folder beside
@@ -15,10 +15,12 @@ system that all hosts share.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -39,6 +41,7 @@ from alpa_mlir.runtime.transport.base import Array
 
 STATE, RUN = "state", "run"
 _STAGING = ".writing-"
+_CODECS = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"})
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,13 @@ class Directory:
                 "shape": list(kind.shape),
                 "data_type": dtype_of(kind.element).name,
                 "chunk_grid": grid,
+                "codecs": list(_CODECS),
             }
             try:
                 ts.open({**_spec(staging, number), "metadata": described}, create=True).result()
-            except ValueError:
+            except ValueError as e:
+                if "not one of the supported data types" not in str(e):
+                    raise
                 raise CompileError(f"a checkpoint cannot hold argument {number}, {kind.tensor_text}") from None
         return staging
 
@@ -118,6 +124,17 @@ class Directory:
         self._manager.save(position.step, args=ocp.args.Composite(**items), force=True)
         shutil.rmtree(staging)
         return self.path / str(position.step)
+
+
+@contextmanager
+def writing(path: str, step: int) -> Iterator[None]:
+    """The body writes a part of the checkpoint of `step` in `path`: where it cannot, what is half written goes, and
+    CompileError says why."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        shutil.rmtree(Path(path).absolute() / f"{_STAGING}{step}", ignore_errors=True)
+        raise CompileError(f"cannot write checkpoint {step}: {_reason(e)}", f"{path}:1:1") from None
 
 
 def find(path: str, main: PlanMain) -> tuple[Path, Position]:
@@ -161,8 +178,12 @@ def write(folder: Path, number: int, box: Box, tile: Array) -> Any:
 
 
 def read(folder: Path, number: int, box: Box) -> Array:
-    """A box of an array."""
-    found: Array = np.asarray(_open(folder, number)[_slices(box)].read().result())
+    """A box of an array; CompileError where it is damaged."""
+    array = _open(folder, number)
+    try:
+        found: Array = np.asarray(array[_slices(box)].read().result())
+    except (OSError, ValueError) as e:
+        raise CompileError(f"cannot read {_name(number)} of the checkpoint: {_reason(e)}", f"{folder}:1:1") from None
     return found
 
 
@@ -189,14 +210,25 @@ def _open(folder: Path, number: int) -> Any:
     try:
         return ts.open(_spec(folder, number), open=True).result()
     except (OSError, ValueError) as e:
-        first = str(e).partition("[")[0].strip()
         raise CompileError(
-            f"cannot open {_name(number)} of the checkpoint: {first}; all hosts must see this folder", f"{folder}:1:1"
+            f"cannot open {_name(number)} of the checkpoint: {_reason(e)}; all hosts must see this folder",
+            f"{folder}:1:1",
         ) from None
 
 
 def _spec(folder: Path, number: int) -> dict[str, Any]:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / _name(number))}}
+    # A chunk that is missing would be read as zeros, so chunks of zeros are written too.
+    whole = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / _name(number))}, **whole}
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What went wrong, without tensorstore's spec of the array."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    full = os.strerror(errno.ENOSPC)
+    return full if full in text else text.partition("[")[0].strip()
 
 
 def _name(number: int) -> str:

@@ -213,8 +213,8 @@ class Heartbeat(threading.Thread):
         """Tell of another rank's end, and end."""
         claim_end()
         if link.who.rank == 0:
-            # All others miss rank 0 at once: the first of them speaks.
-            time.sleep(min(1.0, _DEFERENCE * (self._me.rank - 1)))
+            # All others miss rank 0 at once: the first of them speaks, and mpirun ends the job before the next does.
+            time.sleep(min(_LINGER, _LINGER * (self._me.rank - 1)))
         lines = [f"{link.who} {what}; last heard in: {link.activity.what}", *text]
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()

@@ -21,6 +21,7 @@ import numpy as np
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.staged import Argument
 from alpa_mlir.runtime.executable import dtype_of
+from alpa_mlir.runtime.files import written_whole
 from alpa_mlir.runtime.transport.base import Array
 
 SCALE, INTEGERS = 0.02, 8
@@ -140,13 +141,6 @@ def check_writable(path: str, what: str) -> None:
 
 def write_outputs(path: str, results: Sequence[Array]) -> None:
     """Write results as `out0`, `out1`, …: all or nothing; CompileError where the file cannot be written."""
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with part.open("wb") as file:
-            arrays: dict[str, Any] = {f"out{i}": value for i, value in enumerate(results)}
-            np.savez(file, **arrays)
-        part.replace(target)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise CompileError(f"cannot write the outputs: {e.strerror or e}", f"{path}:1:1") from None
+    with written_whole(path, "outputs") as file:
+        arrays: dict[str, Any] = {f"out{i}": value for i, value in enumerate(results)}
+        np.savez(file, **arrays)

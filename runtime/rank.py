@@ -205,21 +205,23 @@ class Rank:
         from alpa_mlir.runtime import checkpoint
 
         self._watchdog.beat("writing a checkpoint")
-        folder = self._on_rank_0(lambda: self._saved.begin(self._plan, done))
+        guard = partial(checkpoint.writing, str(self._job.checkpoint), done)
+        folder = self._on_rank_0(guard()(lambda: self._saved.begin(self._plan, done)))
         if self._world is not None:
             folder = self._world.bcast(folder)
-        writes = [
-            checkpoint.write(folder, number, box, tile)
-            for number in checkpoint.state_arguments(self._plan.main)
-            for box, tile in self._worker.kept(number).items()
-        ]
-        for written in writes:
-            wait_until(written.done, lambda: None, self._watchdog, "writing a checkpoint")
-            written.result()
+        with guard():
+            writes = [
+                checkpoint.write(folder, number, box, tile)
+                for number in checkpoint.state_arguments(self._plan.main)
+                for box, tile in self._worker.kept(number).items()
+            ]
+            for written in writes:
+                wait_until(written.done, lambda: None, self._watchdog, "writing a checkpoint")
+                written.result()
         if self._world is not None:
             self._await(self._world.Ibarrier(), "the other ranks to write their part of a checkpoint")
         at = replace(self._begin, step=done)
-        return cast("Path | None", self._on_rank_0(lambda: self._saved.commit(folder, self._plan, at)))
+        return cast("Path | None", self._on_rank_0(guard()(lambda: self._saved.commit(folder, self._plan, at))))
 
     def _show(self, recorder: Recorder, first: clocks.Reading) -> None:
         """Gather what was recorded on all ranks, and write the trace and print the table on rank 0."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,8 +17,8 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
-from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
+from alpa_mlir.runtime.files import written_whole
 from alpa_mlir.runtime.recorder import Span
 
 Event = Mapping[str, Any]
@@ -88,10 +87,8 @@ def _lanes(plan: Plan, ranks: Sequence[Sequence[Step]]) -> dict[tuple[str, int, 
 
 def write(path: str, trace: Mapping[str, Any]) -> None:
     """Write a trace; CompileError where the file cannot be written."""
-    try:
-        Path(path).write_text(json.dumps(trace))
-    except OSError as e:
-        raise CompileError(f"cannot write the trace: {e.strerror or e}", f"{path}:1:1") from None
+    with written_whole(path, "trace") as file:
+        file.write(json.dumps(trace).encode())
 
 
 def predicted_seconds(module: ir.Module) -> dict[str, float]:

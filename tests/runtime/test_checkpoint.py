@@ -136,6 +136,50 @@ def test_a_killed_write_leaves_what_was_there(folder: Path, tmp_path: Path) -> N
     assert not list(saved.glob(".writing*"))
 
 
+def test_a_damaged_tile_is_not_taken_for_what_was_written(tmp_path: Path) -> None:
+    """A tile of zeros is one that was written; one that is cut off, changed or gone is refused."""
+    plan, saved, box = plan_of(), tmp_path / "saved", ((0, 32), (0, 4))
+    directory = checkpoint.Directory(str(saved))
+    staging = directory.begin(plan, 1)
+    checkpoint.write(staging, 2, ((0, 16), (0, 32)), np.ones((16, 32), np.float32)).result()
+    checkpoint.write(staging, 3, box, np.zeros((32, 4), np.float32)).result()
+    where = directory.commit(staging, plan, checkpoint.Position(1, 0, False)) / checkpoint.STATE
+    assert (checkpoint.read(where, 3, box) == 0).all()
+    tile = next(p for p in (where / "arg3").rglob("*") if p.is_file() and p.name != "zarr.json")
+    good = tile.read_bytes()
+    for bad in (good[:100], b"\1" + good[1:], None):
+        tile.unlink() if bad is None else tile.write_bytes(bad)
+        with pytest.raises(CompileError, match="error: cannot read arg3 of the checkpoint: "):
+            checkpoint.read(where, 3, box)
+
+
+FULL = """
+import resource, sys
+from alpa_mlir.runtime.rank import Rank
+from alpa_mlir.tools.run import main
+
+def run(rank, whole=Rank.run):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    return whole(rank)
+
+Rank.run = run
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("option", "message"), [("checkpoint", "cannot write checkpoint 1: "), ("trace", "cannot ")])
+def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(option: str, message: str, tmp_path: Path) -> None:
+    script, plan, target = tmp_path / "full.py", tmp_path / "plan.mlir", tmp_path / "target"
+    script.write_text(FULL)
+    plan.write_text(mlp_plan.plan_text())
+    job = ranks.start([plan, "--no-cache", f"--{option}", target], mpirun=2, script=script)
+    found = ranks.finish(job)
+    assert found.code == 1 and f"{target}:1:1: error: {message}" in found.err
+    assert "Traceback" not in found.err
+    assert not target.exists() or not list(target.iterdir())
+    assert {p.name for p in tmp_path.iterdir()} <= {"full.py", "plan.mlir", "target"}
+
+
 def test_what_is_no_checkpoint_of_this_program_is_refused(folder: Path, tmp_path: Path) -> None:
     main = plan_of().main
     saved, empty, file = folder / "saved", tmp_path / "empty", tmp_path / "file"
