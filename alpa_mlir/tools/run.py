@@ -14,7 +14,6 @@ from alpa_mlir.runtime.binding import HOW
 from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.launch import srun_without_mpi, start_mpirun, under_mpirun
 from alpa_mlir.runtime.platform import PLATFORMS, TRANSPORTS
-from alpa_mlir.runtime.process import run_local, run_under_mpi
 from alpa_mlir.tools.diagnostics import UsageError, guarded
 from alpa_mlir.tools.version import add_version
 
@@ -156,12 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(
             "srun started several tasks without MPI: give it --mpi=pmix (srun --mpi=list says what it has)"
         )
-    job = _job(options)
-    if options.local:
-        return run_local(job)
-    if not under_mpirun():
+    if not options.local and not under_mpirun():
         raise UsageError(f"start it as mpirun -n N {NAME} PLAN, or give -n N or --local")
-    return run_under_mpi(job)
+    # Here, not above: who starts mpirun needs no jax.
+    from alpa_mlir.runtime.process import run_local, run_under_mpi
+
+    job = _job(options)
+    return run_local(job) if options.local else run_under_mpi(job)
 
 
 def _without_ranks(arguments: list[str]) -> list[str]:
