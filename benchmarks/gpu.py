@@ -177,7 +177,7 @@ def measured(case: str, cluster: str, folder: Path, platform: str, prepare: bool
     told = predicted(case, cluster, folder)
     import jax
 
-    from alpa_mlir.dialect.staged import read_main
+    from alpa_mlir.dialect.staged_main import read_main
     from alpa_mlir.runtime.executable import dtype_of
     from alpa_mlir.runtime.execute import InProcess
 
@@ -204,7 +204,7 @@ def measured(case: str, cluster: str, folder: Path, platform: str, prepare: bool
 
 def working(module: ir.Module, running: Any) -> dict[str, tuple[int, int]]:
     """By function what the plan and what XLA say that it holds beside its arguments."""
-    from alpa_mlir.dialect.staged import read_main
+    from alpa_mlir.dialect.staged_main import read_main
     from alpa_mlir.passes.schedule_timeline import read_costs
 
     costs, found = read_costs(module, read_main(module)), {}

@@ -2,6 +2,8 @@
 
 import ast
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,25 @@ def violations(wing, path):
 @pytest.mark.parametrize(("wing", "path"), FILES, ids=[str(p.relative_to(ROOT)) for _, p in FILES])
 def test_imports_only_what_its_wing_may(wing, path):
     assert list(violations(wing, path)) == []
+
+
+def test_what_is_imported_late_is_there():
+    """Names that functions import when they run, commands and benchmarks too, which linters do not look up."""
+    folders = ("alpa_mlir", *WINGS, "benchmarks")
+    found = {name: path for folder in folders for path in (ROOT / folder).rglob("*.py") for _, name in imported(path)}
+    missing = []
+    for name, path in found.items():
+        module, _, attribute = name.rpartition(".")
+        if module.startswith("alpa_mlir") and not hasattr(import_module(module), attribute) and not _is_module(name):
+            missing.append(f"{path.relative_to(ROOT)}: {name}")
+    assert missing == []
+
+
+def _is_module(name):
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("path", [p for w, p in FILES if w == "passes"], ids=lambda p: str(p.relative_to(ROOT)))
