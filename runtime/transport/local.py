@@ -1,11 +1,13 @@
 """Copies within one process: no message, only a note of what is to be copied.
 
 A tile that arrives whole from one device goes from device to device (`take`); one that is put together from several
-boxes is assembled in the memory where it lands.
+boxes is assembled in the memory where it lands.  A message that passes on what is copied here may be looked after by
+another thread, so that two may want to begin the same copy: a lock keeps them apart.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from alpa_mlir.runtime.transport.base import Buffer, Held, Message, Test, Transport, Window
@@ -19,15 +21,18 @@ class LocalTransport(Transport):
         self.memory = memory
         self.posted: dict[Message, tuple[Held, Window, Sequence[Test]]] = {}
         self._safe: set[Message] = set()
+        self.lock = threading.RLock()
 
     def post_send(self, held: Held, window: Window, message: Message, after: Sequence[Test] = ()) -> None:
         """See `Transport`."""
-        self.posted[message] = (held, window, after)
+        with self.lock:
+            self.posted[message] = (held, window, after)
 
     def take(self, message: Message) -> Held:
         """The array that was posted, without its window: for tiles that move whole."""
-        self._safe.discard(message)
-        return self.posted.pop(message)[0]
+        with self.lock:
+            self._safe.discard(message)
+            return self.posted.pop(message)[0]
 
     def post_receive(self, target: Buffer, message: Message) -> Test:
         """See `Transport`; done once the box was posted, its array is computed, and it is copied."""
@@ -42,6 +47,10 @@ class LocalTransport(Transport):
 
     def secured(self) -> bool:
         """See `Transport`."""
+        with self.lock:
+            return self._all_held()
+
+    def _all_held(self) -> bool:
         self._safe &= self.posted.keys()
         for message, (held, window, after) in self.posted.items():
             if message not in self._safe:
@@ -66,6 +75,10 @@ class Copy:
 
     def begun(self) -> Test | None:
         """The test of the memory's copy, which begins when it can; None while it cannot."""
+        with self._transport.lock:
+            return self._begin()
+
+    def _begin(self) -> Test | None:
         posted = self._transport.posted
         if self._copied is None and self._message in posted:
             held, window, after = posted[self._message]

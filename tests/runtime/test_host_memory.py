@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.runtime.executable import jax_mesh
+from alpa_mlir.runtime.transport.base import Array, Held, Message, Test, Window
+from alpa_mlir.runtime.transport.local import LocalTransport
 from alpa_mlir.runtime.transport.memory import HostMemory, assemble
 from alpa_mlir.runtime.transport.mpi import _Arrival
 
@@ -60,3 +66,24 @@ def test_an_array_that_cannot_live_in_its_buffers_is_not_made_early() -> None:
     start = -crooked.ctypes.data % 64 + 4
     buffer = crooked[start : start + 64 * 64 * 4].view(F32).reshape(SHAPE)
     assert HostMemory().early(lambda parts: assemble(SHAPE, F32, sharding, parts, device), [buffer]) is None
+
+
+def test_two_threads_that_look_for_a_copy_make_it_once() -> None:
+    """The thread that passes messages on asks whether a box was copied, while the main thread waits for it."""
+
+    class Slow(HostMemory):
+        copies = 0
+
+        def copy(self, target: Array, held: Held, window: Window, after: Sequence[Test]) -> Test | None:
+            time.sleep(0.2)
+            self.copies += 1
+            return super().copy(target, held, window, after)
+
+    memory = Slow()
+    local = LocalTransport(memory)
+    message, target = Message(0, 0, 1), np.zeros(4)
+    local.post_send(np.arange(4.0), (slice(None),), message)
+    copied = local.post_receive(target, message)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _: copied(), range(4)))
+    assert memory.copies == 1 and (target == np.arange(4.0)).all() and local.idle()
