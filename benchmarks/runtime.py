@@ -59,7 +59,7 @@ def planned(folder: Path, model: str, *options: object, size: Sequence[object] =
     """A built-in model and its plan."""
     source, plan = folder / f"{model}.mlir", folder / f"{model}.plan.mlir"
     tool("alpa_mlir.tools.export", model, *size, "-o", source)
-    tool("alpa_mlir.tools.plan", source, "--cluster", "cpu", *options, "-o", plan)
+    tool("alpa_mlir.tools.plan", source, "--cluster", "cpu", "--memory", "32GB", *options, "-o", plan)
     return source, plan
 
 

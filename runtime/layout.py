@@ -140,9 +140,16 @@ def connect(layout: Layout, communicator: Any, choice: Choice | None = None) -> 
     if communicator is not None:
         inner = communicator.Split(group[0], rank)
         if len(group) > 1:
-            # Under mpirun or srun jax would take one GPU by the process's number on the host, if it were not told.
+            # jax must not guess: it would give each process one GPU by its number on the host, and to find that number
+            # call a collective of all of MPI's ranks, which those of other groups do not join.
             own = None if gpus is None else list(gpus)
-            jax.distributed.initialize(_meeting_point(inner), inner.size, inner.rank, local_device_ids=own)
+            jax.distributed.initialize(
+                _meeting_point(inner),
+                inner.size,
+                inner.rank,
+                local_device_ids=own,
+                cluster_detection_method="deactivate",
+            )
     found: list[Any] = [None] * layout.device_count
     for position, member in enumerate(group):
         own = [d for d in jax.devices() if d.process_index == position]

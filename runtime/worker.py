@@ -301,15 +301,21 @@ class Worker:
         return add
 
     def _compile_share(self) -> None:
-        """Compile what falls to this rank of the programs that others need too: they will find it in the store."""
+        """Compile what falls to this rank of the programs that others need too: they will find it in the store.
+
+        Only on CPUs: for GPUs XLA tunes a program in all processes at once, and waits for those that compile another.
+        """
         functions, submeshes = self._program.functions, self._submeshes
         calls = {a.function: a.mesh for a in self._program.actions if isinstance(a, actions.Call)}
         for mesh in sorted(set(calls.values())):
-            peers = sorted({d.process_index for d in submeshes.mesh(mesh).devices.flat})
+            devices = list(submeshes.mesh(mesh).devices.flat)
+            peers = sorted({d.process_index for d in devices if d.platform == "cpu"})
+            if len(peers) < 2:
+                continue
             here = [name for name, other in calls.items() if other == mesh]
             shares = shared_out({name: len(functions[name].text) for name in here}, len(peers))
             for name in here:
-                if len(peers) > 1 and peers[shares[name]] == jax.process_index():
+                if peers[shares[name]] == jax.process_index():
                     self._compiler.compile(functions[name], submeshes.mesh(mesh))
 
     def _compile_add(self, action: actions.Add) -> jax.stages.Compiled:

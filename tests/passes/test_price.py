@@ -129,7 +129,7 @@ def test_parts_add_up_to_what_the_solver_minimised(gpt: str) -> None:
     solved = float(ir.FloatAttr(entry["microbatch_seconds"]).value)
     # Fusion is seen for whole phases there, for what was outlined here.
     assert sum(seconds.values()) == pytest.approx(solved, rel=0.02)
-    assert 1.5 < seconds["backward_seconds"] / seconds["forward_seconds"] < 2.5
+    assert 1.4 < seconds["backward_seconds"] / seconds["forward_seconds"] < 2.5
     update = float(ir.FloatAttr(entry["update_seconds"]).value)
     assert update == pytest.approx(float(ir.FloatAttr(entry["step_seconds"]).value), rel=0.02)
 

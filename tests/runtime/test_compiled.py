@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import mlp_plan
@@ -14,9 +15,9 @@ import ranks
 from alpa_mlir.cache import Store
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
-from alpa_mlir.runtime import compiled, executable
+from alpa_mlir.runtime import actions, compiled, executable
 from alpa_mlir.runtime.executable import Compiler, StageFunction, Tensor, jax_mesh
-from alpa_mlir.runtime.worker import shared_out
+from alpa_mlir.runtime.worker import Worker, shared_out
 
 TEXT = """
 module {
@@ -106,3 +107,21 @@ def test_the_command_keeps_programs_unless_told_not_to(tmp_path: Path, monkeypat
 def test_ranks_that_share_a_submesh_share_its_compiling() -> None:
     assert shared_out({"a": 10, "b": 7, "c": 4, "d": 1}, 2) == {"a": 0, "b": 1, "c": 1, "d": 0}
     assert shared_out({"a": 1}, 1) == {"a": 0}
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", ["a", "b"]), ("gpu", [])])
+def test_only_for_cpus_processes_compile_different_programs(platform: str, expected: list[str]) -> None:
+    """For GPUs of several processes XLA tunes each program in all of them at once: apart, they would wait for ever."""
+    done: list[str] = []
+    devices = np.array([SimpleNamespace(process_index=i, platform=platform) for i in range(2)])
+    worker = object.__new__(Worker)
+    worker._submeshes = SimpleNamespace(mesh=lambda name: SimpleNamespace(devices=devices))
+    worker._compiler = SimpleNamespace(compile=lambda function, mesh: done.append(function.text))
+    calls = [actions.Call(name, "m", -1, (), (), name) for name in "ab"]
+    functions = {name: SimpleNamespace(text=name) for name in "ab"}
+    worker._program = SimpleNamespace(functions=functions, actions=calls)
+    for process in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "process_index", lambda process=process: process)
+            worker._compile_share()
+    assert done == expected

@@ -104,6 +104,7 @@ def test_jax_is_told_which_gpus_are_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     devices = [SimpleNamespace(process_index=i // 2, id=i) for i in range(4)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     found = layout.connect(layout.Layout(4, 2, ((0, 1), (0, 1))), world, Choice("cuda", "nccl"))
+    assert told.pop("cluster_detection_method") == "deactivate"
     assert told == {"count": 2, "gpus": (2, 3), "where": ("host:1", 2, 1), "local_device_ids": [2, 3]}
     assert list(found) == devices
 
