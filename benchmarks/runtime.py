@@ -135,7 +135,7 @@ def pipeline(folder: Path, platform: str) -> Iterator[Figure]:
     from benchmarks.pipeline import measure
 
     for schedule, aim in (("eager-1f1b", 0.95), ("1f1b", 0.9)):
-        found = measure(schedule, 20, 768, 16, 8)
+        found = measure(schedule, 40, 768, 16, 8)
         name = f"pipeline, {schedule}, of the ideal (m/(m+p-1) = {found.bubble:.3f})"
         yield Figure(name, found.quiet, aim, "", least=True)
 
