@@ -39,9 +39,9 @@ SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
 EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
-TURNS, MARGIN = 3, 1.05
+TURNS, MARGIN, STEP = 4, 1.05, 0.008
 """How often the stages of a setting are chosen, and how much less memory there is each time, in parts of what the plan
-before needed too much."""
+before needed too much, and from the second time on of the memory itself: other plans need other copies."""
 LAYERED = 2
 """How many modules of level 3 are kept."""
 MOST_MICROBATCHES = 4096
@@ -201,7 +201,7 @@ class _Road:
             if self.stop_after or needed <= there:
                 return replace(attempt, module=module, remarks=tuple(remarks))
             full = full or too_large(needed, there, " with the copies that collectives make")
-            memory -= MARGIN * (needed - there)
+            memory -= MARGIN * (needed - there) + turn * STEP * there
         return replace(attempt, error=full)
 
     def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
