@@ -40,9 +40,12 @@ def start(implementation: str = "threefry2x32"):
     return params, jax.random.key(1, impl=implementation), x, y
 
 
+ENDLESS = pytest.mark.skipif(
+    not jax.__version__.startswith("0.10."), reason="on these programs XLA's CPU compiler in jaxlib 0.11.2 does not end"
+)
 PLANS = [
-    ("threefry2x32", {"devices_per_node": 4, "mesh": "2x2"}),
-    ("threefry2x32", {"devices_per_node": 4, "stages": 2, "microbatches": 2}),
+    pytest.param("threefry2x32", {"devices_per_node": 4, "mesh": "2x2"}, marks=ENDLESS),
+    pytest.param("threefry2x32", {"devices_per_node": 4, "stages": 2, "microbatches": 2}, marks=ENDLESS),
     ("rbg", {"devices_per_node": 4, "stages": 2, "microbatches": 2}),
 ]
 
