@@ -9,7 +9,7 @@ run the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import ClassVar
@@ -25,11 +25,12 @@ from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.fold import fold
-from alpa_mlir.passes.inter.fold_layers import NotFoldable
+from alpa_mlir.passes.inter.fold_layers import NotFoldable, cut_period
+from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.intra.problem import DoesNotFit
-from alpa_mlir.passes.joint import AUTO, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
+from alpa_mlir.passes.joint import AUTO, FULL, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
 from alpa_mlir.passes.memo import remembering_meanwhile
 from alpa_mlir.passes.pipeline import run_pipeline, verify
 from alpa_mlir.passes.registry import Pass, option, register
@@ -122,9 +123,13 @@ class _Road:
     options: PlanOptions
     progress: Progress | None
     stop_after: str
-    layered: dict[tuple[int, bool], Attempt] = field(default_factory=dict)
-    small: ir.Module | None = None
-    """The program with its equal layers folded, on which settings are compared; None where nothing folds."""
+    layered: dict[tuple[int, int], Attempt] = field(default_factory=dict)
+    """Level 3 by number of microbatches and by how many units at a time the program is folded."""
+    small: dict[int, ir.Module | None] = field(default_factory=dict)
+    """The program with its equal layers folded, so many units at a time, on which settings are compared; None where
+    that cannot be. 0: the whole program."""
+    period: int | None = None
+    """How many units of the program one layer takes, once known."""
     rough: bool = False
     """Whether settings are compared before the stages of the best are priced exactly."""
     chosen: dict[str, None] = field(default_factory=dict)
@@ -156,7 +161,7 @@ class _Road:
         memory = float(options.cluster.memory)
         wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order)
         self.rough = len(counts) > 1 and not in_order
-        self.small = folded(normal) if self.rough and self.stop_after not in EARLY else None
+        self.small = {0: normal}
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
         if self.stop_after in EARLY:
@@ -222,24 +227,54 @@ class _Road:
 
         `memory`: bytes per device, 0: the cluster's.
 
-        Rough ones are found on the folded program, unless stages share submeshes (interleaved), which need exact
-        costs, or ops are rematerialised, which needs to know the layers.
+        Rough ones are found on a folded program where that can be, unless stages share submeshes (interleaved), which
+        need exact costs.
         """
-        if self.small is not None and not exact and not setting.interleaved and setting.remat == NONE:
-            try:
-                return self._attempt(self.small, setting, self.rough)
-            except NotFoldable:
-                self.small = None
-        return self._attempt(normal, setting, self.rough and not exact, memory)
+        if self.rough and not exact and not setting.interleaved:
+            for period in self._periods(normal, setting):
+                try:
+                    return self._attempt(period, setting, rough=True)
+                except NotFoldable:
+                    self.small[period] = None
+        return self._attempt(0, setting, self.rough and not exact, memory)
 
-    def _attempt(self, normal: ir.Module, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
-        layered = self._layers(normal, setting)
+    def _periods(self, normal: ir.Module, setting: Setting) -> Iterator[int]:
+        """How many units at a time the program may be folded for a setting: with layers that run again so many that
+        they are all cut alike."""
+        if setting.remat not in (NONE, FULL) or not self._folds(normal, 1):
+            return
+        period = 1 if setting.remat == NONE else self._period(setting)
+        if period and self._folds(normal, period):
+            yield period
+
+    def _period(self, setting: Setting) -> int:
+        """How many units one layer takes, as the first setting that can be layered shows; 0: they are not alike."""
+        if self.period is None:
+            try:
+                module = self._layers(1, setting).module
+            except NotFoldable:
+                return 0
+            if alpa.get_string(module.operation, alpa.LEVEL) != "layered":
+                return 0
+            self.period = cut_period(read_layout(module))
+        return self.period
+
+    def _folds(self, normal: ir.Module, period: int) -> bool:
+        """Whether the program can be folded so many units at a time, as far as known."""
+        if period not in self.small:
+            self.small[period] = folded(normal, period)
+        return self.small[period] is not None
+
+    def _attempt(self, period: int, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
+        layered = self._layers(period, setting)
         if layered.error is not None or self.stop_after in EARLY:
             return replace(layered, setting=setting)
         module, remarks = clone_module(layered.module), list(layered.remarks)
         attempt = Attempt(setting, module)
         try:
             self.run(module, self.until_stages(setting, rough, memory), remarks)
+        except NotFoldable:
+            raise
         except CompileError as error:
             attempt = replace(attempt, error=error)
         else:
@@ -254,12 +289,14 @@ class _Road:
             del attributes[alpa.MESHES], attributes[alpa.FLOOR]
         return attempt
 
-    def _layers(self, normal: ir.Module, setting: Setting) -> Attempt:
+    def _layers(self, period: int, setting: Setting) -> Attempt:
         """Level 3 with a number of microbatches; the last ones are kept, for other settings of the same number."""
-        key = (setting.microbatches, normal is self.small)
+        key = (setting.microbatches, period)
         known = self.layered.get(key)
         if known is not None:
             return known
+        normal = self.small[period]
+        assert normal is not None
         module, remarks = clone_module(normal), list[Remark]()
         for old in list(self.layered)[: 1 - LAYERED]:
             del self.layered[old]
@@ -375,12 +412,13 @@ def _text(name: str, **options: str | int | bool) -> str:
     return name + (f"{{{' '.join(written)}}}" if written else "")
 
 
-def folded(normal: ir.Module) -> ir.Module | None:
-    """A level-1 program with its equal layers folded; None where nothing folds, or a user says the layers."""
+def folded(normal: ir.Module, period: int = 1) -> ir.Module | None:
+    """A level-1 program with its equal layers folded, `period` units at a time; None where nothing folds, or where a
+    user says the layers."""
     body = functions(normal)["main"].regions[0].blocks[0]
     if any(alpa.LAYER in op.attributes for op in body.operations):
         return None
-    small = fold(normal)
+    small = fold(normal, period)
     return small if small is not normal else None
 
 

@@ -13,7 +13,7 @@ to where they are used, so that in program order, too, little is alive.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -24,7 +24,8 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes.inter.layout import count_layers
+from alpa_mlir.passes.inter.fold_layers import NotFoldable, segment_groups
+from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.passes.registry import Pass, option, register
 
@@ -38,6 +39,7 @@ class Rematerialize(Pass):
 
     IR before and after: level 3 (`alpa.level = "layered"`). The module carries `alpa.remat`, the layers' numbers.
     Clones have the layer of their original and `alpa.phase = "backward"`. Without a backward pass nothing changes.
+    Of a folded program (`inter/fold.py`) all layers that stages are cut between are meant, or none.
     """
 
     name: ClassVar[str] = "alpa-remat"
@@ -48,18 +50,37 @@ class Rematerialize(Pass):
         level = alpa.get_string(module.operation, alpa.LEVEL)
         if level != "layered":
             raise CompileError(f"alpa-remat needs a layered module (run alpa-layers first), got {level!r}", location)
-        chosen = chosen_layers(self.layers, count_layers(module), location)
+        layout = read_layout(module)
+        if not layout.whole and self.layers not in (ALL, NONE):
+            raise NotFoldable("the layers of a folded program are rematerialised all or none", location)
+        segments = () if self.layers == NONE else segment_groups(layout)
+        chosen = chosen_layers(self.layers, layout.count, location)
         function = functions(module)["microbatch"]
         _sink_early_backward(function.regions[0].blocks[0])
-        block = function.regions[0].blocks[0]
-        bindings = alpa.bindings(argument_attributes(function))
-        parameters = {v for v, b in zip(block.arguments, bindings, strict=True) if b.kind == "arg"}
-        members: dict[int, list[ir.Operation]] = {layer: [] for layer in chosen}
-        for view in block.operations:
-            members.get(alpa.get_int(view, alpa.LAYER) or 0, []).append(view.operation)
-        for layer, ops in members.items():
-            _Layer(block, layer, ops, parameters).repeat()
+        _repeat(function, dict(enumerate(segments)) if not layout.whole else {k: k for k in chosen}, layout.placed)
         module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(list(chosen), module.context)
+
+
+def _repeat(function: ir.Operation, groups: Mapping[int, int], placed: int) -> None:
+    """Let the layers of each group (layer: its group) run again as one; then what the layers from `placed` on make,
+    which is made once for several of them."""
+    block = function.regions[0].blocks[0]
+    bindings = alpa.bindings(argument_attributes(function))
+    at_hand = {v for v, b in zip(block.arguments, bindings, strict=True) if b.kind == "arg"}
+    members: dict[int, list[ir.Operation]] = {group: [] for group in groups.values()}
+    shared: list[ir.Operation] = []
+    for view in block.operations:
+        layer = alpa.get_int(view, alpa.LAYER) or 0
+        if layer >= placed:
+            shared.append(view.operation)
+        elif layer in groups:
+            members[groups[layer]].append(view.operation)
+    at_hand.update(v for op in shared for v in op.results)
+    for ops in members.values():
+        _Group(block, ops, at_hand).repeat(ops)
+    if shared:
+        every = [view.operation for view in block.operations]
+        _Group(block, shared, set(block.arguments)).repeat(every[:-1])
 
 
 def chosen_layers(text: str, count: int, location: ir.Location) -> tuple[int, ...]:
@@ -99,21 +120,24 @@ def _sink_early_backward(block: ir.Block) -> None:
 
 
 @dataclass
-class _Layer:
-    """The ops of one layer of a block in order, and the clones of its forward ops in the backward pass."""
+class _Group:
+    """The ops of one layer of a block in order, or of several, and the clones of its forward ops in the backward pass.
+
+    `at_hand`: values that clones read as they are, with no need to be kept.
+    """
 
     block: ir.Block
-    number: int
     ops: list[ir.Operation]
-    parameters: set[ir.Value]
+    at_hand: set[ir.Value]
     clones: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.forward = {op_id(op) for op in self.ops if _phase(op) == "forward"}
 
-    def repeat(self) -> None:
-        """Clone what the layer's backward ops read of its forward ops before the first of them, for all to read."""
-        readers = [op for op in self.ops if _phase(op) == "backward"]
+    def repeat(self, users: Sequence[ir.Operation]) -> None:
+        """Clone what the backward ops among the users read of the forward ops before the first of them, for all to
+        read."""
+        readers = [op for op in users if _phase(op) == "backward"]
         read = dict.fromkeys(v for op in readers for _, _, v in _reads(op) if self._inside(v))
         wanted = self._slice(read)
         first = next((op for op in readers if any(v in read for _, _, v in _reads(op))), None)
@@ -153,13 +177,13 @@ class _Layer:
         self.clones.update(zip(op.results, clone.results, strict=True))
 
     def _local(self, value: ir.Value, user: ir.Operation, ip: ir.InsertionPoint) -> ir.Value:
-        """A value as clones see it: a clone, a parameter, or what is kept, behind a barrier."""
-        if value in self.parameters or not self._is_of_block(value):
+        """A value as clones see it: a clone, what is at hand, or what is kept, behind a barrier."""
+        if value in self.at_hand or not self._is_of_block(value):
             return value
         if value not in self.clones:
             barrier = stablehlo.OptimizationBarrierOp([value], loc=user.location, ip=ip).operation
             alpa.set_string(barrier, alpa.PHASE, "backward")
-            alpa.set_int(barrier, alpa.LAYER, self.number)
+            alpa.set_int(barrier, alpa.LAYER, alpa.get_int(user, alpa.LAYER) or 0)
             self.clones[value] = barrier.results[0]
         return self.clones[value]
 

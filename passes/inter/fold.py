@@ -10,7 +10,7 @@ A fold serves to *decide*; the whole program is what is planned and run. So a st
 stays as it is:
 
     (F1) what is not of a unit reads nothing that is cut out
-    (F2) a value of a unit is read within KEPT/2 units of it, by the image rule, or by all units alike
+    (F2) a value of a unit is read within half of the kept units of it, by the image rule, or by all units alike
     (F3) a result that replaces an argument of a unit counts as read by that unit; all others read nothing that goes
 """
 
@@ -31,16 +31,19 @@ from alpa_mlir.dialect.sharding import (
     set_result_attributes,
 )
 from alpa_mlir.passes.inter.listing import Ids, Listing, list_block
-from alpa_mlir.passes.inter.units import NONE, Units, find_units
+from alpa_mlir.passes.inter.units import NONE, Units, find_units, in_blocks
 
 KEPT = 4
 """Sound units that stay of each stack: enough that a layer in the middle sees only equal neighbours."""
+KEPT_BLOCKS = 2
+"""The same where several units at a time are folded: a neighbour of the block that stands for others is enough."""
 
 
-def fold(module: ir.Module) -> ir.Module:
-    """A level-1 program with its repeated layers folded; the module itself where nothing repeats."""
+def fold(module: ir.Module, period: int = 1) -> ir.Module:
+    """A level-1 program with its repeated layers folded, `period` units at a time; the module itself where nothing
+    repeats."""
     while True:
-        smaller = _fold_once(module)
+        smaller = _fold_once(module, period)
         if smaller is None:
             return module
         module = smaller
@@ -60,13 +63,16 @@ class _Cut:
     copies: int
 
 
-def _fold_once(module: ir.Module) -> ir.Module | None:
+def _fold_once(module: ir.Module, period: int) -> ir.Module | None:
     main = functions(module)["main"]
     listing = list_block(main.regions[0].blocks[0])
     units = find_units(listing)
-    if units is None or units.high - units.low < KEPT:
+    kept = KEPT
+    if units is not None and period > 1:
+        units, kept = in_blocks(units, period), KEPT_BLOCKS
+    if units is None or units.high - units.low < kept:
         return None
-    cut = _plan_cut(units, _replaced(main))
+    cut = _plan_cut(units, kept, _replaced(main))
     return _without(module, cut) if cut is not None else None
 
 
@@ -76,11 +82,11 @@ def _replaced(main: ir.Operation) -> Ids:
     return np.array([int(ir.IntegerAttr(e[alpa.UPDATES]).value) if alpa.UPDATES in e else NONE for e in entries])
 
 
-def _plan_cut(units: Units, replaced: Ids) -> _Cut | None:
-    """The cut, or None where a rule (F1 to F3) forbids it."""
+def _plan_cut(units: Units, kept: int, replaced: Ids) -> _Cut | None:
+    """The cut, or None where a rule (F1 to F3) forbids it; `kept`: sound units that stay."""
     listing = units.listing
-    last = units.low + KEPT // 2 - 1
-    copies = units.high - units.low + 1 - KEPT
+    last = units.low + kept // 2 - 1
+    copies = units.high - units.low + 1 - kept
 
     def gone(unit: Ids) -> npt.NDArray[np.bool_]:
         found: npt.NDArray[np.bool_] = (unit > last) & (unit <= last + copies)
@@ -89,7 +95,7 @@ def _plan_cut(units: Units, replaced: Ids) -> _Cut | None:
     ops, arguments = gone(units.unit), gone(units.argument_unit)
     reader = np.repeat(np.arange(len(listing.ops)), np.diff(listing.start))
     stale = np.flatnonzero(gone(units.value_unit(listing.operands)) & ~ops[reader])
-    step = _Step.of(units, last, copies)
+    step = _Step.of(units, last, copies, kept // 2)
     joints = step.joints(reader[stale], stale)
     returned = step.returned(replaced, arguments)
     if joints is None or returned is None:
@@ -108,12 +114,14 @@ class _Step:
     value_before: Ids
     last: int
     copies: int
+    near: int
+    """How far from its own unit a value may be read."""
 
     @staticmethod
-    def of(units: Units, last: int, copies: int) -> _Step:
+    def of(units: Units, last: int, copies: int, near: int) -> _Step:
         """The step of sound units."""
         image = units.value_after(np.arange(len(units.listing.maker)))
-        return _Step(units, units.after, _inverse(units.after), image, _inverse(image), last, copies)
+        return _Step(units, units.after, _inverse(units.after), image, _inverse(image), last, copies, near)
 
     def joints(self, reader: Ids, where: Ids) -> tuple[tuple[int, int, int], ...] | None:
         """(op, operand, value read instead) for operands (numbers `where`) that go; None where F1 or F2 is broken."""
@@ -157,7 +165,7 @@ class _Step:
         distance = abs(unit - self.units.value_unit(values))
         step = np.where(below, self.value_after[values], self.value_before[values])
         low, high = self.units.low, self.units.high
-        if ((unit < low) | (unit > high) | (distance > KEPT // 2) | (step != neighbours)).any():
+        if ((unit < low) | (unit > high) | (distance > self.near) | (step != neighbours)).any():
             return None
         for _ in range(self.copies):
             values = np.where(below, self.value_after[values], self.value_before[values])

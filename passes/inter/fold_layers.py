@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import lcm
 
+import numpy as np
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
@@ -39,6 +41,34 @@ def segment_layout(micro: Dataflow, spine: Sequence[int], segments: Sequence[int
         if copies:
             groups.append(Group(place[0], place[-1], copies))
     return Layout(len(repeats), tuple(groups))
+
+
+def segment_groups(layout: Layout) -> list[int]:
+    """For each segment that has places the number of its group: segments between two cuts, wherever they occur.
+
+    NotFoldable where copies of a segment differ in whether a layer is cut before them.
+    """
+    cut = np.zeros(len(layout.order), dtype=bool)
+    cut[list(layout.cuts) or slice(None)] = True
+    first = np.zeros(layout.placed, dtype=bool)
+    first[layout.order] = cut
+    if (first[layout.order] != cut).any():
+        raise NotFoldable("layers are cut before some copies of a segment only")
+    return [int(n) for n in np.cumsum(first) - 1]
+
+
+def cut_period(layout: Layout) -> int:
+    """How many copies of each group of segments one layer takes, so that folded that many at a time all are cut
+    alike; 0: they are not."""
+    cut = np.zeros(len(layout.order) + 1, dtype=bool)
+    cut[list(layout.cuts)] = True
+    found = 1
+    for group in layout.groups:
+        first = int(np.argmax(layout.order == group.first))
+        copies = cut[first : first + group.size * (group.copies + 1)].reshape(group.copies + 1, group.size)
+        periods = (c for c in range(1, (group.copies + 1) // 2 + 1) if (copies[c:] == copies[:-c]).all())
+        found = lcm(found, next(periods, 0))
+    return found
 
 
 def share_cheap_ops(flows: Iterable[Dataflow], layout: Layout) -> Layout:

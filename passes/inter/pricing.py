@@ -16,7 +16,7 @@ optimum would treat better. The stages of the partition chosen are priced exactl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,6 +28,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.inter.fold_layers import NotFoldable, segment_groups
 from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
 from alpa_mlir.passes.inter.tied import TiedGraph, TiedSketch
 from alpa_mlir.passes.intra.compiled import compiled
@@ -140,7 +141,7 @@ def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
     """From the sketch of the whole program with two microbatches in flight."""
     nodes = sketch.nodes
     layer = np.array(_layers_of_nodes(sketch), dtype=np.int64)
-    part = np.array(_parts_of_nodes(sketch), dtype=np.int64)
+    part = np.array(_parts_of_nodes(sketch, _groups(layout)), dtype=np.int64)
     kinds = [sketch.edge_kinds[k] for k in sketch.kinds.tolist()]
     once = np.array([k.function not in OFTEN for k in kinds], dtype=bool)
     used: dict[tuple[int, int], set[int]] = {}
@@ -189,14 +190,23 @@ def _held_for(sketch: Sketch, nodes: Ids) -> Ids:
     return np.where(held[nodes], nodes, origin[nodes])
 
 
-def _parts_of_nodes(sketch: Sketch) -> list[int]:
-    """The part of each node; weight: backward ops that no op of another layer waits for."""
+def _groups(layout: Layout) -> list[int]:
+    """A number for each layer, equal for those that no stage is cut between, as far as all copies are alike."""
+    try:
+        groups = segment_groups(layout)
+    except NotFoldable:
+        groups = list(range(layout.placed))
+    return [*groups, *range(layout.placed, layout.layers)]
+
+
+def _parts_of_nodes(sketch: Sketch, group: Sequence[int]) -> list[int]:
+    """The part of each node; weight: backward ops that no op of another group of layers waits for."""
     program = sketch.program
     awaited: set[int] = set()
     for op in reversed(program.ops):
         if op.function == "microbatch":
             for source in op.operands:
-                if source.op >= 0 and (op.number in awaited or program.ops[source.op].layer != op.layer):
+                if source.op >= 0 and (op.number in awaited or group[program.ops[source.op].layer] != group[op.layer]):
                     awaited.add(source.op)
     found = []
     for node in sketch.nodes:

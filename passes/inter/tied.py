@@ -48,7 +48,7 @@ class TiedSketch:
     def of(sketch: Sketch, alike: Ids, times: Ids, edge_times: Ids) -> TiedSketch:
         """Tie nodes of equal recipe, weight and number in `alike` whose surroundings look alike."""
         weights = np.array([n.weight for n in sketch.nodes], dtype=np.int64)
-        own = np.column_stack([sketch.recipe, weights, alike, times])
+        own = np.column_stack([sketch.recipe, weights, alike])
         colours = np.unique(own, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
         for _ in range(DEPTH):
             colours = refined(colours, sketch.ends, sketch.kinds)

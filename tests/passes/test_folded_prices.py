@@ -16,7 +16,7 @@ from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.inter.fold import fold
-from alpa_mlir.passes.inter.fold_layers import NotFoldable
+from alpa_mlir.passes.inter.fold_layers import NotFoldable, cut_period
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.intra.program import read_program
@@ -25,6 +25,7 @@ from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.parallelize import folded
 from alpa_mlir.passes.pipeline import run_pipeline
+from alpa_mlir.passes.rematerialize import Rematerialize
 
 
 def normal(name: str, size: str, **fields: Any) -> ir.Module:
@@ -35,10 +36,14 @@ def normal(name: str, size: str, **fields: Any) -> ir.Module:
     return module
 
 
-def prices(level1: ir.Module, mesh: tuple[int, ...]) -> tuple[int, RangePrices]:
-    """Number of layers of the module, prices without memory."""
+def layered(level1: ir.Module, count: int) -> ir.Module:
     module = clone_module(level1)
-    run_pipeline(module, [Microbatch(count=4), Layers(count=5)], [])
+    run_pipeline(module, [Microbatch(count=4), Layers(count=count)], [])
+    return module
+
+
+def prices(module: ir.Module, mesh: tuple[int, ...]) -> tuple[int, RangePrices]:
+    """Number of layers of a module of level 3, prices without memory."""
     layout = read_layout(module)
     pricer = Pricer(read_program(module), layout)
     return layout.layers, next(pricer.prices(Mesh.from_shape("stage", mesh), 2, 1.0, load_cluster("dgx-h100")))
@@ -58,9 +63,37 @@ def test_folded_prices_are_those_of_the_whole(
     module = normal(name, size, **fields)
     small = fold(module)
     assert small is not module
-    (layers, whole), (segments, folded) = prices(module, mesh), prices(small, mesh)
+    (layers, whole), (segments, folded) = prices(layered(module, 5), mesh), prices(layered(small, 5), mesh)
     assert layers == 5 < segments and whole.repeated.shape == folded.repeated.shape == (5, 5)
-    ranges = np.triu_indices(5)
+    check_equal(whole, folded)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layers", "count", "period", "mesh"),
+    [
+        ("gpt", "15B", 24, 8, 3, (8,)),
+        ("llama", "405B", 16, 8, 2, (4,)),
+        ("moe", "10B", 24, 12, 1, (2,)),
+    ],
+)
+def test_folded_prices_with_all_layers_run_again(
+    name: str, size: str, layers: int, count: int, period: int, mesh: tuple[int, ...]
+) -> None:
+    module = normal(name, size, layers=layers)
+    assert cut_period(read_layout(layered(fold(module), count))) == period
+    found = []
+    for level1 in (module, fold(module, period)):
+        level3 = layered(level1, count)
+        run_pipeline(level3, [Rematerialize()], [])
+        assert len(ir.DenseI64ArrayAttr(level3.operation.attributes[alpa.REMAT])) == count
+        found.append((len(functions(level3)["microbatch"].regions[0].blocks[0].operations), prices(level3, mesh)[1]))
+    (many, whole), (few, folded) = found
+    assert few < many
+    check_equal(whole, folded)
+
+
+def check_equal(whole: RangePrices, folded: RangePrices) -> None:
+    ranges = np.triu_indices(len(whole.repeated))
     for part in ("kept", "least_stored", "least_kept"):
         assert getattr(folded, part)[ranges] == pytest.approx(getattr(whole, part)[ranges], rel=1e-6), part
     # What is fused across two segments of one layer passes through memory here: labels may be others for that.
@@ -77,6 +110,14 @@ def test_what_repeats_without_contractions_is_not_folded_into_layers() -> None:
             del view.operation.attributes[alpa.REPEATS]
     with pytest.raises(NotFoldable):
         run_pipeline(module, [Microbatch(count=2), Layers()], [])
+
+
+def test_layers_that_are_cut_unequally_do_not_run_again_folded() -> None:
+    level3 = layered(fold(normal("gpt", "tiny", layers=12)), 4)
+    with pytest.raises(NotFoldable):
+        run_pipeline(level3, [Rematerialize()], [])
+    with pytest.raises(NotFoldable):
+        run_pipeline(level3, [Rematerialize("0-1")], [])
 
 
 def test_layers_of_the_user_are_not_folded() -> None:
