@@ -10,7 +10,8 @@ that fits in memory wins.  Not everything is tried:
   (else it only adds work), and where it may be quicker than the best step without it, for as many microbatches or
   AHEAD numbers of them further: it adds at least the part AGAIN to the step that would be if memory were no object;
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time while
-  its pipeline fills and drains (that is what it shortens; stages that are uneven stay so).
+  its pipeline fills and drains (that is what it shortens; stages that are uneven stay so), and exactly only where at
+  its prices the step is less than DOUBT longer than the best.
 
 What is more complicated (another schedule than 1F1B, recomputation) must gain more than WORTH.  The plan records
 what else was considered (`alpa.considered`).
@@ -37,6 +38,7 @@ from alpa_mlir.passes.stages import has_backward
 
 FIRST, HALF, IDLE, WORTH = 8, 0.5, 0.1, 0.01
 AHEAD, AGAIN = 2, 0.1
+DOUBT = 0.15
 PATIENT = 2
 """How many numbers of microbatches in a row may be no better before the search ends, where memory is short."""
 INFINITE = float("inf")
@@ -100,6 +102,8 @@ class Attempt:
     error: CompileError | None = None
     floor: float = 0.0
     """Seconds that a step takes at least, however much memory there is, as far as known."""
+    exact: bool = False
+    """Whether the stages were solved, rather than priced."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Wishes:
 class JointChoice:
     """The search over settings; `stage` makes an attempt, which is kept while it may still be chosen.
 
-    `closer`, where attempts are rough, makes one whose error says more. What a rough one needs may be wrong by SLACK.
+    `closer`, where attempts are rough, makes an exact one. What a rough one needs may be wrong by SLACK.
     """
 
     def __init__(
@@ -235,7 +239,7 @@ class JointChoice:
 
     def _try(self, setting: Setting) -> list[Considered]:
         known = setting in self.attempts
-        attempt = self.attempts[setting] = self.attempts[setting] if known else self.stage(setting)
+        attempt = self.attempts[setting] = self.attempts[setting] if known else self._stage(setting)
         self.divides = alpa.get_string(attempt.module.operation, alpa.LEVEL) != "normal"
         if isinstance(attempt.error, StateDoesNotFit):
             self.hopeless = attempt.error
@@ -244,6 +248,19 @@ class JointChoice:
         rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
         self.rows += rows
         return rows
+
+    def _stage(self, setting: Setting) -> Attempt:
+        """An attempt; of interleaved stages, whose prices say less, an exact one unless they are much worse."""
+        attempt = self.stage(setting)
+        if not setting.interleaved or self.closer is None or attempt.exact:
+            return attempt
+        if self.wishes.schedule == AUTO:
+            if attempt.error is not None:
+                return attempt
+            best = min((r.seconds or 0.0 for r in self.rows if r.error is None), default=INFINITE)
+            if min(r.seconds or 0.0 for r in self._play(attempt)) > (1 + DOUBT) * best:
+                return attempt
+        return self.closer(setting)
 
     def _failed(self, attempt: Attempt) -> Considered:
         asked = self.wishes.schedule

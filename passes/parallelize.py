@@ -189,7 +189,7 @@ class _Road:
         memory = float(self.options.cluster.memory)
         full: DoesNotFit | None = None
         for turn in range(TURNS):
-            if turn or (self.rough and not row.setting.interleaved):
+            if turn or not attempt.exact:
                 attempt = self.attempt(normal, row.setting, exact=True, memory=memory if turn else 0.0)
             module, remarks = clone_module(attempt.module), list(attempt.remarks)
             try:
@@ -227,16 +227,16 @@ class _Road:
 
         `memory`: bytes per device, 0: the cluster's.
 
-        Rough ones are found on a folded program where that can be, unless stages share submeshes (interleaved), which
-        need exact costs.
+        Rough ones are found on a folded program where that can be.
         """
-        if self.rough and not exact and not setting.interleaved:
+        if self.rough and not exact:
             for period in self._periods(normal, setting):
                 try:
                     return self._attempt(period, setting, rough=True)
                 except NotFoldable:
                     self.small[period] = None
-        return self._attempt(0, setting, self.rough and not exact, memory)
+        rough = self.rough and not exact
+        return replace(self._attempt(0, setting, rough, memory), exact=not rough)
 
     def _periods(self, normal: ir.Module, setting: Setting) -> Iterator[int]:
         """How many units at a time the program may be folded for a setting: with layers that run again so many that
@@ -336,8 +336,8 @@ class _Road:
         options = self.options
         kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
         remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
-        meshes = self.meshes.get(setting, next(iter(self.meshes.values()), ""))
-        if setting.interleaved and options.cluster.nodes >= LARGE:
+        meshes = self.meshes.get(setting, next((m for s, m in self.meshes.items() if not s.interleaved), ""))
+        if setting.interleaved and setting not in self.meshes and options.cluster.nodes >= LARGE:
             meshes = ",".join(self.chosen)
         return [
             *remat,

@@ -22,13 +22,16 @@ from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.estimates import ESTIMATE
-from alpa_mlir.passes.inter.interleave import CHUNKS, interleave
+from alpa_mlir.passes.inter.interleave import CHUNKS, interleavings, near_shapes
 from alpa_mlir.passes.inter.layout import read_layout
+from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.meshes import MESH_AXES, submesh_shapes
 from alpa_mlir.passes.inter.placement import place
+from alpa_mlir.passes.inter.pricing import Pricer
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.inter.search import InFlight, StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
+from alpa_mlir.passes.intra.program import read_program
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.registry import Pass, option, register
@@ -174,11 +177,7 @@ class Stages(Pass):
             found = search.run(counts)
         finally:
             if self.rough:
-                useful = ",".join("x".join(map(str, shape)) for shape in search.useful)
-                alpa.set_string(module.operation, alpa.MESHES, useful)
-                with ir.Location.unknown(module.context):
-                    floor = ir.FloatAttr.get(ir.F64Type.get(module.context), search.floor)
-                module.operation.attributes[alpa.FLOOR] = floor
+                _write_useful(module, search.useful, search.floor)
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages, devices_of_stages = [], search.place(found)
         assert devices_of_stages is not None
@@ -195,12 +194,19 @@ class Stages(Pass):
                 module.operation.location,
             )
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
-        profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
+        profiler: StageProfiler | ListedStages
+        if self.rough:
+            program = read_program(module, microbatches, self.whole_sums)
+            profiler = ListedStages(Pricer(program, read_layout(module)), cluster)
+        else:
+            profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
         on_offer = submesh_shapes(cluster, self.axes)
         wanted = [parse_mesh(text) for text in self.meshes.split(",") if text]
         shapes = [shape for shape in on_offer if shape in wanted] or on_offer
-        found = interleave(profiler, cluster, shapes, layers, microbatches, self.stages, self.chunks)
-        if found is None:
+        every = interleavings(profiler, cluster, shapes, layers, microbatches, self.stages, self.chunks)
+        if self.rough:
+            _write_useful(module, near_shapes(every), 0.0)
+        if not every:
             asked = (
                 f"{self.stages or 'any number of'} stages, {self.chunks or f'{CHUNKS[0]} to {CHUNKS[-1]}'} a submesh"
             )
@@ -209,6 +215,7 @@ class Stages(Pass):
                 f"{cluster.memory / 1e6:.6g} MB each",
                 module.operation.location,
             )
+        found = every[0]
         size = found.mesh.device_count
         meshes = [Mesh(f"stage_{lane}", found.mesh.axes) for lane in range(found.lanes)]
         stages = []
@@ -217,6 +224,13 @@ class Stages(Pass):
             devices = tuple(range(lane * size, (lane + 1) * size))
             stages.append(Stage(first, last, meshes[lane], devices, found.costs[s], found.parts[s]))
         return stages, found.timeline.makespan
+
+
+def _write_useful(module: ir.Module, shapes: Sequence[tuple[int, ...]], floor: float) -> None:
+    """For other settings: the logical meshes that were of use, and the seconds that a step takes at least."""
+    alpa.set_string(module.operation, alpa.MESHES, ",".join("x".join(map(str, shape)) for shape in shapes))
+    with ir.Location.unknown(module.context):
+        module.operation.attributes[alpa.FLOOR] = ir.FloatAttr.get(ir.F64Type.get(module.context), floor)
 
 
 def _too_few_layers(module: ir.Module, stages: int, layers: int) -> CompileError:

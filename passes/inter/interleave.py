@@ -3,7 +3,8 @@
 All submeshes have the same size and logical shape, so a good cut is an even one: contiguous layers whose longest
 stage is as short as possible, with the cost of single layers (each an optimum of the intra-operator program) as
 weights.  For every number of submeshes, chunks and shape that can be, the stages of the even cut are then
-priced as they are and the schedule is simulated; the shortest step within memory wins.
+priced as they are and the schedule is simulated; the shortest step within memory wins.  Where plans are compared,
+stages cost their prices first (`listed.py`): what is much worse than the best need not be tried exactly.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import pairwise
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.estimates import pipeline_costs
+from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.schedules import Pipeline, in_flight
 from alpa_mlir.passes.inter.simulate import Timeline, simulate
 from alpa_mlir.passes.intra.stage_cost import Layers, StageCost, StageProfiler
@@ -23,6 +25,8 @@ from alpa_mlir.passes.intra.stage_parts import StageParts
 CHUNKS = (2, 3, 4)
 """Stages per submesh that are tried where none are given."""
 KIND = "interleaved"
+NEAR = 0.2
+"""Shapes whose prices make a step longer than the best by more than this part of it are of no use."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,16 @@ def even_cut(weights: Sequence[float], stages: int) -> tuple[Layers, ...]:
     return tuple((a, b - 1) for a, b in pairwise(ends))
 
 
-def interleave(
-    profiler: StageProfiler,
+def interleavings(
+    profiler: StageProfiler | ListedStages,
     cluster: Cluster,
     shapes: Sequence[tuple[int, ...]],
     layers: int,
     microbatches: int,
     stages: int,
     chunks: int,
-) -> Interleaving | None:
-    """The best interleaving into `stages` stages (0: any number), `chunks` a submesh (0: any of CHUNKS).
+) -> list[Interleaving]:
+    """Interleavings into `stages` stages (0: any number), `chunks` a submesh (0: any of CHUNKS), the best first.
 
     None where no number of submeshes suits or nothing fits in memory. `shapes` are the submeshes on offer.
     """
@@ -85,11 +89,21 @@ def interleave(
             cut = even_cut(weights, v * lanes)
             one = _priced(profiler, cluster, cut, mesh, Pipeline(v * lanes, lanes, microbatches))
             found += [one] if one is not None else []
-    return min(found, key=lambda i: i.timeline.makespan, default=None)
+    return sorted(found, key=lambda i: i.timeline.makespan)
+
+
+def near_shapes(found: Sequence[Interleaving]) -> list[tuple[int, ...]]:
+    """The shapes of interleavings (the best first) that are nearly as good as the best."""
+    most = (1 + NEAR) * found[0].timeline.makespan if found else 0.0
+    return list(dict.fromkeys(i.mesh.shape for i in found if i.timeline.makespan <= most))
 
 
 def _priced(
-    profiler: StageProfiler, cluster: Cluster, cut: tuple[Layers, ...], mesh: Mesh, pipeline: Pipeline
+    profiler: StageProfiler | ListedStages,
+    cluster: Cluster,
+    cut: tuple[Layers, ...],
+    mesh: Mesh,
+    pipeline: Pipeline,
 ) -> Interleaving | None:
     """The cut with its step; each stage may use the whole memory, or, where that is too much, its share."""
     for limit in (float(cluster.memory), cluster.memory / pipeline.chunks):

@@ -33,12 +33,18 @@ UNITS = StageParts(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 100.0, 10.0, 0.0, 10.0)
 
 
 class Fake:
-    """Attempts without passes: `stages` equal stages on `lanes` submeshes, a step's work spread over microbatches."""
+    """Attempts without passes: `stages` equal stages on `lanes` submeshes, a step's work spread over microbatches,
+    interleaved so much slower."""
 
     def __init__(
-        self, stages: int, phase: str = "backward", fails: tuple[Setting, ...] = (), mixes: tuple[int, ...] = ()
+        self,
+        stages: int,
+        phase: str = "backward",
+        fails: tuple[Setting, ...] = (),
+        mixes: tuple[int, ...] = (),
+        slower: float = 1.0,
     ) -> None:
-        self.stages, self.phase, self.fails, self.mixes = stages, phase, fails, mixes
+        self.stages, self.phase, self.fails, self.mixes, self.slower = stages, phase, fails, mixes, slower
         self.asked: list[Setting] = []
 
     def __call__(self, setting: Setting) -> Attempt:
@@ -51,7 +57,7 @@ class Fake:
             return Attempt(setting, module, error=CompileError(f"no plan for {setting.microbatches}"))
         again, share = (1.0, 0.2) if setting.remat == "full" else (0.0, 1.0)
         chunks = 2 if setting.interleaved else 1
-        work = 8.0 / setting.microbatches / chunks
+        work = 8.0 / setting.microbatches / chunks * (self.slower if setting.interleaved else 1.0)
         kept = 80.0 / setting.microbatches * share
         parts = StageParts(work, work * (1 + again), work, 0, 0, 0, 100.0, kept, 0.0, kept)
         lanes = [f"stage_{s}" for s in range(self.stages)] * chunks
@@ -102,6 +108,20 @@ def test_interleaving_is_tried_where_much_is_idle() -> None:
     choose(many, microbatches=(64,)).ranked().__next__()
     assert Setting(4, "none", True) in few.asked
     assert many.asked == [Setting(64)]
+
+
+@pytest.mark.parametrize(("slower", "exact"), [(1.0, True), (1.5, False)])
+def test_interleaved_stages_are_solved_unless_much_worse_at_their_prices(slower: float, exact: bool) -> None:
+    fake, solved = Fake(4, slower=slower), list[Setting]()
+
+    def closer(setting: Setting) -> Attempt:
+        solved.append(setting)
+        return replace(Fake(4)(setting), exact=True)
+
+    choice = JointChoice(Wishes((8,), "auto", "auto", 1e6), fake, closer)
+    next(choice.ranked())
+    assert solved == [Setting(8, "none", True)] * exact
+    assert choice.attempts[Setting(8, "none", True)].exact == exact
 
 
 def test_memory_brings_rematerialisation_and_no_more_than_that() -> None:

@@ -1,0 +1,63 @@
+"""Stages at their prices: what `StageProfiler` says exactly, read off the prices of all ranges of layers.
+
+A stage costs what it does under the cheapest labelling of the whole program that fits (`pricing.py`); labellings that
+hold less are asked for where none fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.intra.stage_cost import Layers, StageCost
+from alpa_mlir.passes.intra.stage_parts import StageParts
+
+
+@dataclass
+class ListedStages:
+    """The stages of a module on equal submeshes of a cluster, at their prices."""
+
+    pricer: Pricer
+    cluster: Cluster
+    _made: dict[tuple[int, ...], list[RangePrices]] = field(default_factory=dict)
+    _more: dict[tuple[int, ...], Iterator[RangePrices]] = field(default_factory=dict)
+
+    def cost(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageCost:
+        """What layers first … last (inclusive) cost, as of `StageProfiler.cost`."""
+        found = self._cheapest(layers, mesh, in_flight, memory_limit)
+        if found is None:
+            least = min(float(p.memory(in_flight)[layers]) for p in self._made[mesh.shape])
+            return StageCost(float("inf"), float("inf"), least, False)
+        held = float(found.memory(in_flight)[layers])
+        return StageCost(float(found.repeated[layers]), float(found.once[layers]), held, True)
+
+    def parts(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageParts:
+        """The feasible stage of `cost` taken apart."""
+        found = self._cheapest(layers, mesh, in_flight, memory_limit)
+        assert found is not None
+        return found.parts(*layers)
+
+    def _cheapest(self, layers: Layers, mesh: Mesh, in_flight: int, memory_limit: float) -> RangePrices | None:
+        """The prices under which the stage fits and costs least."""
+        limit = memory_limit or float(self.cluster.memory)
+        microbatches = self.pricer.program.microbatches
+        for prices in self._labellings(mesh):
+            if prices.memory(in_flight)[layers] <= limit:
+                fitting = [p for p in self._made[mesh.shape] if p.memory(in_flight)[layers] <= limit]
+                return min(fitting, key=lambda p: float(p.repeated[layers] * microbatches + p.once[layers]))
+        return None
+
+    def _labellings(self, mesh: Mesh) -> Iterator[RangePrices]:
+        """The prices on a mesh, those that were made before first."""
+        if mesh.shape not in self._made:
+            lanes = self.cluster.device_count // mesh.device_count
+            flying = min(2 * lanes, self.pricer.program.microbatches)
+            self._made[mesh.shape] = []
+            self._more[mesh.shape] = self.pricer.prices(mesh, flying, 1 / lanes, self.cluster)
+        yield from list(self._made[mesh.shape])
+        for prices in self._more[mesh.shape]:
+            self._made[mesh.shape].append(prices)
+            yield prices
