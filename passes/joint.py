@@ -30,8 +30,8 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.estimates import read_estimates
-from alpa_mlir.passes.inter.search import SLACK
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
+from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.stages import has_backward

@@ -29,8 +29,9 @@ from alpa_mlir.passes.inter.meshes import MESH_AXES, submesh_shapes
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.pricing import Pricer
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
-from alpa_mlir.passes.inter.search import InFlight, StageSearch
+from alpa_mlir.passes.inter.search import StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
+from alpa_mlir.passes.inter.tables import InFlight
 from alpa_mlir.passes.intra.program import read_program
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts

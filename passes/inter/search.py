@@ -1,4 +1,4 @@
-"""The search for stages: prices of all ranges of layers on all submeshes, the dynamic program, exact stages.
+"""The search for stages: from the partition that prices find (`tables.py`) to one of exact stages.
 
 An entry (layers i … j, submesh option m, q microbatches in flight) is an optimum of the intra-operator program:
 expensive. So the dynamic program runs on prices (`pricing.py`), which are cheap, and the stages of the partition
@@ -8,65 +8,23 @@ exact stages only. Its cost is exact; it is the optimum up to the error of the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
-from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
+from alpa_mlir.passes.inter.dp import Partition, StageChoice
 from alpa_mlir.passes.inter.layout import read_layout
-from alpa_mlir.passes.inter.meshes import MESH_AXES, chain_sizes, idle_axes, node_sizes, pack, submesh_shapes
+from alpa_mlir.passes.inter.meshes import MESH_AXES, idle_axes, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.inter.tables import Entry, InFlight, Tables, entry
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.words import needed_text
-from alpa_mlir.passes.streams import side_by_side
-
-GAP = 1e-3
-"""Partitions closer than this part of their cost are not told apart."""
-SLACK = 0.02
-"""Prices that need this part of the memory too much are tried: the exact stage may fit. (Where the partition that
-prices find is the result, only if there is none without.)"""
-INTEREST = 2.0
-"""Ranges whose step would take this many times the best without memory may stay without a labelling that fits."""
-
-Entry = tuple[int, int, int, int]
-"""(q-1, first layer, last layer, option)."""
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """How many microbatches a stage with s stages from itself to the end holds at once."""
-
-    schedule: str
-    microbatches: int
-
-    def depth(self, stages: int) -> int:
-        """Rows that tables for at most `stages` stages need."""
-        return min(stages, self.microbatches) if self.schedule in ("1f1b", "eager-1f1b") else 1
-
-    def at(self, stages_left: int) -> int:
-        """Microbatches in flight."""
-        if self.schedule == "gpipe":
-            return self.microbatches
-        if self.schedule == "eager-1f1b":
-            return min(2 * stages_left - 1, self.microbatches)
-        return 1 if self.schedule == "inference" else min(stages_left, self.microbatches)
-
-
-@dataclass(frozen=True, eq=False)
-class _Offer:
-    """The prices of all ranges on one submesh option under one labelling."""
-
-    option: int
-    prices: RangePrices
 
 
 @dataclass
@@ -126,14 +84,14 @@ class StageSearch:
 
     def run(self, stages: Sequence[int]) -> Partition:
         """The cheapest partition into one of the given numbers of stages; CompileError where none fits."""
-        table = _Table(self, stages)
+        table = Tables(self, stages)
         while True:
             found = table.partition(stages)
             if len(self.options) < len(self.shapes) and (
                 not table.shareable or (found is None and self.only and not self.rough)
             ):
                 self.options, self.only = list(range(len(self.shapes))), ()
-                table = _Table(self, stages)
+                table = Tables(self, stages)
                 continue
             if found is None and self.rough and table.widen():
                 continue
@@ -141,8 +99,8 @@ class StageSearch:
             if found is None:
                 raise self._nothing_fits(stages, table)
             if self.rough:
-                self.estimates = {_entry(c): table.estimate(c) for c in found.stages}
-            open_entries = [c for c in found.stages if _entry(c) not in self.evaluated]
+                self.estimates = {entry(c): table.estimate(c) for c in found.stages}
+            open_entries = [c for c in found.stages if entry(c) not in self.evaluated]
             if not open_entries or self.rough:
                 if self.place(found) is not None:
                     return found
@@ -188,18 +146,18 @@ class StageSearch:
     def cost_of(self, choice: StageChoice) -> StageCost:
         """The cost of a stage of a partition that `run` returned."""
         if self.rough:
-            prices, in_flight = self.estimates[_entry(choice)], self.in_flight.at(choice.in_flight)
+            prices, in_flight = self.estimates[entry(choice)], self.in_flight.at(choice.in_flight)
             i, j = choice.first, choice.last
             return StageCost(
                 float(prices.repeated[i, j]), float(prices.once[i, j]), float(prices.memory(in_flight)[i, j]), True
             )
-        return self.evaluated[_entry(choice)]
+        return self.evaluated[entry(choice)]
 
     def parts_of(self, choice: StageChoice) -> StageParts:
         """The same stage taken apart."""
         layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
         if self.rough:
-            return self.estimates[_entry(choice)].parts(*layers)
+            return self.estimates[entry(choice)].parts(*layers)
         cost = self.cost_of(choice)
         first = self.groups[choice.option].first
         alone = self.profiler.cost(layers, mesh, 1, self.memory, first)
@@ -218,9 +176,9 @@ class StageSearch:
         cost = self.profiler.cost(layers, mesh, 1, self.memory, first)
         if cost.feasible and in_flight * cost.memory_bytes > self.limit(choice.option):
             cost = self.profiler.cost(layers, mesh, in_flight, self.memory, first)
-        self.evaluated[_entry(choice)] = cost
+        self.evaluated[entry(choice)] = cost
 
-    def _nothing_fits(self, stages: Sequence[int], table: _Table) -> CompileError:
+    def _nothing_fits(self, stages: Sequence[int], table: Tables) -> CompileError:
         location = self.module.operation.location
         sizes = sorted({n for part in self.cluster.parts for n in node_sizes(part.devices_per_node)})
         if not table.shareable:
@@ -243,246 +201,3 @@ class StageSearch:
             notes,
             least,
         )
-
-
-class _Table:
-    """The tables of the dynamic program, one option per number of devices (of each group): the best offer for each
-    entry."""
-
-    def __init__(self, search: StageSearch, stages: Sequence[int]) -> None:
-        self.search, self.depth = search, search.in_flight.depth(max(stages))
-        depth = self.depth
-        self.limit = search.memory or float(search.cluster.memory)
-        """Bytes per device, of the group that has least."""
-        self.allowed = 1 + SLACK if not search.rough else 1.0
-        """What an entry's price may need, in parts of what its devices have."""
-        self.crowded = np.inf
-        self.sizes = sorted({self._size(m) for m in search.options})
-        """(first device of the group, number of devices)."""
-        firsts = [part.first for part in search.cluster.parts]
-        self.takes = tuple(tuple(n if first == group else 0 for first in firsts) for group, n in self.sizes)
-        """Of which group a size takes how many devices."""
-        shape = (depth, search.layers, search.layers, len(self.sizes))
-        self.latency: Table = np.full(shape, np.inf)
-        self.bottleneck: Table = np.full(shape, np.inf)
-        self.choice = np.full(shape, -1, dtype=np.int32)
-        self.offers: list[_Offer] = []
-        self.chosen: dict[Entry, RangePrices] = {}
-        self.asked: list[tuple[int, int, RangePrices]] = []
-        """(option, microbatches in flight, prices without memory) of all options."""
-        self.unlimited = np.inf
-        """What the best partition would cost if memory were no object."""
-        self.shareable = True
-        """Whether the options' sizes add up to the cluster at all."""
-        self._collect(stages)
-        for q, i, j, m in search.evaluated:
-            self.correct(StageChoice(i, j, m, q + 1))
-
-    def partition(self, stages: Sequence[int]) -> Partition | None:
-        """The best partition for the tables as they are; its options are submesh options."""
-        found = self._cheapest(self.latency, self.bottleneck, stages)
-        if found is None:
-            return None
-        chosen = [self.choice[c.in_flight - 1, c.first, c.last, c.option] for c in found.stages]
-        self.chosen = {
-            (c.in_flight - 1, c.first, c.last, self.offers[o].option): self.offers[o].prices
-            for c, o in zip(found.stages, chosen, strict=True)
-        }
-        options = [self.offers[o].option for o in chosen]
-        return replace(found, stages=tuple(replace(c, option=m) for c, m in zip(found.stages, options, strict=True)))
-
-    def _size(self, option: int) -> tuple[int, int]:
-        return self.search.groups[option].first, self.search.mesh(option).device_count
-
-    def _cheapest(self, latency: Table, bottleneck: Table, stages: Sequence[int]) -> Partition | None:
-        """The cheapest partition over all devices; of a mixed cluster, over all of some groups."""
-        tables = StageTables(latency, bottleneck, self.takes)
-        counts = [part.device_count for part in self.search.cluster.parts]
-        best: Partition | None = None
-        for used in product((True, False), repeat=len(counts)):
-            total = tuple(n if use else 0 for n, use in zip(counts, used, strict=True))
-            found = partition_layers(tables, total, stages, GAP) if any(used) else None
-            if found is not None and (best is None or found.cost < best.cost):
-                best = found
-        return best
-
-    def estimate(self, choice: StageChoice) -> RangePrices:
-        """The prices under which a stage of the last partition was chosen."""
-        return self.chosen[_entry(choice)]
-
-    def useful(self) -> list[int]:
-        """Options that are the best for some range whose step would take up to `INTEREST` times the best without
-        memory: as it is, without memory, or where least memory counts."""
-        found: set[int] = set()
-        numbers = np.arange(len(self.asked))
-        steps = np.array([p.repeated * self.search.in_flight.microbatches + p.once for _, _, p in self.asked])
-        least = np.array([p.least_memory(f) for _, f, p in self.asked])
-        size = np.array([self.sizes.index(self._size(m)) for m, _, _ in self.asked])
-        ordered = np.triu(np.ones(steps.shape[1:], dtype=bool))
-        for n in np.unique(size):
-            members = numbers[size == n]
-            near = ordered & (steps[members].min(axis=0) <= INTEREST * self.unlimited)
-            for figures in (steps, least):
-                best = members[figures[members].argmin(axis=0)]
-                found.update(self.asked[k][0] for k in np.unique(best[near]).tolist())
-        chosen = self.choice[(self.latency + self.bottleneck <= INTEREST * self.unlimited) & (self.choice >= 0)]
-        return sorted(found | {self.offers[o].option for o in np.unique(chosen).tolist()})
-
-    def smallest(self, stages: Sequence[int]) -> tuple[float, StageChoice] | None:
-        """Bytes per device of the partition whose fullest stage holds least, and that stage; in a mixed cluster scaled
-        to the memory of the group that has least."""
-        held: Table = np.full_like(self.latency, np.inf)
-        option = np.zeros(held.shape, dtype=np.int64)
-        ordered = np.triu(np.ones(held.shape[1:3], dtype=bool))
-        tightest = [_Offer(m, list(self._prices(m))[-1]) for m, _, _ in self.asked]
-        for offer in (*self.offers, *tightest):
-            size = self.sizes.index(self._size(offer.option))
-            scale = self.limit / self.search.limit(offer.option)
-            for q in range(self.depth):
-                bytes_held = np.where(ordered, scale * offer.prices.memory(self.search.in_flight.at(q + 1)), np.inf)
-                less = bytes_held < held[q, :, :, size]
-                held[q, :, :, size][less] = bytes_held[less]
-                option[q, :, :, size][less] = offer.option
-        limits = np.unique(held[np.isfinite(held)])
-        low, high, best = 0, len(limits), None
-        while low < high:
-            middle = (low + high) // 2
-            fits = np.where(held <= limits[middle], 0.0, np.inf)
-            found = self._cheapest(fits, fits, stages)
-            if found is None:
-                low = middle + 1
-            else:
-                high, best = middle, (found, float(limits[middle]))
-        if best is None:
-            return None
-        fullest = max(best[0].stages, key=lambda c: float(held[_entry(c)]))
-        return best[1], replace(fullest, option=int(option[_entry(fullest)]))
-
-    def correct(self, choice: StageChoice) -> None:
-        """Take the exact cost of an entry into account."""
-        q, i, j, m = _entry(choice)
-        size = self.sizes.index(self._size(m))
-        self.latency[q, i, j, size] = self.bottleneck[q, i, j, size] = np.inf
-        waits = self.search.in_flight.microbatches - 1
-        best = np.inf
-        for number, offer in enumerate(self.offers):
-            if self._size(offer.option) != self.sizes[size]:
-                continue
-            known = self.search.evaluated.get((q, i, j, offer.option))
-            if known is None:
-                latency, once = float(offer.prices.repeated[i, j]), float(offer.prices.once[i, j])
-                fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self._room(offer.option)
-            else:
-                latency, once, fits = known.microbatch_seconds, known.step_seconds, known.feasible
-            if fits and (waits + 1) * latency + once < best:
-                best = (waits + 1) * latency + once
-                self.latency[q, i, j, size] = latency
-                self.bottleneck[q, i, j, size] = waits * latency + once
-                self.choice[q, i, j, size] = number
-
-    def _room(self, option: int) -> float:
-        """Bytes per device that a price may need."""
-        return self.search.limit(option) * self.allowed
-
-    def keep_chains(self) -> None:
-        """Within a node only submeshes of sizes that can always be packed."""
-        for part in self.search.cluster.parts:
-            sizes, within = chain_sizes(part.devices_per_node), part.devices_per_node
-            gone = [k for k, (f, n) in enumerate(self.sizes) if f == part.first and n < within and n not in sizes]
-            self.latency[..., gone] = self.bottleneck[..., gone] = np.inf
-
-    def widen(self) -> bool:
-        """Allow for what prices may be wrong by; False where that was allowed."""
-        if self.allowed > 1:
-            return False
-        self.allowed = 1 + SLACK
-        for number, offer in enumerate(self.offers):
-            self._fill(number, offer)
-        return True
-
-    def _collect(self, stages: Sequence[int]) -> None:
-        """Ask for prices on every option, as long as there are ranges of interest that do not fit."""
-        search = self.search
-        with side_by_side([partial(self._prices, m) for m in search.options]) as streams:
-            for m, free in zip(search.options, streams.advance(range(len(search.options))), strict=True):
-                self.asked.append((m, self._flying(m), free))
-                self._add(_Offer(m, free))
-            unlimited = self._without_memory(stages)
-            self.shareable = unlimited is not None
-            if unlimited is None:
-                return
-            self.unlimited = unlimited
-            tight = {k: free for k, (_, _, free) in enumerate(self.asked)}
-            left = list(tight)
-            while left := [k for k in left if self._needs_less(k, tight[k])]:
-                for k, following in zip(list(left), streams.advance(left), strict=True):
-                    if following is None:
-                        left.remove(k)
-                        continue
-                    tight[k] = following
-                    self._add(_Offer(self.asked[k][0], following))
-        for k, prices in tight.items():
-            scale = self.limit / search.limit(self.asked[k][0])
-            ordered = np.triu(np.ones_like(prices.repeated, dtype=bool))
-            least = scale * prices.least_memory(1)[ordered]
-            held = np.where(least > self.limit, least, scale * prices.memory(1)[ordered])
-            self.crowded = min([*held[held > self.limit].tolist(), self.crowded])
-
-    def _flying(self, option: int) -> int:
-        """Microbatches in flight that prices on an option reckon with: as in a pipeline of such submeshes."""
-        search = self.search
-        stages = search.cluster.device_count // search.mesh(option).device_count
-        return search.in_flight.at(max(1, min(self.depth, stages)))
-
-    def _prices(self, option: int) -> Iterator[RangePrices]:
-        search = self.search
-        mesh, group = search.mesh(option), search.groups[option]
-        share = mesh.device_count / search.cluster.device_count
-        return search.pricer.prices(mesh, self._flying(option), share, group)
-
-    def _needs_less(self, number: int, tight: RangePrices) -> bool:
-        """Whether a range of interest does not fit at the last prices of an option, but may."""
-        option, in_flight, free = self.asked[number]
-        limit = self.search.limit(option)
-        cost = free.repeated * self.search.in_flight.microbatches + free.once
-        ordered = np.triu(np.ones_like(cost, dtype=bool))
-        wanted = ordered & (cost <= INTEREST * self.unlimited) & (free.least_memory(in_flight) <= limit)
-        return bool((tight.memory(in_flight)[wanted] > limit).any())
-
-    def _without_memory(self, stages: Sequence[int]) -> float | None:
-        """What the best partition would cost if memory were no object."""
-        shape = (1, *self.latency.shape[1:])
-        latency, bottleneck = np.full(shape, np.inf), np.full(shape, np.inf)
-        waits = self.search.in_flight.microbatches - 1
-        for offer in self.offers:
-            size = self.sizes.index(self._size(offer.option))
-            wait = waits * offer.prices.repeated + offer.prices.once
-            better = offer.prices.repeated + wait < latency[0, :, :, size] + bottleneck[0, :, :, size]
-            latency[0, :, :, size][better] = offer.prices.repeated[better]
-            bottleneck[0, :, :, size][better] = wait[better]
-        found = self._cheapest(latency, bottleneck, stages)
-        return found.cost if found is not None else None
-
-    def _add(self, offer: _Offer) -> None:
-        """Take an offer into account."""
-        self.offers.append(offer)
-        self._fill(len(self.offers) - 1, offer)
-
-    def _fill(self, number: int, offer: _Offer) -> None:
-        """Put an offer into the entries where it is the best that fits."""
-        search, prices = self.search, offer.prices
-        size = self.sizes.index(self._size(offer.option))
-        waits = search.in_flight.microbatches - 1
-        bottleneck = waits * prices.repeated + prices.once
-        ordered = np.triu(np.ones_like(bottleneck, dtype=bool))
-        for q in range(self.depth):
-            fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self._room(offer.option))
-            old = self.latency[q, :, :, size] + self.bottleneck[q, :, :, size]
-            better = fits & (prices.repeated + bottleneck < old)
-            self.latency[q, :, :, size][better] = prices.repeated[better]
-            self.bottleneck[q, :, :, size][better] = bottleneck[better]
-            self.choice[q, :, :, size][better] = number
-
-
-def _entry(choice: StageChoice) -> Entry:
-    return (choice.in_flight - 1, choice.first, choice.last, choice.option)

@@ -25,7 +25,8 @@ from alpa_mlir.passes.costs.cluster import Cluster, module_cluster, parse_cluste
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.layout import Layout
 from alpa_mlir.passes.inter.pricing import RangePrices
-from alpa_mlir.passes.inter.search import InFlight, StageSearch
+from alpa_mlir.passes.inter.search import StageSearch
+from alpa_mlir.passes.inter.tables import InFlight
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.planner import PlanOptions, plan
 from alpa_mlir.runtime.execute import run_plan

@@ -20,7 +20,8 @@ from alpa_mlir.passes.costs.cluster import Cluster, load_cluster
 from alpa_mlir.passes.inter.layout import Layout
 from alpa_mlir.passes.inter.meshes import chain_sizes, node_counts, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import RangePrices
-from alpa_mlir.passes.inter.search import GAP, InFlight, StageSearch
+from alpa_mlir.passes.inter.search import StageSearch
+from alpa_mlir.passes.inter.tables import GAP, InFlight
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.stages import Stages
 
