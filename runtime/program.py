@@ -7,8 +7,10 @@ the way: neighbouring accumulations become one program, and messages overlap wit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from jaxlib.mlir import ir
 
@@ -144,6 +146,18 @@ class _Decoder:
     functions: dict[str, StageFunction] = field(default_factory=dict)
     transfers: dict[tuple[int, int], int] = field(default_factory=dict)
     begun: dict[int, int] = field(default_factory=dict)
+    called: set[int] = field(default_factory=set)
+    """Calls whose function was seen to fit."""
+
+    @cached_property
+    def readers(self) -> Counter[Ref]:
+        """How many ops read each value."""
+        return Counter(ref for step in self.main.steps for ref in set(step.operands))
+
+    @cached_property
+    def crossing(self) -> frozenset[Ref]:
+        """The values that are sent to other submeshes."""
+        return frozenset(s.operands[0] for s in self.main.steps if isinstance(s, Transfer))
 
     def slot(self, ref: Ref, microbatch: int, kept: bool = False) -> int:
         """The slot of a value; `kept` names a part of a stack, which outlives the value."""
@@ -181,10 +195,12 @@ class _Decoder:
             results = tuple(self.slot(Ref(step.id, i), microbatch) for i in range(len(step.results)))
             if step.function not in self.functions:
                 self.functions[step.function] = extract(self.module, step.function)
-            _check_call(self.functions[step.function], step, self.main)
+            if step.id not in self.called:
+                _check_call(self.functions[step.function], step, self.main)
+                self.called.add(step.id)
             what = f"@{step.function}" + (f" of microbatch {microbatch}" if microbatch >= 0 else "")
             donated = {step.operands[i] for i in self.functions[step.function].donated}
-            given = any(isinstance(s, Transfer) and s.operands[0] in donated for s in self.main.steps)
+            given = not donated.isdisjoint(self.crossing)
             self.actions.append(Call(step.function, step.mesh, microbatch, operands, results, what, given))
         elif isinstance(step, Slice):
             if not step.operands[0].is_argument:
@@ -240,7 +256,7 @@ class _Decoder:
             self.actions.append(Assign(value, total))
             return
         # The first total *is* the value of one microbatch, which others may still want.
-        alone = sum(step.operands[0] in s.operands for s in self.main.steps) == 1
+        alone = self.readers[step.operands[0]] == 1
         self._add(Add(mesh, (step.combine,), (total,), (value,), step.results, (alone or seen > 1,)))
 
     def _join(self, step: Stack) -> None:
