@@ -20,7 +20,7 @@ from alpa_mlir.dialect.staged import MeshTensor
 from alpa_mlir.dialect.tiles import Box, Placement, tiles, within
 from alpa_mlir.runtime.executable import dtype_of, jax_mesh, named
 from alpa_mlir.runtime.transport.base import Array, Held
-from alpa_mlir.runtime.transport.memory import assemble
+from alpa_mlir.runtime.transport.memory import assemble, parted
 
 HOST = "host"
 """The mesh of one device that stands for rank 0's host memory."""
@@ -47,6 +47,10 @@ class Submeshes:
         }
         self._shardings: dict[tuple[str, Sharding], NamedSharding] = {}
         self._tiles: dict[MeshTensor, dict[int, Box]] = {}
+
+    def reaches(self, name: str) -> bool:
+        """Whether this rank takes part in the computations of a mesh."""
+        return name in self._meshes
 
     def mesh(self, name: str) -> jax.sharding.Mesh:
         """jax's mesh of a stage that this rank takes part in."""
@@ -100,7 +104,7 @@ class Submeshes:
         first: dict[Box, int] = {}
         for device, box in zip(self.places[kind.mesh][1], tiles(kind.shape, self.placement(kind)), strict=True):
             first.setdefault(box, device)
-        shards = {shard.device.id: shard.data for shard in value.addressable_shards}
+        shards = parted(value)
         mine = {box: device for box, device in first.items() if self._rank_of[device] == self.rank}
         return {box: np.asarray(shards[self._devices[device].id]) for box, device in mine.items()}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jax.sharding import NamedSharding
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.route import Route
@@ -92,6 +94,7 @@ class Share:
     `spots` are its tiles of the destination with their shapes; `whole` those that move from one device of this process
     to another as they are.  `moves` come from the source mesh.  `rounds` pass on inside the destination mesh what has
     landed in the moves and the rounds before: receives and sends.  `receives`: some moves come from other processes.
+    `placed` are the tiles by jax's devices, `arriving` the whole piece of each that is one: looked up once.
     """
 
     sent: tuple[Sent, ...]
@@ -102,7 +105,18 @@ class Share:
     placed: tuple[tuple[Spot, Any], ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    sharding: NamedSharding | None
     receives: bool
+
+    @cached_property
+    def devices(self) -> list[Any]:
+        """jax's devices that get a tile."""
+        return [device for _, device in self.placed]
+
+    @cached_property
+    def arriving(self) -> tuple[tuple[Spot, Any, Piece | None], ...]:
+        """Each tile placed, its device, and the piece where it moves whole."""
+        return tuple([(spot, device, self.whole.get(spot)) for spot, device in self.placed])
 
 
 def share_of(path: Path, side: Side, submeshes: Submeshes, routes: Mapping[int, Route]) -> Share:
@@ -135,6 +149,7 @@ def share_of(path: Path, side: Side, submeshes: Submeshes, routes: Mapping[int, 
         tuple(placed),
         shape,
         dtype,
+        submeshes.sharding(path.target) if submeshes.reaches(path.target.mesh) else None,
         any(p.source is not None and p.sender not in side.own for p in landed),
     )
 

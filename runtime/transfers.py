@@ -33,7 +33,7 @@ from alpa_mlir.runtime.transport.base import (
     Transport,
     wait_until,
 )
-from alpa_mlir.runtime.transport.memory import assemble, copied
+from alpa_mlir.runtime.transport.memory import assemble, copied, parted
 
 TAGS_PER_TRANSFER = 1 << 14
 """More than the pieces that go from one endpoint to another in one transfer."""
@@ -85,7 +85,7 @@ class Transfers:
         if not share.sent:
             return
         side = self._side_of(path)
-        held: dict[int, Held] = {shard.device.id: shard.data for shard in value.addressable_shards}
+        held = parted(value)
         if keep or side is not self._side:
             views = {device: side.memory.hold(shard) for device, shard in held.items()}
             held |= {device: view for device, view in views.items() if view is not None}
@@ -108,7 +108,7 @@ class Transfers:
         if path.target.mesh != HOST and not share.whole:
             # Made before anybody waits for it.
             parts = [landing.buffers[spot] for spot, _ in share.placed]
-            landing.made = side.memory.early(partial(self._assembled, share, path), parts)
+            landing.made = side.memory.early(partial(self._assembled, share), parts)
         edge = (path.source.mesh, path.target.mesh)
         with side.together(edge):
             for r in share.moves:
@@ -137,25 +137,19 @@ class Transfers:
         if landing.made is not None:
             return landing.made
         parts: list[Held] = []
-        for spot, device in share.placed:
-            whole = share.whole.get(spot)
-            part = landing.buffers[spot] if whole is None else self._moved(side, whole, transfer, landing)
+        for spot, device, whole in share.arriving:
+            part = landing.buffers.get(spot)
+            if part is None and whole is not None:
+                part = landing.buffers[spot] = side.local.take(self._message(whole, transfer))
             if owned and isinstance(part, jax.Array) and device in part.devices():
                 part = copied(part)  # jax would not move it, and its owner may still read it
             parts.append(part)
-        tests = [landing.tests(spot) for spot, _ in share.placed]
-        return self._assembled(share, path, side.memory.shards(parts, tests, owned))
+        tests = [landing.tests(spot) if whole is None else () for spot, _, whole in share.arriving]
+        return self._assembled(share, side.memory.shards(parts, tests, owned))
 
-    def _assembled(self, share: Share, path: Path, parts: Sequence[Held]) -> jax.Array:
-        devices = [device for _, device in share.placed]
-        return assemble(share.shape, share.dtype, self._submeshes.sharding(path.target), parts, devices)
-
-    def _moved(self, side: Side, piece: Piece, transfer: int, landing: _Landing) -> Held:
-        """The array of a tile that moves whole, which several devices may want."""
-        spot = (piece.receiver, piece.tile)
-        if spot not in landing.buffers:
-            landing.buffers[spot] = side.local.take(self._message(piece, transfer))
-        return landing.buffers[spot]
+    def _assembled(self, share: Share, parts: Sequence[Held]) -> jax.Array:
+        assert share.sharding is not None, "only values of a submesh are put together"
+        return assemble(share.shape, share.dtype, share.sharding, parts, share.devices)
 
     def _land(self, transfer: int, what: str) -> _Landing:
         landing, peers = self._landing.pop(transfer), self._host.peers
@@ -179,7 +173,9 @@ class Transfers:
         share = self._share(path)
         spot, _ = share.spots[0] if share.spots else next(iter(share.whole.items()))
         whole = share.whole.get(spot)
-        return np.array(landing.buffers[spot] if whole is None else self._moved(self._host, whole, transfer, landing))
+        return np.array(
+            landing.buffers[spot] if whole is None else self._host.local.take(self._message(whole, transfer))
+        )
 
     def until_computed(self, value: jax.Array) -> None:
         """Return when a value is computed; messages move meanwhile."""

@@ -80,9 +80,9 @@ class Copy:
 
     def _begin(self) -> Test | None:
         posted = self._transport.posted
-        if self._copied is None and self._message in posted:
-            held, window, after = posted[self._message]
-            if all(done() for done in after):
+        if self._copied is None and (found := posted.get(self._message)) is not None:
+            held, window, after = found
+            if not after or all(done() for done in after):
                 self._copied = self._transport.memory.copy(self._target, held, window, after)
                 if self._copied is not None:
                     del posted[self._message]
