@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 from jaxlib.mlir import ir
 from staged_steps import layered
@@ -129,7 +130,9 @@ def test_parts_add_up_to_what_the_solver_minimised(gpt: str) -> None:
     solved = float(ir.FloatAttr(entry["microbatch_seconds"]).value)
     # Fusion is seen for whole phases there, for what was outlined here.
     assert sum(seconds.values()) == pytest.approx(solved, rel=0.02)
-    assert 1.4 < seconds["backward_seconds"] / seconds["forward_seconds"] < 2.5
+    # With the step that jax 0.11 writes it is below 1.5.
+    least = 1.5 if jax.__version__.startswith("0.10.") else 1.4
+    assert least < seconds["backward_seconds"] / seconds["forward_seconds"] < 2.5
     update = float(ir.FloatAttr(entry["update_seconds"]).value)
     assert update == pytest.approx(float(ir.FloatAttr(entry["step_seconds"]).value), rel=0.02)
 
