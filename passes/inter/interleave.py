@@ -75,7 +75,7 @@ def interleavings(
 ) -> list[Interleaving]:
     """Interleavings into `stages` stages (0: any number), `chunks` a submesh (0: any of CHUNKS), the best first.
 
-    None where no number of submeshes suits or nothing fits in memory. `shapes` are the submeshes on offer.
+    Empty where no number of submeshes suits or nothing fits in memory. `shapes` are the submeshes on offer.
     """
     found: list[Interleaving] = []
     for shape in shapes:

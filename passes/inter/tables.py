@@ -303,4 +303,5 @@ class Tables:
 
 
 def entry(choice: StageChoice) -> Entry:
+    """The entry of the tables that a chosen stage is."""
     return (choice.in_flight - 1, choice.first, choice.last, choice.option)
