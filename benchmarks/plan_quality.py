@@ -53,6 +53,12 @@ BATCH = {"gpt": 1024, "moe": 1024, "wide_resnet": 1536}
 RIVALS = ("grid", "expert", "data", "zero2", "zero3", "inter", "intra")
 EXPERT_PARALLEL = "arg(batch*)=[{x},{}]; arg(*experts*)=[{x},{},{}]"
 """The batch and the experts' weights, with their optimizer state, on axis x (examples/plans/moe_expert.toml)."""
+FITTING: dict[tuple[str, str], dict[str, str | bool]] = {
+    ("gpt", "39B"): {"sums": "float16"},
+    ("moe", "27B"): {"master": False, "moments": "bfloat16", "sums": "float16"},
+    ("moe", "70B"): {"master": False, "moments": "bfloat16", "sums": "float16"},
+}
+"""Options of models whose state with f32 master copies, moments and sums is more than their GPUs hold."""
 TIE = 1e-3
 """Ratios down to 1 - TIE are ties: the search ends at a proven gap."""
 
@@ -109,7 +115,8 @@ def program(family: str, size: str, batch: int) -> ir.Module:
 @lru_cache(maxsize=2)
 def _lowered(family: str, size: str, batch: int) -> str:
     model = MODELS[family]
-    return print_module(lower(model.build(replace(model.presets[size], batch=batch))), locations=True)
+    settings = FITTING.get((family, size), {})
+    return print_module(lower(model.build(replace(model.presets[size], batch=batch, **settings))), locations=True)
 
 
 def rivals(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
