@@ -204,13 +204,21 @@ def module_cluster(module: ir.Module) -> Cluster | None:
     return _from_table(_plain(module.operation.attributes[alpa.CLUSTER]), lambda key: "-")
 
 
+_EQUAL_NODES = (
+    *("name", "nodes", "devices_per_node", "memory", "memory_bandwidth", "memory_efficiency", "efficiency"),
+    *("operand_copies", "flops", "link", "axes"),
+)
+_LINK, _SWITCHLESS = ("bandwidth", "start", "hop"), ("neighbours", "far")
+_ELEMENT_TYPES = ("f4", "f8", "f16", "bf16", "f32", "f64", "i4", "i8", "i16", "i32", "i64")
+
+
 def _from_table(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
     return _groups(table, where) if "groups" in table else _equal_nodes(table, where)
 
 
 def _groups(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
     """A mixed cluster: what a group does not say the whole file says for it."""
-    read = ClusterTable(table, where)
+    read = ClusterTable(table, where).only(("groups", *_EQUAL_NODES))
     entries = table["groups"]
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise CompileError("a cluster's groups must be tables, each [[groups]]", where("groups"))
@@ -254,12 +262,13 @@ def _mixed(name: str, groups: Sequence[Cluster], node_link: Link) -> Cluster:
 
 
 def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Cluster:
-    read = ClusterTable(table, where)
-    flops = read.table("flops")
-    if "f32" not in flops:
+    read = ClusterTable(table, where).only(_EQUAL_NODES)
+    flops = ClusterTable(read.table("flops"), where, "flops.").only(_ELEMENT_TYPES)
+    if "f32" not in flops.entries:
         raise CompileError("a cluster needs flops.f32", where("flops.f32"))
     axes = _axes(ClusterTable(read.table("axes"), where, "axes.")) if "axes" in table else ()
-    link = ClusterTable(_links_of(axes) if axes and "link" not in table else read.table("link"), where, "link.")
+    links = _links_of(axes) if axes and "link" not in table else read.table("link")
+    link = ClusterTable(links, where, "link.").only(("device", "node"))
     return Cluster(
         read.text("name"),
         read.count("nodes", MOST_DEVICES),
@@ -267,8 +276,8 @@ def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Clust
         read.memory("memory"),
         read.number("memory_bandwidth"),
         read.number("efficiency"),
-        tuple(sorted((k, ClusterTable(flops, where, "flops.").number(k)) for k in flops)),
-        _link(link.table("device"), where, "link.device."),
+        tuple(sorted((k, flops.number(k)) for k in flops.entries)),
+        _device_link(link.table("device"), where),
         _link(link.table("node"), where, "link.node."),
         axes,
         read.part("memory_efficiency"),
@@ -277,7 +286,7 @@ def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Clust
 
 
 def _axes(read: ClusterTable) -> tuple[Link, ...]:
-    alpha, beta = read.numbers("alpha"), read.numbers("beta")
+    alpha, beta = read.only(("alpha", "beta")).numbers("alpha"), read.numbers("beta")
     if len(alpha) != len(beta):
         raise CompileError(
             f"axes.alpha has {len(alpha)} numbers, axes.beta {len(beta)}: one of each per mesh axis",
@@ -293,8 +302,15 @@ def _links_of(axes: tuple[Link, ...]) -> dict[str, Any]:
 
 
 def _link(table: Mapping[str, Any], where: Callable[[str], str], prefix: str) -> Link:
-    read = ClusterTable(table, where, prefix)
-    link = Link(read.number("bandwidth"), read.number("start", 0.0), read.number("hop", 0.0))
+    read = ClusterTable(table, where, prefix).only(_LINK)
+    return Link(read.number("bandwidth"), read.number("start", 0.0), read.number("hop", 0.0))
+
+
+def _device_link(table: Mapping[str, Any], where: Callable[[str], str]) -> Link:
+    """The link between devices of a node, which may be without a switch."""
+    prefix = "link.device."
+    read = ClusterTable(table, where, prefix).only((*_LINK, *_SWITCHLESS))
+    link = _link({k: v for k, v in table.items() if k in _LINK}, where, prefix)
     if "neighbours" not in table and "far" not in table:
         return link
     return replace(link, neighbours=read.count("neighbours", MOST_DEVICES), far=read.number("far"))

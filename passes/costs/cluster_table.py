@@ -5,8 +5,9 @@ What is wrong is told by its dotted key (`link.node.bandwidth`), at the place wh
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,15 @@ class ClusterTable:
     entries: Mapping[str, Any]
     where: Callable[[str], str]
     prefix: str = ""
+
+    def only(self, known: Collection[str]) -> ClusterTable:
+        """The table itself; CompileError at a key that is not one of the known ones."""
+        for key in self.entries:
+            if key not in known:
+                dotted, alike = self.prefix + key, difflib.get_close_matches(key, known, 1)
+                hint = f": did you mean {self.prefix}{alike[0]}?" if alike else f" (it has {', '.join(known)})"
+                raise CompileError(f"a cluster has no {dotted}{hint}", self.where(dotted))
+        return self
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.entries.get(key, default)

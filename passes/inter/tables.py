@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.inter.meshes import chain_sizes
-from alpa_mlir.passes.inter.pricing import RangePrices
+from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.streams import side_by_side
-
-if TYPE_CHECKING:
-    from alpa_mlir.passes.inter.search import StageSearch
 
 GAP = 1e-3
 """Partitions closer than this part of their cost are not told apart."""
@@ -63,11 +63,37 @@ class Offer:
     prices: RangePrices
 
 
+class SearchSpace(Protocol):
+    """What is searched: submesh options for ranges of layers; `memory` in bytes per device, 0: the cluster's."""
+
+    cluster: Cluster
+    in_flight: InFlight
+    memory: float
+    rough: bool
+    pricer: Pricer
+    options: list[int]
+    """The submesh options that are searched."""
+    groups: tuple[Cluster, ...]
+    """The equal devices that each option is of."""
+    evaluated: dict[Entry, StageCost]
+    """Exact costs, as far as known."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that can be cut between."""
+
+    def mesh(self, option: int, name: str = "stage") -> Mesh:
+        """The logical mesh of an option."""
+
+    def limit(self, option: int) -> float:
+        """Bytes per device of an option."""
+
+
 class Tables:
     """The tables of the dynamic program, one option per number of devices (of each group): the best offer for each
     entry."""
 
-    def __init__(self, search: StageSearch, stages: Sequence[int]) -> None:
+    def __init__(self, search: SearchSpace, stages: Sequence[int]) -> None:
         self.search, self.depth = search, search.in_flight.depth(max(stages))
         depth = self.depth
         self.limit = search.memory or float(search.cluster.memory)

@@ -207,6 +207,9 @@ def test_presets_parse_and_round_trip_through_the_attribute() -> None:
         (preset_text("unit").replace("beta = [1.0", "beta = [0"), "a cluster needs a positive number axes.beta, got 0"),
         (preset_text("unit").split("[axes]")[0], "a cluster needs a table link"),
         (preset_text("p3.16xlarge").replace("far = 10e9", ""), "a cluster needs a positive number link.device.far"),
+        (preset_text("a100") + "neighbours = 4", "a cluster has no link.node.neighbours"),
+        (preset_text("a100").replace("bf16", "bfloat16"), "a cluster has no flops.bfloat16: did you mean flops.bf16?"),
+        (preset_text("a100").replace("memory =", "memroy ="), "a cluster has no memroy: did you mean memory?"),
     ],
 )
 def test_broken_cluster_files_are_located_errors(text: str, message: str) -> None:
