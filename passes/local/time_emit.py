@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
+from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import shape_of
@@ -198,12 +199,21 @@ def replace_inside(op: ir.Operation, new: dict[ir.Value, ir.Value]) -> None:
 
 
 def scale(value: ir.Value, factor: float, ip: ir.InsertionPoint, location: ir.Location) -> ir.Value:
-    """`value` times a number; CompileError for integers and a factor below one."""
+    """`value` times a number; CompileError for integers and a factor below one.
+
+    Of an op of a folded program that stands for others (`alpa.repeats`) each of them has its product.
+    """
     element = ir.RankedTensorType(value.type).element_type
     with ip, location:
         if isinstance(element, ir.IntegerType) and factor < 1:
             raise CompileError("an integer statistic of a microbatch cannot be averaged", location)
-        return stablehlo.multiply(value, splat(value.type, factor))
+        by = splat(value.type, factor)
+        product = stablehlo.multiply(value, by)
+    maker = value.owner
+    if not isinstance(maker, ir.Block) and alpa.REPEATS in maker.attributes:
+        for made in (by, product):
+            made.owner.attributes[alpa.REPEATS] = maker.attributes[alpa.REPEATS]
+    return product
 
 
 def stack_form(state: State, shape: Sequence[int], parts: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
