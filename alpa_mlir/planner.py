@@ -6,7 +6,7 @@ The work is done by the pass `alpa-parallelize-pipeline` (`alpa_mlir.passes.para
 from __future__ import annotations
 
 import alpa_mlir.passes.all  # noqa: F401  (registers every pass)
-from alpa_mlir.passes.parallelize import PARTITIONERS as PARTITIONERS
-from alpa_mlir.passes.parallelize import SCHEDULES as SCHEDULES
-from alpa_mlir.passes.parallelize import PlanOptions as PlanOptions
 from alpa_mlir.passes.parallelize import plan as plan
+from alpa_mlir.passes.plan_passes import PARTITIONERS as PARTITIONERS
+from alpa_mlir.passes.plan_passes import SCHEDULES as SCHEDULES
+from alpa_mlir.passes.plan_passes import PlanOptions as PlanOptions

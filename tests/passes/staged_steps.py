@@ -30,9 +30,11 @@ from alpa_mlir.passes.pipeline import parse_pipeline, run_pipeline
 
 
 def layered(
-    name: str, microbatches: int, layers: int, *, train: bool = True, depth: int = 0
+    name: str, microbatches: int, layers: int, *, train: bool = True, depth: int = 0, batch: int = 0
 ) -> tuple[ir.Module, list[np.ndarray]]:
-    """A tiny built-in step (`depth` layers of the model, 0: as it is) at level 3, and values for its arguments.
+    """A tiny built-in step at level 3, and values for its arguments.
+
+    `depth`: layers of the model, `batch`: examples; 0: as they are.
 
     The optimizer is SGD with momentum: its new state is linear in the gradients, so rounding stays small (Adam's
     first step divides each gradient by its own magnitude).
@@ -40,6 +42,7 @@ def layered(
     model = MODELS[name]
     config = replace(model.presets["tiny"], optimizer="sgd")
     config = replace(config, layers=depth) if depth else config
+    config = replace(config, batch=batch) if batch else config
     step = model.build(config) if train else model.build_inference(config)
     module = parse_module(print_module(lower(step)), make_context(), name)
     options = f"count={microbatches} allow-per-microbatch-statistics=true"

@@ -22,8 +22,9 @@ from alpa_mlir.passes import all as _registered  # noqa: F401
 from alpa_mlir.passes.costs.cluster import Cluster, Link, load_cluster
 from alpa_mlir.passes.local.census import planned_collectives
 from alpa_mlir.passes.localize import sharded_functions
-from alpa_mlir.passes.parallelize import PlanOptions, plan
+from alpa_mlir.passes.parallelize import plan
 from alpa_mlir.passes.pipeline import run_pipeline
+from alpa_mlir.passes.plan_passes import PlanOptions
 from tests.on_devices import assert_close, random_inputs, run_all
 
 Key = tuple[str, str, int]

@@ -26,9 +26,9 @@ from alpa_mlir.passes.intra.stage_cost import StageProfiler
 from alpa_mlir.passes.layers import Layers
 from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize
-from alpa_mlir.passes.parallelize import folded
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.passes.rematerialize import Rematerialize
+from alpa_mlir.passes.road import folded
 
 
 def normal(name: str, size: str, **fields: Any) -> ir.Module:
@@ -41,7 +41,7 @@ def normal(name: str, size: str, **fields: Any) -> ir.Module:
 
 def layered(level1: ir.Module, count: int) -> ir.Module:
     module = clone_module(level1)
-    run_pipeline(module, [Microbatch(count=4), Layers(count=count)], [])
+    run_pipeline(module, [Microbatch(count=4, allow_per_microbatch_statistics=True), Layers(count=count)], [])
     return module
 
 
@@ -58,6 +58,7 @@ def prices(module: ir.Module, mesh: tuple[int, ...]) -> tuple[int, RangePrices]:
         ("gpt", "125M", {"layers": 13}, (2, 4)),
         ("llama", "8B", {"layers": 12}, (4,)),
         ("moe", "380M", {"layers": 16}, (2,)),
+        ("wide_resnet", "250M", {"depth": 101}, (4,)),
     ],
 )
 def test_folded_prices_are_those_of_the_whole(

@@ -21,8 +21,9 @@ from alpa_mlir.passes import all as _registered  # noqa: F401
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.local.census import Collective, compiled_collectives, planned_collectives, written_collectives
 from alpa_mlir.passes.localize import sharded_functions
-from alpa_mlir.passes.parallelize import PlanOptions, plan
+from alpa_mlir.passes.parallelize import plan
 from alpa_mlir.passes.pipeline import run_pipeline
+from alpa_mlir.passes.plan_passes import PlanOptions
 from alpa_mlir.runtime.executable import extract
 from tests.on_devices import compile_all
 

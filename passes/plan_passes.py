@@ -1,0 +1,141 @@
+"""Which passes make a plan, with which options: as the user decides (`PlanOptions`), in the texts of pipelines.
+
+normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ price ─ localize ─ route ─ schedule
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.plan import stage_entries
+from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.inter.meshes import MESH_AXES
+from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
+from alpa_mlir.passes.joint import AUTO, NONE, Setting
+from alpa_mlir.passes.unroll import UNROLL
+
+SCHEDULES = (AUTO, *KINDS)
+PARTITIONERS = ("local", "xla")
+LARGE, STAGES = 16, 8
+"""Clusters of at least LARGE nodes are expected to get STAGES stages or more, where no number is given: layers are made
+for so many, and interleaved stages may have the meshes only of other stages found."""
+EXPLAINED = 20
+"""How many decisions of a stage are explained at most."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user decides; everything else is the planner's. 0 and "" mean: choose.
+
+    mesh:         logical mesh such as "2x4": one stage on all devices, no search over stages.
+    microbatches, stages, layers: numbers, or 0. chunks: stages that share a submesh (interleaved).
+    schedule:     one of SCHEDULES. partitioner: who makes one device's program of a sharded stage.
+    remat:        auto, none, full, or numbers of layers such as "0-3,5" whose forward ops run again.
+    batch_args, state_args: argument numbers such as "3,5-7" where the program does not say its roles.
+    constrain:    shardings that must be, such as "arg0=[{x},{}]; y=tensor" (docs/constraints.md).
+    explain:      values or ops whose decisions are explained in remarks; what_if: constraints to price, cases
+                  separated by "|" (docs/explain.md). Neither changes the plan.
+    axes:         most axes of a stage's logical mesh that are searched: 1, 2 or 3.
+    unroll:       most ops that a loop with a known number of rounds may become; 0: loops stay one unit.
+    """
+
+    cluster: Cluster
+    mesh: str = ""
+    microbatches: int = 0
+    stages: int = 0
+    layers: int = 0
+    schedule: str = "auto"
+    partitioner: str = "local"
+    batch_args: str = ""
+    state_args: str = ""
+    allow_per_microbatch_statistics: bool = False
+    solver: str = "highs"
+    remat: str = AUTO
+    chunks: int = 0
+    constrain: str = ""
+    explain: str = ""
+    what_if: str = ""
+    unroll: int = UNROLL
+    axes: int = MESH_AXES
+
+
+def normalize(options: PlanOptions) -> str:
+    """The pass from level 0 to level 1."""
+    roles = {"batch_args": options.batch_args, "state_args": options.state_args}
+    unroll = {} if options.unroll == UNROLL else {"unroll": str(options.unroll)}
+    return _text("alpa-normalize", **roles, **unroll)
+
+
+def until_layers(options: PlanOptions, normal: ir.Module, setting: Setting) -> list[str]:
+    """The passes from level 1 to level 3."""
+    stages = len(stage_entries(normal)) if alpa.STAGES in normal.operation.attributes else 0
+    expected = options.stages or stages or (STAGES if options.cluster.nodes >= LARGE else 0)
+    allowed = options.allow_per_microbatch_statistics
+    return [
+        _text("alpa-microbatch", count=setting.microbatches, allow_per_microbatch_statistics=allowed),
+        _text("alpa-layers", count=options.layers, stages=expected),
+    ]
+
+
+def until_stages(options: PlanOptions, setting: Setting, meshes: str, rough: bool, memory: float = 0.0) -> list[str]:
+    """The passes from level 3 to level 4; `meshes`: the logical meshes to search (empty: all)."""
+    kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
+    remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat != NONE else []
+    return [
+        *remat,
+        _text(
+            "alpa-stages",
+            stages=options.stages,
+            chunks=options.chunks if setting.interleaved else 0,
+            mesh=options.mesh,
+            memory=_bytes(memory),
+            axes=options.axes if options.axes != MESH_AXES else 0,
+            schedule=kind,
+            solver=options.solver,
+            whole_sums=options.partitioner == "xla",
+            meshes=meshes,
+            rough=rough,
+        ),
+    ]
+
+
+def until_price(options: PlanOptions, schedule: str, memory: float = 0.0) -> list[str]:
+    """The passes from level 4 to level 6, up to where it is known what the step needs."""
+    return [
+        _text(
+            "alpa-shard",
+            constrain=options.constrain,
+            memory=_bytes(memory),
+            solver=options.solver,
+            schedule=schedule,
+            whole_sums=options.partitioner != "local",
+            explain=options.explain,
+            most=EXPLAINED if options.explain else 0,
+            what_if=options.what_if,
+        ),
+        _text("alpa-split", weight_apart=schedule in SPLIT_BACKWARD),
+        "alpa-price",
+    ]
+
+
+def rest(options: PlanOptions, schedule: str) -> list[str]:
+    """The passes from there to the plan."""
+    localize = ["alpa-localize"] if options.partitioner == "local" else []
+    return [*localize, "alpa-route", _text("alpa-schedule", kind=schedule)]
+
+
+def _bytes(memory: float) -> str:
+    return f"{int(memory)}B" if memory else ""
+
+
+def _text(name: str, **options: str | int | bool) -> str:
+    """`name{a=1 b="x y"}` of the options that are set."""
+    written = []
+    for key, value in options.items():
+        if value:
+            shown = "true" if value is True else str(value)
+            written.append(f"{key.replace('_', '-')}={{{shown}}}")
+    return name + (f"{{{' '.join(written)}}}" if written else "")

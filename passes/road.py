@@ -1,0 +1,310 @@
+"""The road from a program to a plan: settings tried, the best of them finished.
+
+The number of microbatches (a power of two that divides the batch), the schedule and rematerialisation, where they are
+not given, are chosen together (`joint.py`). Settings are compared on a folded program where that can be; the best ones
+are then staged exactly, on the whole program, and carried on to the plan (`plan_passes.py` says by which passes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import clone_module, functions
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.dialect.plan import read_pipeline, read_stages, seal, stage_entries
+from alpa_mlir.dialect.sharding import argument_attributes
+from alpa_mlir.passes.costs.limits import fullest, memory_limits
+from alpa_mlir.passes.inter.fold import fold
+from alpa_mlir.passes.inter.fold_layers import NotFoldable, cut_period
+from alpa_mlir.passes.inter.layout import read_layout
+from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.joint import FULL, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
+from alpa_mlir.passes.pipeline import run_pipeline, verify
+from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, rest, until_layers, until_price, until_stages
+from alpa_mlir.passes.schedule_peak import expected_peaks
+
+EARLY = ("alpa-microbatch", "alpa-layers")
+"""Passes before a setting makes a difference worth comparing."""
+TURNS, MARGIN, STEP = 4, 1.05, 0.008
+"""How often the stages of a setting are chosen, and how much less memory there is each time, in parts of what the plan
+before needed too much, and from the second time on of the memory itself: other plans need other copies."""
+LAYERED = 2
+"""How many modules of level 3 are kept of the whole program; those of folded ones are small, and all kept."""
+MOST_MICROBATCHES = 4096
+"""The largest number of microbatches that is tried where none is given."""
+
+Progress = Callable[[str], None]
+"""Called with the text of a pass before it runs."""
+
+
+@dataclass
+class Road:
+    """The passes of one planning, in order, until `stop_after` has run."""
+
+    options: PlanOptions
+    progress: Progress | None
+    stop_after: str
+    layered: dict[tuple[int, int], Attempt] = field(default_factory=dict)
+    """Level 3 by number of microbatches and by how many units at a time the program is folded."""
+    small: dict[int, ir.Module | None] = field(default_factory=dict)
+    """The program with its equal layers folded, so many units at a time, on which settings are compared; None where
+    that cannot be. 0: the whole program."""
+    period: int | None = None
+    """How many units of the program one layer takes, once known."""
+    rough: bool = False
+    """Whether settings are compared before the stages of the best are priced exactly."""
+    chosen: dict[str, None] = field(default_factory=dict)
+    """The logical meshes of all stages found so far: on large clusters those that interleaved stages may have."""
+    meshes: dict[Setting, str] = field(default_factory=dict)
+    """The logical meshes that were of use under each setting that was compared roughly."""
+
+    def run(self, module: ir.Module, texts: Sequence[str], remarks: list[Remark]) -> bool:
+        """Run passes; True where the last one to run was among them."""
+        for text in texts:
+            if self.progress is not None:
+                self.progress(text)
+            # What users get to see is verified, not what lies between.
+            run_pipeline(module, text, remarks, verify_each=bool(self.stop_after))
+            if text.partition("{")[0] == self.stop_after:
+                return True
+        return False
+
+    def choose(self, normal: ir.Module, notes: list[Remark]) -> ir.Module:
+        """The best plan that can be; what else was considered is written into it.
+
+        A setting that cannot be (an operation mixes examples, memory is short) is passed over, the first with a
+        remark; its error stands where none can be.
+        """
+        options = self.options
+        counts = self.counts(normal)
+        given = read_pipeline(normal) if alpa.STAGES in normal.operation.attributes else ()
+        in_order = bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
+        memory = float(options.cluster.memory)
+        wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order)
+        self.rough = len(counts) > 1 and not in_order
+        self.small = {0: normal}
+        closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
+        choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
+        if self.stop_after in EARLY:
+            return self._early(choice, counts, notes)
+        for row, attempt in choice.ranked():
+            done = self._finished(normal, row, attempt)
+            if done.error is not None:
+                choice.reject(row, done.error)
+                continue
+            module = done.module
+            notes += [*done.remarks, *_passed_over(choice.rows)]
+            if self.stop_after == "":
+                verify(module, "alpa-schedule")
+                choice.record(module)
+                seal(module)
+            return module
+        raise choice.least_error()
+
+    def _finished(self, normal: ir.Module, row: Considered, attempt: Attempt) -> Attempt:
+        """The plan with the setting and schedule of a row.
+
+        A finished plan may hold more than the stages were chosen for, copies that collectives make: then they are
+        chosen once more, with that much less memory.
+        """
+        memory = float(self.options.cluster.memory)
+        full: DoesNotFit | None = None
+        for turn in range(TURNS):
+            if turn or not attempt.exact:
+                attempt = self.attempt(normal, row.setting, exact=True, memory=memory if turn else 0.0)
+            module, remarks = clone_module(attempt.module), list(attempt.remarks)
+            try:
+                if attempt.error is not None:
+                    raise attempt.error
+                needed, there = self._carried_on(module, row.schedule, memory if turn else 0.0, remarks)
+            except DoesNotFit as error:
+                return replace(attempt, error=full or error)
+            except CompileError as error:
+                if attempt.error is None:
+                    raise
+                return replace(attempt, error=error)
+            if self.stop_after or needed <= there:
+                return replace(attempt, module=module, remarks=tuple(remarks))
+            full = full or too_large(needed, there, " with the copies that collectives make")
+            memory -= MARGIN * (needed - there) + turn * STEP * there
+        return replace(attempt, error=full)
+
+    def _carried_on(
+        self, module: ir.Module, schedule: str, memory: float, remarks: list[Remark]
+    ) -> tuple[float, float]:
+        """From level 4 to a plan; (bytes needed, bytes there) of the submesh that is fullest.
+
+        Where that is too full the module may be short of a plan: what is needed is known before it is localized.
+        """
+        if self.stop_after == "alpa-stages" or self.run(module, until_price(self.options, schedule, memory), remarks):
+            return 0.0, 0.0
+        expected = expected_peaks(module, schedule)
+        needed, there = fullest(expected, memory_limits(module)) if expected else (0.0, 0.0)
+        if needed > there and not self.stop_after:
+            return needed, there
+        self.run(module, rest(self.options, schedule), remarks)
+        return _fullest(module)
+
+    def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
+        """A module from before the stages, with the first number of microbatches that can be."""
+        attempts = [choice.stage(Setting(counts[0], NONE))]
+        for count in counts[1:]:
+            if attempts[-1].error is None:
+                break
+            attempts.append(choice.stage(Setting(count, NONE)))
+        error = attempts[-1].error
+        if error is not None:
+            raise attempts[0].error or error
+        notes += attempts[-1].remarks
+        return attempts[-1].module
+
+    def attempt(self, normal: ir.Module, setting: Setting, exact: bool = False, memory: float = 0.0) -> Attempt:
+        """Stages under one setting; costs are rough where several are compared, unless `exact`.
+
+        `memory`: bytes per device, 0: the cluster's.
+
+        Rough ones are found on a folded program where that can be.
+        """
+        if self.rough and not exact:
+            for period in self._periods(normal, setting):
+                try:
+                    return self._attempt(period, setting, rough=True)
+                except NotFoldable:
+                    self.small[period] = None
+        rough = self.rough and not exact
+        return replace(self._attempt(0, setting, rough, memory), exact=not rough)
+
+    def _periods(self, normal: ir.Module, setting: Setting) -> Iterator[int]:
+        """How many units at a time the program may be folded for a setting: with layers that run again so many that
+        they are all cut alike."""
+        if setting.remat not in (NONE, FULL) or not self._folds(normal, 1):
+            return
+        period = 1 if setting.remat == NONE else self._period(setting)
+        if period and self._folds(normal, period):
+            yield period
+
+    def _period(self, setting: Setting) -> int:
+        """How many units one layer takes, as the first setting that can be layered shows; 0: they are not alike."""
+        if self.period is None:
+            try:
+                module = self._layers(1, setting).module
+            except NotFoldable:
+                return 0
+            if alpa.get_string(module.operation, alpa.LEVEL) != "layered":
+                return 0
+            self.period = cut_period(read_layout(module))
+        return self.period
+
+    def _folds(self, normal: ir.Module, period: int) -> bool:
+        """Whether the program can be folded so many units at a time, as far as known."""
+        if period not in self.small:
+            self.small[period] = folded(normal, period)
+        return self.small[period] is not None
+
+    def _attempt(self, period: int, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
+        layered = self._layers(period, setting)
+        if layered.error is not None or self.stop_after in EARLY:
+            return replace(layered, setting=setting)
+        module, remarks = clone_module(layered.module), list(layered.remarks)
+        attempt = Attempt(setting, module)
+        try:
+            meshes = self._meshes(setting)
+            self.run(module, until_stages(self.options, setting, meshes, rough, memory), remarks)
+        except NotFoldable:
+            raise
+        except CompileError as error:
+            attempt = replace(attempt, error=error)
+        else:
+            attempt = replace(attempt, remarks=tuple(remarks))
+            for stage in read_stages(module).values():
+                self.chosen.setdefault("x".join(map(str, stage.mesh.shape)))
+        attributes = module.operation.attributes
+        attributes[alpa.CLUSTER] = self.options.cluster.attribute(module.context)
+        if alpa.MESHES in attributes:
+            self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
+            attempt = replace(attempt, floor=ir.FloatAttr(attributes[alpa.FLOOR]).value)
+            del attributes[alpa.MESHES], attributes[alpa.FLOOR]
+        return attempt
+
+    def _layers(self, period: int, setting: Setting) -> Attempt:
+        """Level 3 with a number of microbatches, kept for other settings of the same number."""
+        key = (setting.microbatches, period)
+        known = self.layered.get(key)
+        if known is not None:
+            return known
+        normal = self.small[period]
+        assert normal is not None
+        module, remarks = clone_module(normal), list[Remark]()
+        whole = [key for key in self.layered if not key[1]]
+        for old in whole[: 1 - LAYERED] if not period else ():
+            del self.layered[old]
+        error: CompileError | None = None
+        try:
+            self.run(module, until_layers(self.options, normal, setting), remarks)
+        except NotFoldable:
+            raise
+        except CompileError as found:
+            error = found
+        self.layered[key] = Attempt(setting, module, tuple(remarks), error)
+        return self.layered[key]
+
+    def _meshes(self, setting: Setting) -> str:
+        """The logical meshes to search (empty: all): what was of no use under one setting is not tried under others."""
+        if setting.interleaved and setting not in self.meshes and self.options.cluster.nodes >= LARGE:
+            return ",".join(self.chosen)
+        return self.meshes.get(setting, next((m for s, m in self.meshes.items() if not s.interleaved), ""))
+
+    def counts(self, normal: ir.Module) -> list[int]:
+        """Numbers of microbatches to choose from."""
+        options = self.options
+        if options.microbatches:
+            return [options.microbatches]
+        if self.stop_after == "alpa-microbatch":
+            return [1]
+        size = batch_size(normal)
+        return [m for m in (2**k for k in range(MOST_MICROBATCHES.bit_length())) if size % m == 0] or [1]
+
+
+def _fullest(module: ir.Module) -> tuple[float, float]:
+    """(bytes needed, bytes there) of the submesh of a plan that is fullest for its devices."""
+    entries = {ir.StringAttr(e["mesh"]).value: e for e in stage_entries(module)}.values()
+    peaks = [float(ir.IntegerAttr(e["peak_bytes"]).value) for e in entries if "peak_bytes" in e]
+    return fullest(peaks, memory_limits(module)) if peaks else (0.0, 0.0)
+
+
+def _passed_over(rows: Sequence[Considered]) -> list[Remark]:
+    """The first number of microbatches that cannot be at all."""
+    possible = {row.setting.microbatches for row in rows if row.error is None}
+    for row in rows:
+        if row.error is not None and row.setting.microbatches not in possible:
+            why = f"{row.setting.microbatches} microbatches are not possible: {row.error.message}"
+            return [Remark(why, row.error.location)]
+    return []
+
+
+def folded(normal: ir.Module, period: int = 1) -> ir.Module | None:
+    """A level-1 program with its equal layers folded, `period` units at a time; None where nothing folds, or where a
+    user says the layers."""
+    body = functions(normal)["main"].regions[0].blocks[0]
+    if any(alpa.LAYER in op.attributes for op in body.operations):
+        return None
+    small = fold(normal, period)
+    return small if small is not normal else None
+
+
+def batch_size(normal: ir.Module) -> int:
+    """The greatest number that divides the batch dimension of all batch arguments of @main; 1 without any."""
+    main = functions(normal)["main"]
+    size = 0
+    for value, entry in zip(main.regions[0].blocks[0].arguments, argument_attributes(main), strict=True):
+        if alpa.ROLE in entry and ir.StringAttr(entry[alpa.ROLE]).value == "batch":
+            dim = int(ir.IntegerAttr(entry[alpa.DIM]).value) if alpa.DIM in entry else 0
+            shape = shape_of(value)
+            size = gcd(size, shape[dim]) if shape else size
+    return size or 1
