@@ -34,18 +34,22 @@ def forked(makers: Sequence[Maker]) -> Streams:
 
 
 class Forked:
-    """Iterators shared out to processes; every `count`-th, from the first on, is advanced here."""
+    """Iterators shared out to processes as these are free, the last ones first; each goes on where it was begun.
+
+    This process advances the first iterator once and then only hands out: what is read and loaded for that need not be
+    by every process.
+    """
 
     def __init__(self, makers: Sequence[Maker], count: int) -> None:
         self.here = InOrder(makers)
-        self.count = count
-        # What is read and loaded for the first item need not be by every process.
         self.begun = self.here.advance([0])
         self.workers: list[tuple[int, Connection]] = []
-        for _ in range(count - 1):
-            self.workers.append(self._fork(makers))
+        self.owner: dict[int, int] = {}
+        """Which process advances an iterator, once it is begun."""
+        for _ in range(count):
+            self.workers.append(self._fork())
 
-    def _fork(self, makers: Sequence[Maker]) -> tuple[int, Connection]:
+    def _fork(self) -> tuple[int, Connection]:
         here, there = Pipe()
         process = os.fork()
         if process:
@@ -56,29 +60,28 @@ class Forked:
             here.close()
             for _, other in self.workers:
                 other.close()
-            _serve(makers, there)
+            _serve(self.here, there)
         finally:
             os._exit(0)
 
     def advance(self, which: Sequence[int]) -> list[Any]:
         """The next item of each of these, None where there is none."""
         found: dict[int, Any] = {}
-        waiting: dict[Connection, list[int]] = {}
-        for k in which:
-            if k % self.count:
-                connection = self.workers[k % self.count - 1][1]
-                connection.send(k)
-                waiting.setdefault(connection, []).append(k)
-        for k in which:
-            if not k % self.count:
-                (found[k],) = self.begun if k == 0 and self.begun else self.here.advance([k])
-                self.begun = [] if k == 0 else self.begun
-        while waiting:
-            for connection in [c for c in wait(list(waiting)) if isinstance(c, Connection)]:
-                k = waiting[connection].pop(0)
+        if self.begun and 0 in which:
+            (found[0],), self.begun = self.begun, []
+        open_ones = [k for k in which if k not in found]
+        busy: dict[Connection, int] = {}
+        while open_ones or busy:
+            for number, (_, connection) in enumerate(self.workers):
+                mine = next((k for k in reversed(open_ones) if self.owner.get(k, number) == number), None)
+                if mine is not None and connection not in busy:
+                    open_ones.remove(mine)
+                    self.owner[mine] = number
+                    connection.send(mine)
+                    busy[connection] = mine
+            for connection in [c for c in wait(list(busy)) if isinstance(c, Connection)]:
+                k = busy.pop(connection)
                 found[k] = self._received(connection, k)
-                if not waiting[connection]:
-                    del waiting[connection]
         return [found[k] for k in which]
 
     def _received(self, connection: Connection, number: int) -> Any:
@@ -103,17 +106,18 @@ class Forked:
         self.here.close()
 
 
-def _serve(makers: Sequence[Maker], connection: Connection) -> None:
+def _serve(streams: InOrder, connection: Connection) -> None:
     """Advance what is asked for until nobody asks: (True, item), or (False, items before) where it failed."""
-    streams, given = InOrder(makers), dict.fromkeys(range(len(makers)), 0)
+    given: dict[int, int] = {}
     while True:
         try:
             number = connection.recv()
         except EOFError:
             return
+        before = given.get(number, 0)
         try:
             answer = True, streams.advance([number])[0]
         except Exception:
-            answer = False, given[number]
-        given[number] += 1
+            answer = False, before
+        given[number] = before + 1
         connection.send(answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from jaxlib.mlir import ir
@@ -62,7 +63,15 @@ class Mesh:
 
     def extent(self, axes: tuple[str, ...]) -> int:
         """Product of the sizes of several axes."""
-        return prod(self.size(a) for a in axes)
+        found = self._extents.get(axes)
+        if found is None:
+            found = self._extents[axes] = prod(self.size(a) for a in axes)
+        return found
+
+    @cached_property
+    def _extents(self) -> dict[tuple[str, ...], int]:
+        """Extents that were asked for."""
+        return {}
 
     def stride(self, axis: str) -> int:
         """Distance in device numbers between neighbours along an axis (row-major)."""

@@ -27,6 +27,14 @@ class Sharding:
     dims: tuple[tuple[str, ...], ...]
     partial: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Shardings are looked up far more often than they are made."""
+        return hash((self.dims, self.partial))
+
     @staticmethod
     def replicated(rank: int) -> Sharding:
         """Every device holds the whole value."""

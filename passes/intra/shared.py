@@ -105,17 +105,24 @@ def _largest(array: Array) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Matrices:
-    """Tables of edges: their largest allowed entries, and whether all entries are allowed."""
+    """Costs of nodes or tables of edges: their largest allowed entries, and whether all entries are allowed."""
 
-    arrays: list[Array]
+    arrays: Sequence[Array]
     largest: Array
     whole: list[bool]
 
     @staticmethod
-    def of(arrays: list[Array]) -> Matrices:
+    def of(arrays: Sequence[Array]) -> Matrices:
         """Look at all arrays once."""
-        largest = np.array([_largest(m) for m in arrays])
-        return Matrices(arrays, largest, [bool(np.isfinite(m).all()) for m in arrays])
+        largest = np.array([float(m.max()) for m in arrays])
+        whole = np.isfinite(largest)
+        for k in np.flatnonzero(~whole).tolist():
+            largest[k] = _largest(arrays[k])
+        return Matrices(arrays, largest, whole.tolist())
+
+    def finite(self, tables: Tables) -> list[Array]:
+        """The tables with infinite entries as large ones."""
+        return [m if whole else tables.finite(m) for m, whole in zip(self.arrays, self.whole, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +170,10 @@ class SharedGraph:
     @staticmethod
     def of_numbered(costs: Sequence[Array], ends: Ids, numbers: Ids, matrices: Matrices) -> SharedGraph:
         """Nodes with costs, edges from ends[e, 0] to ends[e, 1] with matrix numbers[e]."""
-        tables = Tables(1.0 + 2.0 * (sum(_largest(c) for c in costs) + float(matrices.largest[numbers].sum())))
-        finite = [m if whole else tables.finite(m) for m, whole in zip(matrices.arrays, matrices.whole, strict=True)]
-        made = [tables.add(m) for m in finite]
-        shared = SharedGraph(tables, [tables.add(tables.finite(c)) for c in costs], [{} for _ in costs])
+        own = Matrices.of(costs)
+        tables = Tables(1.0 + 2.0 * float(own.largest.sum() + matrices.largest[numbers].sum()))
+        made = [tables.add(m) for m in matrices.finite(tables)]
+        shared = SharedGraph(tables, [tables.add(c) for c in own.finite(tables)], [{} for _ in costs])
         for (u, v), number in zip(ends.tolist(), numbers.tolist(), strict=True):
             shared._add(u, v, made[number])
         return shared

@@ -10,20 +10,20 @@ sequence parallelism and ZeRO are choices among these (Alpa §4.1; Shardy's op s
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from itertools import permutations, product
+from functools import cached_property
+from itertools import product
 from math import prod
 
 import numpy as np
 
-from alpa_mlir.dialect.factors import Mapping, splittable
+from alpa_mlir.dialect.factors import splittable
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
-from alpa_mlir.passes.intra.excluded import usable_factors
+from alpa_mlir.passes.intra.outlines import Outline, orders, outlines
 from alpa_mlir.passes.intra.program import OpKind, OpRecord, TensorType
 from alpa_mlir.passes.intra.rules import ResultLike, Rules, obeying
 from alpa_mlir.passes.local.steps import Step, ending_steps
@@ -218,13 +218,8 @@ def value_shardings(shape: tuple[int, ...], mesh: Mesh, any_order: bool = False)
     for places in product(range(-1, len(shape)), repeat=len(axes)):
         dims = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == d) for d in range(len(shape)))
         if Sharding(dims).divides(shape, mesh):
-            found += [Sharding(turned) for turned in (_orders(dims) if any_order else [dims])]
+            found += [Sharding(turned) for turned in (orders(dims) if any_order else [dims])]
     return found
-
-
-def _orders(held: tuple[tuple[str, ...], ...]) -> list[tuple[tuple[str, ...], ...]]:
-    """The same axes in every order within each place."""
-    return list(product(*(permutations(axes) for axes in held)))
 
 
 def _pins(rules: Rules) -> bool:
@@ -244,36 +239,11 @@ def _real_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name, size in mesh.axes if size > 1)
 
 
-MANY_AXES = 3
-"""Mesh axes from which on the sums of an op end alike over all axes that they run over."""
-ALL_REDUCED, PARTIAL = -1, -2
-"""Places of an axis over which a result is summed, other than a dimension of the result."""
-UNUSED, CARRIED = -1, -2
-"""Places of an axis other than a factor: nowhere, or operands are partial over it."""
-
-
-@dataclass(frozen=True)
-class _Outline:
-    """What a strategy is on every mesh with certain axes, whatever their sizes: all but what divides and what it costs.
-
-    `endings`: the results' shardings after the sums have ended, one strategy each; `scattered`: these must divide.
-    """
-
-    held: tuple[tuple[str, ...], ...]
-    operands: tuple[Sharding, ...]
-    whole: tuple[Sharding, ...]
-    partial: tuple[Sharding, ...]
-    endings: tuple[tuple[Sharding, ...], ...]
-    scattered: bool
-
-
 def _op_strategies(
     op: OpRecord, enumerator: Enumerator, partial: bool, carried: tuple[int, ...], any_order: bool
 ) -> list[Strategy]:
     mesh, factors = enumerator.mesh, op.factors
     axes = _real_axes(mesh)
-    # On many axes there are too many outlines to keep from mesh to mesh.
-    outlines = _kept_outlines if len(axes) < MANY_AXES else _outlines
     found: list[Strategy] = []
     fits: dict[tuple[int, tuple[str, ...]], bool] = {}
     for outline in outlines(op.kind, axes, partial, carried, any_order):
@@ -286,38 +256,7 @@ def _op_strategies(
     return found
 
 
-def _outlines(
-    kind: OpKind, axes: tuple[str, ...], partial: bool, carried: tuple[int, ...], any_order: bool
-) -> tuple[_Outline, ...]:
-    factors, few = kind.factors, len(axes) < MANY_AXES
-    elsewhere = (UNUSED, CARRIED) if carried else (UNUSED,)
-    found = []
-    for places in product((*elsewhere, *usable_factors(factors)), repeat=len(axes)):
-        held = tuple(tuple(a for a, p in zip(axes, places, strict=True) if p == f) for f in range(len(factors.sizes)))
-        kept = {k: tuple(sorted(a for a, p in zip(axes, places, strict=True) if p == CARRIED)) for k in carried}
-        for turned in _orders(held) if any_order else [held]:
-            found.append(_outline(kind, turned, partial, kept, few))
-    return tuple(found)
-
-
-_kept_outlines = lru_cache(maxsize=512)(_outlines)
-
-
-def _outline(
-    kind: OpKind, held: tuple[tuple[str, ...], ...], unended: bool, kept: dict[int, tuple[str, ...]], few: bool
-) -> _Outline:
-    factors = kind.factors
-    operands = tuple(Sharding(_dims(m, held), kept.get(k, ())) for k, m in enumerate(factors.operands))
-    extra = [Sharding.replicated(len(t.shape)) for t in kind.operand_types[len(operands) :]]
-    operands = (*operands, *extra)
-    whole = tuple(Sharding(_dims(m, held)) for m in factors.results)
-    reduced = {a for f, axes in enumerate(held) for a in axes if factors.is_reduction(f)}
-    summed = tuple(sorted(reduced.union(*kept.values())))
-    partial = tuple(Sharding(s.dims, summed) for s in whole)
-    return _Outline(held, operands, whole, partial, *_endings(kind, held, whole, summed, unended, few))
-
-
-def _with_endings(op: OpRecord, outline: _Outline, enumerator: Enumerator) -> list[Strategy]:
+def _with_endings(op: OpRecord, outline: Outline, enumerator: Enumerator) -> list[Strategy]:
     mesh, table = enumerator.mesh, enumerator.table
     compute = _compute(op, outline.held, outline.operands, outline.whole, enumerator)
     numbers = [table.number(p) for p in outline.partial]
@@ -329,37 +268,6 @@ def _with_endings(op: OpRecord, outline: _Outline, enumerator: Enumerator) -> li
         seconds = sum(table.pair(p, table.number(r)).at(t.bytes) for p, r, t in pairs)
         found.append(Strategy(outline.held, outline.operands, results, outline.partial, compute, seconds))
     return found
-
-
-def _dims(mapping: Mapping, held: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(a for f in dim for a in held[f]) for dim in mapping)
-
-
-def _endings(
-    kind: OpKind,
-    held: tuple[tuple[str, ...], ...],
-    whole: tuple[Sharding, ...],
-    summed: tuple[str, ...],
-    unended: bool,
-    few: bool,
-) -> tuple[tuple[tuple[Sharding, ...], ...], bool]:
-    """Result shardings after the sums have ended, and whether they must divide: each axis all-reduced, scattered onto
-    one dimension, or, with `unended`, left partial."""
-    if not summed:
-        return (whole,), False
-    kinds = {kind.factors.kinds[f] for f, axes in enumerate(held) if axes and kind.factors.is_reduction(f)}
-    if kinds - {"add"} or len(whole) != 1:
-        return (whole,), False
-    ways = range(PARTIAL if unended else ALL_REDUCED, len(kind.result_types[0].shape))
-    every = product(ways, repeat=len(summed)) if few else ((way,) * len(summed) for way in ways)
-    return tuple([(_ended(whole[0], summed, places),) for places in every]), True
-
-
-def _ended(whole: Sharding, summed: tuple[str, ...], places: tuple[int, ...]) -> Sharding:
-    """`whole` with the summed axes where `places` says (see `_endings`)."""
-    placed = tuple(zip(summed, places, strict=True))
-    dims = tuple((*dim, *(a for a, p in placed if p == number)) for number, dim in enumerate(whole.dims))
-    return Sharding(dims, tuple(a for a, p in placed if p == PARTIAL))
 
 
 def _compute(

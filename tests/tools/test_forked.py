@@ -39,7 +39,7 @@ def test_items_are_those_in_order(processes: int) -> None:
     makers = [partial(count, n, 1 + n % 3) for n in range(5)]
     streams, expected = Forked(makers, processes), InOrder(makers)
     children = [process for process, _ in streams.workers]
-    assert len(children) == processes - 1
+    assert len(children) == processes
     for asked in ([0, 1, 2, 3, 4], [4, 2, 1], [1], [0, 2, 3], [2]):
         for a, b in zip(streams.advance(asked), expected.advance(asked), strict=True):
             assert (a is None) == (b is None)
