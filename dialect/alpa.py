@@ -147,11 +147,12 @@ def walk(root: ir.Operation) -> Iterator[ir.Operation]:
         for block in region.blocks:
             for op in block.operations:
                 yield op.operation
-                yield from walk(op.operation)
+                if len(op.regions):
+                    yield from walk(op.operation)
 
 
 def _check(op: ir.Operation, place: str) -> None:
-    entries = {name: op.attributes[name] for name in op.attributes if name.startswith("alpa.")}
+    entries = {name: value for name, value in op.attributes.items() if name.startswith("alpa.")}
     _check_entries(entries, place, op.location)
 
 
@@ -184,13 +185,15 @@ def string(value: str, context: ir.Context) -> ir.Attribute:
 def get_int(op: ir.Operation | ir.OpView, name: str) -> int | None:
     """An integer attribute of an op, or None where it has none."""
     op = op.operation
-    return int(ir.IntegerAttr(op.attributes[name]).value) if name in op.attributes else None
+    found = op.attributes.get(name)
+    return None if found is None else int(ir.IntegerAttr(found).value)
 
 
 def get_string(op: ir.Operation | ir.OpView, name: str) -> str | None:
     """A string attribute of an op, or None where it has none."""
     op = op.operation
-    return str(ir.StringAttr(op.attributes[name]).value) if name in op.attributes else None
+    found = op.attributes.get(name)
+    return None if found is None else str(ir.StringAttr(found).value)
 
 
 def set_int(op: ir.Operation | ir.OpView, name: str, value: int) -> None:

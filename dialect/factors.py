@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 from jaxlib.mlir import ir
@@ -88,10 +89,11 @@ def read_factors(root: ir.Operation) -> dict[int, OpFactors]:
     for op in _walk(root):
         if not len(op.results):
             continue
-        key = op_id(op)
-        found[key] = reader.of(op)
-        if key not in before and RULE in op.attributes:
-            del op.attributes[RULE]
+        key, attributes = op_id(op), op.attributes
+        rule = attributes.get(RULE)
+        found[key] = reader.of(op, rule)
+        if rule is not None and key not in before:
+            del attributes[RULE]
     return found
 
 
@@ -103,17 +105,16 @@ class _Reader:
         self.known: dict[tuple[object, ...], OpFactors] = {}
         self.equal: dict[OpFactors, OpFactors] = {}
 
-    def of(self, op: ir.Operation) -> OpFactors:
-        """The factors of an op that carries its rule, if it has one."""
+    def of(self, op: ir.Operation, rule: ir.Attribute | None) -> OpFactors:
+        """The factors of an op and its rule, if it has one."""
         name = op.name
         if name in _OWN:
             key = (name, *[v.type for v in op.operands], None, *[v.type for v in op.results])
             if key not in self.known:
                 self.known[key] = self._shared(_OWN[name](op))
             return self.known[key]
-        if RULE not in op.attributes:
+        if rule is None:
             return self._shared(indivisible(op, f"{name} has no sharding rule"))
-        rule = op.attributes[RULE]
         factors = self.rules.get(rule)
         if factors is None:
             factors = self.rules[rule] = self._shared(_from_rule(rule))
@@ -166,14 +167,20 @@ def _walk(root: ir.Operation) -> Iterator[ir.Operation]:
         for block in region.blocks:
             for op in block.operations:
                 yield op.operation
-                yield from _walk(op.operation)
+                if len(op.regions):
+                    yield from _walk(op.operation)
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...] | None:
     """Shape of a ranked, static tensor value; None for tokens, tuples and dynamic shapes."""
-    if not isinstance(value.type, ir.RankedTensorType):
+    return _shape_of_type(value.type)
+
+
+@lru_cache(maxsize=65536)
+def _shape_of_type(kind: ir.Type) -> tuple[int, ...] | None:
+    if not isinstance(kind, ir.RankedTensorType):
         return None
-    kind = ir.RankedTensorType(value.type)
+    kind = ir.RankedTensorType(kind)
     return tuple(kind.shape) if kind.has_static_shape else None
 
 

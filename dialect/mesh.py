@@ -59,7 +59,7 @@ class Mesh:
 
     def size(self, axis: str) -> int:
         """Size of one axis; KeyError if the mesh has no such axis."""
-        return dict(self.axes)[axis]
+        return self._sizes[axis]
 
     def extent(self, axes: tuple[str, ...]) -> int:
         """Product of the sizes of several axes."""
@@ -69,8 +69,12 @@ class Mesh:
         return found
 
     @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return dict(self.axes)
+
+    @cached_property
     def _extents(self) -> dict[tuple[str, ...], int]:
-        """Extents that were asked for."""
+        """The extents asked for so far: the cost model asks millions of times for few."""
         return {}
 
     def stride(self, axis: str) -> int:

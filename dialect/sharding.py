@@ -104,26 +104,15 @@ def set_op_shardings(op: ir.Operation | ir.OpView, shardings: Sequence[Sharding]
 
 
 @lru_cache(maxsize=65536)
-def _parse_sharding(text: str, attribute: _Hold) -> tuple[str, Sharding]:
-    tensor = sdy.TensorShardingAttr(attribute.value)
+def read_sharding(attribute: ir.Attribute) -> tuple[str, Sharding]:
+    """(mesh name, sharding) of a `#sdy.sharding` attribute."""
+    # Attributes are unique in their context and keep it alive, so that they can be told apart by address.
+    tensor = sdy.TensorShardingAttr(attribute)
     dims = []
     for d in tensor.dimension_shardings:
         dims.append(tuple(_axis_name(a) for a in sdy.DimensionShardingAttr(d).axes))
     partial = tuple(sorted(_axis_name(a) for a in tensor.unreduced_axes))
     return ir.FlatSymbolRefAttr(tensor.mesh_or_ref).value, Sharding(tuple(dims), partial)
-
-
-class _Hold:
-    """Carries an attribute past the cache key (attributes of different contexts must not be mixed)."""
-
-    def __init__(self, value: ir.Attribute) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hold)
 
 
 def _axis_name(axis: ir.Attribute) -> str:
@@ -134,9 +123,11 @@ def _axis_name(axis: ir.Attribute) -> str:
     return name
 
 
-def read_sharding(attribute: ir.Attribute) -> tuple[str, Sharding]:
-    """(mesh name, sharding) of a `#sdy.sharding` attribute."""
-    return _parse_sharding(str(attribute), _Hold(attribute))
+@lru_cache(maxsize=65536)
+def _read_per_value(attribute: ir.Attribute) -> tuple[str, tuple[Sharding, ...]]:
+    """The mesh name and shardings of a `#sdy.sharding_per_value` attribute."""
+    parts = [read_sharding(a) for a in sdy.TensorShardingPerValueAttr(attribute).shardings]
+    return parts[0][0], tuple(s for _, s in parts)
 
 
 def op_shardings(op: ir.Operation | ir.OpView) -> tuple[str, tuple[Sharding, ...]] | None:
@@ -145,11 +136,8 @@ def op_shardings(op: ir.Operation | ir.OpView) -> tuple[str, tuple[Sharding, ...
     if op.name in ("sdy.reshard", "sdy.sharding_constraint"):
         mesh, sharding = read_sharding(op.attributes["sharding"])
         return mesh, (sharding,)
-    if SHARDING not in op.attributes:
-        return None
-    per_value = sdy.TensorShardingPerValueAttr(op.attributes[SHARDING])
-    parts = [read_sharding(a) for a in per_value.shardings]
-    return parts[0][0], tuple(s for _, s in parts)
+    attribute = op.attributes.get(SHARDING)
+    return None if attribute is None else _read_per_value(attribute)
 
 
 def value_sharding(value: ir.Value) -> tuple[str, Sharding] | None:
@@ -179,10 +167,20 @@ def result_attributes(function: ir.Operation) -> list[dict[str, ir.Attribute]]:
 
 
 def _dictionaries(function: ir.Operation, name: str, count: int) -> list[dict[str, ir.Attribute]]:
-    if name not in function.attributes:
+    attribute = function.attributes.get(name)
+    if attribute is None:
         return [{} for _ in range(count)]
-    entries = [ir.DictAttr(d) for d in ir.ArrayAttr(function.attributes[name])]
-    return [{entry[i].name: entry[i].attr for i in range(len(entry))} for entry in entries]
+    return [dict(entry) for entry in _read_dictionaries(attribute)]
+
+
+@lru_cache(maxsize=8)
+def _read_dictionaries(attribute: ir.Attribute) -> list[dict[str, ir.Attribute]]:
+    """An array of dictionaries: of a function with thousands of arguments it is read many times."""
+    found = []
+    for inner in ir.ArrayAttr(attribute):
+        named = list(ir.DictAttr(inner))
+        found.append({entry.name: entry.attr for entry in named})
+    return found
 
 
 def set_argument_attributes(function: ir.Operation, attributes: Sequence[dict[str, ir.Attribute]]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -60,8 +60,12 @@ class MeshTensor:
 
     def type(self, context: ir.Context) -> ir.Type:
         """The `!mpmd.mesh_tensor<…>` type."""
-        sharding = self.sharding.text(self.mesh)
-        return ir.Type.parse(f'!mpmd.mesh_tensor<"{self.mesh}", {self.tensor_text}, sharding={sharding}>', context)
+        known = _written(context)
+        if self not in known:
+            sharding = self.sharding.text(self.mesh)
+            text = f'!mpmd.mesh_tensor<"{self.mesh}", {self.tensor_text}, sharding={sharding}>'
+            known[self] = ir.Type.parse(text, context)
+        return known[self]
 
     @staticmethod
     def of(tensor: ir.Type, mesh: str, sharding: Sharding) -> MeshTensor:
@@ -72,18 +76,33 @@ class MeshTensor:
     @staticmethod
     def read(kind: ir.Type, location: ir.Location | None = None) -> MeshTensor:
         """The inverse of `type`; CompileError for any other type."""
-        found = _MESH_TENSOR.fullmatch(str(kind))
-        if found is None:
-            raise CompileError(f"expected a !mpmd.mesh_tensor with static shape, got {kind}", location)
-        shape = tuple(int(n) for n in found["dims"].split("x") if n)
-        sharding = Sharding.replicated(len(shape))
-        if found["sharding"] is not None:
-            mesh, sharding = read_sharding(ir.Attribute.parse("#sdy.sharding" + found["sharding"], kind.context))
-            if mesh != found["mesh"]:
-                raise CompileError(f"the sharding of {kind} is on another mesh", location)
-        return MeshTensor(found["mesh"], shape, found["element"], sharding)
+        try:
+            return _read_type(kind)
+        except CompileError as e:
+            raise CompileError(e.message, location) from None
 
 
+@lru_cache(maxsize=65536)
+def _read_type(kind: ir.Type) -> MeshTensor:
+    found = _MESH_TENSOR.fullmatch(str(kind))
+    if found is None:
+        raise CompileError(f"expected a !mpmd.mesh_tensor with static shape, got {kind}")
+    shape = tuple(int(n) for n in found["dims"].split("x") if n)
+    sharding = Sharding.replicated(len(shape))
+    if found["sharding"] is not None:
+        mesh, sharding = read_sharding(ir.Attribute.parse("#sdy.sharding" + found["sharding"], kind.context))
+        if mesh != found["mesh"]:
+            raise CompileError(f"the sharding of {kind} is on another mesh")
+    return MeshTensor(found["mesh"], shape, found["element"], sharding)
+
+
+@lru_cache(maxsize=1)
+def _written(context: ir.Context) -> dict[MeshTensor, ir.Type]:
+    """The types written so far in the context that was last written in."""
+    return {}
+
+
+@lru_cache(maxsize=1024)
 def element_bytes(element: str) -> float:
     """Bytes of one element (`f32` 4, `bf16` 2, `i1` 1, `complex<f32>` 8)."""
     if element.startswith("complex"):

@@ -51,6 +51,7 @@ def read_main(module: ir.Module) -> PlanMain:
     block = main.regions[0].blocks[0]
     meshes = meshes_of(module)
     refs: dict[ir.Value, Ref] = {a: Ref(ARGUMENT, i) for i, a in enumerate(block.arguments)}
+    checked: set[MeshTensor] = set()
     steps: list[Step] = []
     results: tuple[Ref, ...] = ()
     for view in block.operations:
@@ -59,7 +60,8 @@ def read_main(module: ir.Module) -> PlanMain:
             results = tuple(refs[v] for v in op.operands)
             continue
         step = _read_step(op, refs, steps[-1].id if steps else ARGUMENT)
-        _check_meshes(step.results, meshes, op.location)
+        _check_meshes([t for t in step.results if t not in checked], meshes, op.location)
+        checked.update(step.results)
         refs.update({r: Ref(step.id, i) for i, r in enumerate(op.results)})
         steps.append(step)
     names = tuple(_text(e, "jax.result_info") for e in result_attributes(main))

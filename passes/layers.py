@@ -43,7 +43,11 @@ class Layers(Pass):
     """
 
     name: ClassVar[str] = "alpa-layers"
-    count: int = option(0, f"number of layers; 0: {AUTOMATIC_LAYERS} (2·stages if more), at most one per contraction")
+    count: int = option(
+        0,
+        f"number of layers; 0: {AUTOMATIC_LAYERS} (2·stages if more; up to half as many again where they are equal "
+        "then), at most one per contraction",
+    )
     stages: int = option(0, "with count=0: the number of stages that will be made of the layers, if known")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -86,7 +90,7 @@ class Layers(Pass):
 def _forward_layers(
     micro: Dataflow, forward: set[int], count: int, automatic: int, remarks: list[Remark]
 ) -> tuple[dict[int, int], Layout]:
-    """Layer of each forward op, and their layout: `count` layers, or at most `automatic` where that is 0.
+    """Layer of each forward op, and their layout: `count` layers, or about `automatic` where that is 0.
 
     Those of a folded program are its segments, and what is cut is the whole program.
     """
@@ -105,7 +109,7 @@ def _forward_layers(
     segments = assign.segments_of(micro, spine)
     layout = segment_layout(micro, spine, segments)
     possible = assign.most_layers(layout)
-    layers = count or min(automatic, possible)
+    layers = count or min(_even(assign.repetitions(micro, spine, segments, layout), automatic), possible)
     if layers > possible:
         raise CompileError(
             f"{layers} layers were asked for, but the forward pass has only {possible} contractions to cut between",
@@ -123,6 +127,15 @@ def _forward_layers(
         segments = (np.searchsorted(np.array(starts), np.array(segments), side="right") - 1).tolist()
     known = dict(zip(spine, segments, strict=True))
     return assign.complete_forward(micro, forward, known, found.layers), found
+
+
+def _even(repetitions: int, least: int) -> int:
+    """At least so many layers, and a few more where all of them then hold as many of the repeated parts: equal layers
+    are compared, and folded, as one."""
+    for layers in range(least, least * 3 // 2 + 1):
+        if repetitions >= 2 * layers and repetitions % layers == 0:
+            return layers
+    return least
 
 
 def _where(flow: Dataflow) -> str:

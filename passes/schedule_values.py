@@ -87,4 +87,9 @@ def bits_of(refs: Iterable[Ref]) -> list[tuple[int, int]]:
 
 def positions(bits: int) -> list[int]:
     """The numbers of the bits that are set."""
-    return [k for k in range(bits.bit_length()) if bits >> k & 1]
+    found = []
+    while bits:
+        lowest = bits & -bits
+        found.append(lowest.bit_length() - 1)
+        bits ^= lowest
+    return found

@@ -61,6 +61,15 @@ class _Value:
         return prod(self.shape) * element_bytes(self.element)
 
 
+@dataclass(frozen=True)
+class _OpCost:
+    """Seconds by what takes them; for each result the local bytes of the sum that a collective ends and of the copy
+    that it works on, 0 where there is none."""
+
+    seconds: tuple[tuple[str, float], ...]
+    copies: tuple[tuple[float, float], ...]
+
+
 def price_function(function: ir.Operation, links: MeshLinks, cluster: Cluster) -> FunctionCost:
     """The cost of a sharded function with one block, all of whose values lie on the mesh of `links`.
 
@@ -80,6 +89,11 @@ class _Pricer:
         self.factors = read_factors(function)
         self.placements = Placements(self.factors, links.mesh)
         self.values: dict[ir.Value, _Value] = {}
+        self.equal: dict[tuple[ir.Type, Sharding], _Value] = {}
+        self.known: dict[tuple[object, ...], _OpCost] = {}
+        """What ops cost, by the identity of their factors and values and by their traffic."""
+        self.free: set[int] = set()
+        """The ops that are free, by `op_id`."""
         self.unended: dict[ir.Value, float] = {}
         """Local bytes of the sums that collectives end, by the value that they end in."""
         self.turned: dict[ir.Value, float] = {}
@@ -88,7 +102,7 @@ class _Pricer:
         self.traffic: dict[int, Traffic] = {}
         self.kinds: dict[int, str] = {}
         for value, entry in zip(self.block.arguments, argument_attributes(function), strict=True):
-            self.values[value] = _value(value, read_sharding(entry[SHARDING])[1])
+            self.values[value] = self._value(value, read_sharding(entry[SHARDING])[1])
 
     def run(self) -> None:
         """Price every op but the return."""
@@ -97,14 +111,26 @@ class _Pricer:
             op = view.operation
             found = op_shardings(op)
             for value, sharding in zip(op.results, found[1] if found is not None else (), strict=True):
-                self.values[value] = _value(value, sharding)
+                self.values[value] = self._value(value, sharding)
             if op.name == RESHARD:
                 source, target = self.values[op.operands[0]], self.values[op.results[0]]
                 steps = reshard_steps(source.sharding, target.sharding, self.links.mesh)
-                self._steps(steps, target.bytes)
-                self._turn(op.results[0], steps, target.bytes / self.links.mesh.extent(target.sharding.axes))
+                for name, seconds in self._steps(steps, target.bytes):
+                    self._add(name, seconds)
+                if self._turns(steps):
+                    self.turned[op.results[0]] = target.bytes / self.links.mesh.extent(target.sharding.axes)
             elif len(op.results):
-                self._op(op, self.traffic[op_id(op)])
+                number = op_id(op)
+                if number not in self.free:
+                    self._op(op, self.factors[number], self.traffic[number])
+
+    def _value(self, value: ir.Value, sharding: Sharding) -> _Value:
+        """A value with its sharding; equal ones are one object."""
+        key = (value.type, sharding)
+        found = self.equal.get(key)
+        if found is None:
+            found = self.equal[key] = _value(value, sharding)
+        return found
 
     def _traffic(self) -> dict[int, Traffic]:
         """What the ops move; reshards are taken for views: what they move is priced by itself (C2 to C6)."""
@@ -116,20 +142,46 @@ class _Pricer:
                 numbers[value] = len(numbers)
             read, made = (tuple(numbers[v] for v in values) for values in (_inputs(op), op.results))
             factors = self.factors.get(op_id(op), NOTHING)
-            fused.append(make(op, factors, read, made, is_free(factors, op.operands, op.results)))
+            free = is_free(factors, op.operands, op.results)
+            if free:
+                self.free.add(op_id(op))
+            fused.append(make(op, factors, read, made, free))
         leaving = [numbers[v] for v in ops[-1].operands]
         self.kinds = {op_id(op): f.kind for op, f in zip(ops, fused, strict=False)}
         found = traffic_of(fused, [_whole_bytes(v) for v in numbers], leaving)
         return {op_id(op): t for op, t in zip(ops, found, strict=False)}
 
-    def _op(self, op: ir.Operation, traffic: Traffic) -> None:
-        factors, mesh = self.factors[op_id(op)], self.links.mesh
+    def _op(self, op: ir.Operation, factors: OpFactors, traffic: Traffic) -> None:
         operands, results = [self.values[v] for v in op.operands], [self.values[v] for v in op.results]
-        if is_free(factors, op.operands, op.results):
-            return
+        taken = [self.values[v] for v in captures(op)] if len(op.regions) else []
+        key = (id(factors), traffic, *map(id, operands), None, *map(id, taken), None, *map(id, results))
+        found = self.known.get(key)
+        if found is None:
+            found = self._op_cost(op, factors, traffic, operands, taken, results)
+            # Whether an op may take partial operands depends on more than its factors.
+            if not any(v.sharding.partial for v in operands):
+                self.known[key] = found
+        for name, seconds in found.seconds:
+            self._add(name, seconds)
+        for made, (unended, turned) in zip(op.results, found.copies, strict=True):
+            if unended:
+                self.unended[made] = unended
+            if turned:
+                self.turned[made] = turned
+
+    def _op_cost(
+        self,
+        op: ir.Operation,
+        factors: OpFactors,
+        traffic: Traffic,
+        operands: Sequence[_Value],
+        taken: Sequence[_Value],
+        results: Sequence[_Value],
+    ) -> _OpCost:
+        mesh = self.links.mesh
         placed = self.placements.of(op, [v.sharding for v in operands], [v.sharding for v in results])
         kind = compute_kind(factors)
-        read = [v.bytes / mesh.extent(v.sharding.axes) for v in (self.values[v] for v in _inputs(op))]
+        read = [v.bytes / mesh.extent(v.sharding.axes) for v in (*operands, *taken)]
         written = [v.bytes / mesh.extent(natural.axes) for v, natural in zip(results, placed.natural, strict=True)]
         split = prod(mesh.extent(axes) for axes in placed.axes)
         flops = 0.0
@@ -138,22 +190,22 @@ class _Pricer:
         element = (operands or results)[0].element
         computed = traffic.runs * sum(read[:1] if kind == "reduction" else written)
         moved = traffic.read_bytes(read, written), traffic.written_bytes(written)
-        self._add(kind, compute_seconds(self.cluster, element, flops, *moved, computed))
-        for made, value, natural, ending in zip(op.results, results, placed.natural, placed.endings, strict=True):
-            self._steps(ending, value.bytes)
-            if ending:
-                self.unended[made] = value.bytes / mesh.extent(natural.axes)
-                self._turn(made, ending, self.unended[made])
+        seconds = [(kind, compute_seconds(self.cluster, element, flops, *moved, computed))]
+        copies = []
+        for value, natural, ending in zip(results, placed.natural, placed.endings, strict=True):
+            seconds += self._steps(ending, value.bytes)
+            unended = value.bytes / mesh.extent(natural.axes) if ending else 0.0
+            copies.append((unended, unended if self._turns(ending) else 0.0))
+        return _OpCost(tuple(seconds), tuple(copies))
 
-    def _steps(self, steps: Sequence[Step], size: float) -> None:
-        for step in steps:
-            name = " ".join((step.kind, *step.axes)) if step.kind != "slice" else "slice"
-            self._add(name, step_cost(step, self.links).at(size))
+    def _steps(self, steps: Sequence[Step], size: float) -> list[tuple[str, float]]:
+        """What steps cost: (kind and axes, seconds)."""
+        names = [" ".join((step.kind, *step.axes)) if step.kind != "slice" else "slice" for step in steps]
+        return [(name, step_cost(step, self.links).at(size)) for name, step in zip(names, steps, strict=True)]
 
-    def _turn(self, value: ir.Value, steps: Sequence[Step], size: float) -> None:
-        """Note a copy in which the scattered or gathered dimension comes first (rule M11)."""
-        if self.cluster.operand_copies and any(s.kind != "slice" and s.dim > 0 for s in steps):
-            self.turned[value] = size
+    def _turns(self, steps: Sequence[Step]) -> bool:
+        """Whether a copy is made in which the scattered or gathered dimension comes first (rule M11)."""
+        return self.cluster.operand_copies and any(s.kind != "slice" and s.dim > 0 for s in steps)
 
     def _add(self, name: str, seconds: float) -> None:
         if seconds > 0:
@@ -296,6 +348,7 @@ def _is_fused_away(op: ir.Operation, users: Sequence[ir.Operation], end: ir.Oper
     """Rule M4, and what costs nothing to make is not kept. A reshard reads and writes memory."""
     if op.name == RESHARD or any(op_id(user) == op_id(end) for user in users):
         return False
-    if is_free(pricer.factors[op_id(op)], op.operands, op.results):
+    number = op_id(op)
+    if number in pricer.free:
         return True
-    return pricer.traffic[op_id(op)].is_fused and all(user.name != RESHARD for user in users)
+    return pricer.traffic[number].is_fused and all(user.name != RESHARD for user in users)

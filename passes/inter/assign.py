@@ -35,6 +35,9 @@ MAX_SEGMENTS = 1024
 """Beyond this many candidate boundaries every few in a row keep the one with the fewest live bytes (the DP is
 quadratic)."""
 
+MAX_PERIOD = 64
+"""Most segments of a part of the forward pass that is seen to repeat."""
+
 Layers = list[int]
 
 
@@ -104,6 +107,21 @@ def cut_forward(
                 crossings.append(Crossing(int(block[made]), tuple(block[list(users)].tolist()), micro.nbytes[v]))
     cut = cut_layers(entering_bytes(crossings, len(starts)), np.bincount(block, work[layout.order]).tolist(), layers)
     return tuple(starts[list(cut.starts)].tolist()), cut
+
+
+def repetitions(micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout) -> int:
+    """How often the part that repeats most follows itself in the forward pass, by its segments' work; 1: never."""
+    work = np.zeros(layout.layers)
+    np.add.at(work, list(segments), [micro.flops[o] if micro.heavy[o] else 0.0 for o in spine])
+    places = work[layout.order]
+    best = (0, 1)
+    for period in range(1, min(MAX_PERIOD, len(places) // 2) + 1):
+        alike = np.concatenate([[False], places[period:] == places[:-period], [False]])
+        edges = np.flatnonzero(np.diff(alike.astype(np.int8)))
+        longest = int((edges[1::2] - edges[::2]).max(initial=0)) + period
+        if longest >= 2 * period and longest > best[0]:
+            best = (longest, longest // period)
+    return best[1]
 
 
 def most_layers(layout: Layout) -> int:

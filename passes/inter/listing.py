@@ -167,4 +167,4 @@ def _stretches(signature: Ids, period: int) -> list[Run]:
 
 
 def _attributes(op: ir.Operation) -> tuple[object, ...]:
-    return tuple([(name, op.attributes[name]) for name in op.attributes])
+    return tuple(op.attributes.items())
