@@ -17,7 +17,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.dialect.plan import read_pipeline, read_stages, seal, stage_entries
+from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.fold import fold
@@ -94,7 +94,7 @@ class Road:
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
         for row, attempt in choice.ranked():
-            done = self._finished(normal, row, attempt)
+            done = self._finished(normal, row, attempt, choice)
             if done.error is not None:
                 choice.reject(row, done.error)
                 continue
@@ -102,13 +102,11 @@ class Road:
             notes += [*done.remarks, *_passed_over(choice.rows)]
             if self.stop_after == "":
                 verify(module, "alpa-schedule")
-                choice.record(module)
-                seal(module)
             return module
         raise choice.least_error()
 
-    def _finished(self, normal: ir.Module, row: Considered, attempt: Attempt) -> Attempt:
-        """The plan with the setting and schedule of a row.
+    def _finished(self, normal: ir.Module, row: Considered, attempt: Attempt, choice: JointChoice) -> Attempt:
+        """The plan with the setting and schedule of a row; it says what was considered before.
 
         A finished plan may hold more than the stages were chosen for, copies that collectives make: then they are
         chosen once more, with that much less memory.
@@ -122,6 +120,8 @@ class Road:
             try:
                 if attempt.error is not None:
                     raise attempt.error
+                if self.stop_after == "":
+                    choice.record(module)
                 needed, there = self._carried_on(module, row.schedule, memory if turn else 0.0, remarks)
             except DoesNotFit as error:
                 return replace(attempt, error=full or error)

@@ -25,8 +25,9 @@ from alpa_mlir.passes.intra.stage_parts import StageParts
 CHUNKS = (2, 3, 4)
 """Stages per submesh that are tried where none are given."""
 KIND = "interleaved"
-NEAR = 0.2
-"""Shapes whose prices make a step longer than the best by more than this part of it are of no use."""
+NEAR, FEW = 0.2, 3
+"""Shapes whose prices make a step longer than the best by more than this part of it are of no use, nor are those after
+the first FEW: each takes an optimum for every layer and every stage."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def interleavings(
 
 
 def near_shapes(found: Sequence[Interleaving]) -> list[tuple[int, ...]]:
-    """The shapes of interleavings (the best first) that are nearly as good as the best."""
+    """The first few shapes of interleavings (the best first) that are nearly as good as the best."""
     most = (1 + NEAR) * found[0].timeline.makespan if found else 0.0
-    return list(dict.fromkeys(i.mesh.shape for i in found if i.timeline.makespan <= most))
+    return list(dict.fromkeys(i.mesh.shape for i in found if i.timeline.makespan <= most))[:FEW]
 
 
 def _priced(
