@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
+from alpa_mlir.passes.memo import newly_remembered, remember
 from alpa_mlir.passes.streams import InOrder, Maker, Streams
 
 MOST = 8
@@ -87,9 +88,10 @@ class Forked:
     def _received(self, connection: Connection, number: int) -> Any:
         """What came of an iterator; its error is raised by asking here once more."""
         try:
-            done, item = connection.recv()
+            done, item, entries = connection.recv()
         except EOFError:
             raise RuntimeError("a planning process ended early: too little memory?") from None
+        remember(entries)
         if not done:
             for _ in range(item + 1):
                 self.here.advance([number])
@@ -107,8 +109,10 @@ class Forked:
 
 
 def _serve(streams: InOrder, connection: Connection) -> None:
-    """Advance what is asked for until nobody asks: (True, item), or (False, items before) where it failed."""
+    """Advance what is asked for until nobody asks: (True, item), or (False, items before) where it failed, and what
+    is to be remembered of it."""
     given: dict[int, int] = {}
+    newly_remembered()
     while True:
         try:
             number = connection.recv()
@@ -120,4 +124,4 @@ def _serve(streams: InOrder, connection: Connection) -> None:
         except Exception:
             answer = False, before
         given[number] = before + 1
-        connection.send(answer)
+        connection.send((*answer, newly_remembered()))

@@ -40,6 +40,7 @@ LAYOUT = "alpa.layout"
 CONSIDERED = "alpa.considered"
 MESHES = "alpa.meshes"
 FLOOR = "alpa.floor"
+AHEAD = "alpa.ahead"
 ROUTE = "alpa.route"
 BYTES = "alpa.bytes"
 
@@ -125,6 +126,9 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.StringAttr)),
     Declaration("V26", FLOOR, "f64", ("module",), "while a plan is searched, the seconds of a step if memory were no object",
                 lambda a: isinstance(a, ir.FloatAttr)),
+    Declaration("V27", AHEAD, "array of f64", ("module",),
+                "while a plan is searched and memory is short, about the seconds of a step with 2, 4 and 8 times as many microbatches",
+                lambda a: isinstance(a, ir.DenseF64ArrayAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

@@ -9,6 +9,8 @@ that fits in memory wins.  Not everything is tried:
 * rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
   (else it only adds work), and where it may be quicker than the best step without it, for as many microbatches or
   AHEAD numbers of them further: it adds at least the part AGAIN to the step that would be if memory were no object;
+* no rematerialisation only where prices for fewer microbatches do not say already that it would be slower than all of
+  it;
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time while
   its pipeline fills and drains (that is what it shortens; stages that are uneven stay so), and exactly only where at
   its prices the step is less than DOUBT longer than the best.
@@ -102,6 +104,8 @@ class Attempt:
     error: CompileError | None = None
     floor: float = 0.0
     """Seconds that a step takes at least, however much memory there is, as far as known."""
+    ahead: tuple[float, ...] = ()
+    """Where memory is short: about the seconds of a step with 2, 4, … times as many microbatches."""
     exact: bool = False
     """Whether the stages were solved, rather than priced."""
 
@@ -134,6 +138,8 @@ class JointChoice:
         self.attempts: dict[Setting, Attempt] = {}
         self.rows: list[Considered] = []
         self.trains = True
+        self.short: set[int] = set()
+        """Numbers of microbatches that memory is too short for without rematerialisation, untried."""
         self.divides = True
         """Whether the last number of microbatches could be made of the program at all."""
         self.hopeless: StateDoesNotFit | None = None
@@ -192,7 +198,8 @@ class JointChoice:
     def _patience(self, count: int) -> int:
         """How many numbers that are no better end the search: where memory is short, prices jump, and more of them
         need less."""
-        return PATIENT if any(isinstance(r.error, DoesNotFit) for r in self._of_count(count)) else 1
+        short = any(isinstance(r.error, DoesNotFit) for r in self._of_count(count))
+        return PATIENT if short or count in self.short else 1
 
     def _of_count(self, count: int) -> list[Considered]:
         return [r for r in self.rows if r.setting.microbatches == count]
@@ -204,13 +211,34 @@ class JointChoice:
         """
         chosen = self.wishes.remat
         shared = self.wishes.schedule == INTERLEAVED
-        rows = self._try(Setting(count, NONE if chosen == AUTO else chosen, shared))
+        whole = Setting(count, NONE if chosen == AUTO else chosen, shared)
+        expected = self._expected(whole) if chosen == AUTO and self.trains else None
+        if expected is not None:
+            # Memory is too short for it: what runs again is tried first, and alone where that is quicker.
+            least = _quickest(self._try(Setting(count, FULL, shared)))
+            if least < expected:
+                self.short.add(count)
+                return least
+        rows = self._try(whole)
         fitting = [r.bytes or 0.0 for r in rows if r.error is None]
         tight = chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains
-        if tight and self.hopeless is None and self._may_gain(Setting(count, NONE, shared)):
-            rows += self._try(Setting(count, FULL, shared))
-        possible = [r for r in rows if r.error is None]
-        return min((r.seconds or 0.0 for r in possible), default=INFINITE)
+        if tight and self.hopeless is None and self._may_gain(whole):
+            rows = rows + self._try(Setting(count, FULL, shared))
+        return _quickest(rows)
+
+    def _expected(self, setting: Setting) -> float | None:
+        """About the seconds of a step without rematerialisation, by the attempt with next fewer microbatches; None
+        where nothing is known, where the setting was tried, or where memory would not be short."""
+        if setting in self.attempts:
+            return None
+        before = [s for s in self.attempts if replace(s, microbatches=setting.microbatches) == setting]
+        fewer = max((s.microbatches for s in before if s.microbatches < setting.microbatches), default=0)
+        if not fewer:
+            return None
+        attempt, times = self.attempts[replace(setting, microbatches=fewer)], setting.microbatches // fewer
+        known = dict(zip((2**k for k in range(1, len(attempt.ahead) + 1)), attempt.ahead, strict=True))
+        expected = known.get(times, 0.0)
+        return expected if expected > (1 + AGAIN) * attempt.floor > 0.0 else None
 
     def _may_gain(self, setting: Setting) -> bool:
         """Whether rematerialisation may make the step quicker than the best one known without it."""
@@ -219,7 +247,10 @@ class JointChoice:
             return False
         counts, divides = [c for c in sorted(self.wishes.microbatches) if c >= setting.microbatches], self.divides
         for count in counts[: AHEAD + 1] if least else ():
-            rows = self._try(replace(setting, microbatches=count))
+            further = replace(setting, microbatches=count)
+            if self._expected(further) is not None:
+                continue
+            rows = self._try(further)
             self.divides = divides
             if any(r.error is None and (r.seconds or 0.0) <= least for r in rows):
                 return False
@@ -327,3 +358,8 @@ def too_large(peak: float, memory: float, how: str = "") -> DoesNotFit:
     """The error for a plan that does not fit."""
     text = f"no plan fits in {memory / 1e6:.6g} MB per device: this one needs {needed_text(peak)}{how}"
     return DoesNotFit(text, least=peak)
+
+
+def _quickest(rows: Sequence[Considered]) -> float:
+    """Seconds of the quickest plan; infinite where none can be."""
+    return min((r.seconds or 0.0 for r in rows if r.error is None), default=INFINITE)

@@ -46,16 +46,17 @@ def remembering(store: Store | None, version: str) -> Iterator[None]:
 
 
 class _Memory:
-    """A store that lasts as long as one planning."""
+    """A store that lasts as long as one planning; `fresh`: what was put since it was last asked for."""
 
     def __init__(self) -> None:
         self._kept: dict[str, bytes] = {}
+        self.fresh: dict[str, bytes] = {}
 
     def get(self, digest: str) -> bytes | None:
         return self._kept.get(digest)
 
     def put(self, digest: str, value: bytes) -> None:
-        self._kept[digest] = value
+        self._kept[digest] = self.fresh[digest] = value
 
 
 @contextmanager
@@ -63,6 +64,26 @@ def remembering_meanwhile() -> Iterator[None]:
     """Within this context results are kept in memory, where they are not kept in a store already."""
     with remembering(*(_STORE.get() or (_Memory(), ""))):
         yield
+
+
+def newly_remembered() -> dict[str, bytes]:
+    """What was kept in memory since the last call: another process of the same planning may keep it as well.
+
+    Nothing of what a store keeps that outlives the planning: there others find it.
+    """
+    known = _STORE.get()
+    if known is None or not isinstance(known[0], _Memory):
+        return {}
+    found, known[0].fresh = known[0].fresh, {}
+    return found
+
+
+def remember(entries: Mapping[str, bytes]) -> None:
+    """Keep what another process of this planning found."""
+    known = _STORE.get()
+    if known is not None:
+        for name, value in entries.items():
+            known[0].put(name, value)
 
 
 def digest(*parts: object) -> str:

@@ -228,8 +228,10 @@ class Road:
         attributes[alpa.CLUSTER] = self.options.cluster.attribute(module.context)
         if alpa.MESHES in attributes:
             self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
-            attempt = replace(attempt, floor=ir.FloatAttr(attributes[alpa.FLOOR]).value)
-            del attributes[alpa.MESHES], attributes[alpa.FLOOR]
+            floor, ahead = ir.FloatAttr(attributes[alpa.FLOOR]).value, ir.DenseF64ArrayAttr(attributes[alpa.AHEAD])
+            attempt = replace(attempt, floor=floor, ahead=tuple(ahead))
+            for name in (alpa.MESHES, alpa.FLOOR, alpa.AHEAD):
+                del attributes[name]
         return attempt
 
     def _layers(self, period: int, setting: Setting) -> Attempt:

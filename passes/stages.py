@@ -178,7 +178,7 @@ class Stages(Pass):
             found = search.run(counts)
         finally:
             if self.rough:
-                _write_useful(module, search.useful, search.floor)
+                _write_useful(module, search.useful, search.floor, search.ahead)
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages, devices_of_stages = [], search.place(found)
         assert devices_of_stages is not None
@@ -227,11 +227,14 @@ class Stages(Pass):
         return stages, found.timeline.makespan
 
 
-def _write_useful(module: ir.Module, shapes: Sequence[tuple[int, ...]], floor: float) -> None:
+def _write_useful(
+    module: ir.Module, shapes: Sequence[tuple[int, ...]], floor: float, ahead: Sequence[float] = ()
+) -> None:
     """For other settings: the logical meshes that were of use, and the seconds that a step takes at least."""
     alpa.set_string(module.operation, alpa.MESHES, ",".join("x".join(map(str, shape)) for shape in shapes))
     with ir.Location.unknown(module.context):
         module.operation.attributes[alpa.FLOOR] = ir.FloatAttr.get(ir.F64Type.get(module.context), floor)
+        module.operation.attributes[alpa.AHEAD] = ir.DenseF64ArrayAttr.get(list(ahead))
 
 
 def _too_few_layers(module: ir.Module, stages: int, layers: int) -> CompileError:

@@ -26,6 +26,11 @@ from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.words import needed_text
 
+SHORT = 0.1
+"""The part by which a step takes longer where memory is called short."""
+AHEAD = (2, 4, 8)
+"""How many times as many microbatches are looked at then."""
+
 
 @dataclass
 class StageSearch:
@@ -49,6 +54,8 @@ class StageSearch:
     """The logical meshes that were the best of their size for some range that a good partition may have."""
     floor: float = 0.0
     """Seconds of the best partition if memory were no object."""
+    ahead: tuple[float, ...] = ()
+    """With `rough`, where memory makes it take SHORT longer: seconds with AHEAD times as many microbatches."""
     evaluated: dict[Entry, StageCost] = field(default_factory=dict)
     estimates: dict[Entry, RangePrices] = field(default_factory=dict)
     """With `rough`: the prices of the stages found."""
@@ -95,7 +102,7 @@ class StageSearch:
                 continue
             if found is None and self.rough and table.widen():
                 continue
-            self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
+            self._look_around(table, found, stages)
             if found is None:
                 raise self._nothing_fits(stages, table)
             if self.rough:
@@ -110,6 +117,12 @@ class StageSearch:
             for choice in open_entries:
                 self._evaluate(choice)
                 table.correct(choice)
+
+    def _look_around(self, table: Tables, found: Partition | None, stages: Sequence[int]) -> None:
+        """Note what other settings may want to know."""
+        self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
+        if self.rough and (found is None or found.cost > (1 + SHORT) * table.unlimited):
+            self.ahead = tuple(table.ahead(stages, times) for times in AHEAD)
 
     def check_state(self) -> None:
         """StateDoesNotFit where state, gradient sums and the gradients of a microbatch beside them (rules M1 and M6)

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
@@ -30,6 +31,9 @@ SLACK = 0.02
 prices find is the result, only if there is none without.)"""
 INTEREST = 2.0
 """Ranges whose step would take this many times the best without memory may stay without a labelling that fits."""
+
+ALIKE = 0.01
+"""Options whose steps (or bytes) differ by this part for a range are as good as one another there."""
 
 Entry = tuple[int, int, int, int]
 """(q-1, first layer, last layer, option)."""
@@ -155,22 +159,57 @@ class Tables:
         return self.chosen[entry(choice)]
 
     def useful(self) -> list[int]:
-        """Options that are the best for some range whose step would take up to `INTEREST` times the best without
-        memory: as it is, without memory, or where least memory counts."""
-        found: set[int] = set()
-        numbers = np.arange(len(self.asked))
+        """Options of which one is the best, or within ALIKE of it, for every range whose step would take up to
+        `INTEREST` times the best without memory: as it is, without memory, or where least memory counts."""
         steps = np.array([p.repeated * self.search.in_flight.microbatches + p.once for _, _, p in self.asked])
         least = np.array([p.least_memory(f) for _, f, p in self.asked])
+        fitting = self._fitting()
         size = np.array([self.sizes.index(self._size(m)) for m, _, _ in self.asked])
         ordered = np.triu(np.ones(steps.shape[1:], dtype=bool))
+        found: set[int] = set()
         for n in np.unique(size):
-            members = numbers[size == n]
+            members = np.flatnonzero(size == n)
             near = ordered & (steps[members].min(axis=0) <= INTEREST * self.unlimited)
-            for figures in (steps, least):
-                best = members[figures[members].argmin(axis=0)]
-                found.update(self.asked[k][0] for k in np.unique(best[near]).tolist())
-        chosen = self.choice[(self.latency + self.bottleneck <= INTEREST * self.unlimited) & (self.choice >= 0)]
-        return sorted(found | {self.offers[o].option for o in np.unique(chosen).tolist()})
+            bought = np.isfinite(fitting[members]) & (fitting[members] <= INTEREST * self.unlimited)
+            cells = [bought & _alike(fitting[members]), near & _alike(steps[members]), near & _alike(least[members])]
+            found.update(
+                members[k] for k in _cover(np.concatenate([c.reshape(len(members), -1) for c in cells], axis=1))
+            )
+        return sorted(self.asked[k][0] for k in found)
+
+    def _fitting(self) -> Table:
+        """[options asked, q, i, j]: seconds of a step at the best prices of an option that fit; infinite: none do."""
+        number = {m: k for k, (m, _, _) in enumerate(self.asked)}
+        found: Table = np.full((len(number), self.depth, *self.latency.shape[1:3]), np.inf)
+        ordered = np.triu(np.ones(self.latency.shape[1:3], dtype=bool))
+        for offer in self.offers:
+            prices, best = offer.prices, found[number[offer.option]]
+            step = self.search.in_flight.microbatches * prices.repeated + prices.once
+            for q in range(self.depth):
+                fits = ordered & (prices.memory(self.search.in_flight.at(q + 1)) <= self._room(offer.option))
+                best[q] = np.where(fits, np.minimum(best[q], step), best[q])
+        return found
+
+    def ahead(self, stages: Sequence[int], times: int) -> float:
+        """About what the best partition would cost if there were so many times as many microbatches: at these prices,
+        which are those of microbatches that much larger, and with what prices may be wrong by allowed for."""
+        flying = replace(self.search.in_flight, microbatches=times * self.search.in_flight.microbatches)
+        shape = (flying.depth(max(stages)), *self.latency.shape[1:])
+        latency, bottleneck = np.full(shape, np.inf), np.full(shape, np.inf)
+        ordered = np.triu(np.ones(shape[1:3], dtype=bool))
+        for offer in self.offers:
+            size, prices = self.sizes.index(self._size(offer.option)), offer.prices
+            repeated = prices.repeated / times
+            wait = (flying.microbatches - 1) * repeated + prices.once
+            room = self.search.limit(offer.option) * (1 + SLACK)
+            for q in range(shape[0]):
+                passing = (flying.at(q + 1) * prices.kept + prices.working) / times
+                fits = ordered & (prices.stored + np.maximum(passing, prices.updating) <= room)
+                better = fits & (repeated + wait < latency[q, :, :, size] + bottleneck[q, :, :, size])
+                latency[q, :, :, size][better] = repeated[better]
+                bottleneck[q, :, :, size][better] = wait[better]
+        found = self._cheapest(latency, bottleneck, stages)
+        return found.cost if found is not None else np.inf
 
     def smallest(self, stages: Sequence[int]) -> tuple[float, StageChoice] | None:
         """Bytes per device of the partition whose fullest stage holds least, and that stage; in a mixed cluster scaled
@@ -331,3 +370,19 @@ class Tables:
 def entry(choice: StageChoice) -> Entry:
     """The entry of the tables that a chosen stage is."""
     return (choice.in_flight - 1, choice.first, choice.last, choice.option)
+
+
+def _alike(figures: Table) -> npt.NDArray[np.bool_]:
+    """[options, …]: whether an option's figure is within ALIKE of the best."""
+    found: npt.NDArray[np.bool_] = figures <= (1 + ALIKE) * figures.min(axis=0)
+    return found
+
+
+def _cover(good: npt.NDArray[np.bool_]) -> list[int]:
+    """Rows of which one is good in each column where any is: that which is in most columns left, then the next."""
+    found = []
+    left = good
+    while left.any():
+        found.append(int(left.sum(axis=1).argmax()))
+        left = left & ~left[found[-1]]
+    return found

@@ -150,6 +150,24 @@ def test_counts_are_tried_up_while_that_is_better_else_down() -> None:
     assert [s.microbatches for s in fake.asked] == [8, 4, 2, 1]
 
 
+@pytest.mark.parametrize(("ahead", "tried"), [(100.0, ("full",)), (25.0, ("full", "none")), (20.5, ("none",))])
+def test_what_memory_makes_slow_is_not_tried_where_recomputing_is_quicker(ahead: float, tried: tuple[str, ...]) -> None:
+    """A step of 16 microbatches takes 38 s with all layers run again; its floor is 20 s, and `ahead` what is expected
+    of it without: worse, better, and near the floor."""
+    fails = tuple(Setting(n, r) for n in (8,) for r in ("none", "full"))
+    fake = Fake(4, fails=fails)
+
+    def stage(setting: Setting) -> Attempt:
+        found = fake(setting)
+        return replace(found, floor=20.0, ahead=(ahead,) * 3 if setting == Setting(8) else ())
+
+    choice = JointChoice(Wishes((8, 16), "1f1b", "auto", 1e6), stage)
+    best = next(choice.ranked())[0]
+    assert [s.remat for s in fake.asked if s.microbatches == 16] == list(tried)
+    assert best.setting == Setting(16, tried[-1])
+    assert tried[-1] == "none" or best.seconds == pytest.approx(38.0)
+
+
 def test_what_cannot_be_is_passed_over_and_the_last_error_stands() -> None:
     choice = choose(Fake(2, fails=(Setting(2), Setting(2, "full"))), microbatches=(1, 2), schedule="1f1b")
     assert first(choice)[0] == 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from alpa_mlir.forked import Forked, forked
+from alpa_mlir.passes.memo import remembered, remembering_meanwhile
 from alpa_mlir.passes.streams import InOrder, side_by_side, working
 
 # Forking is safe for what these tests do: neither side uses jax.
@@ -56,6 +57,26 @@ def test_an_error_is_raised_here() -> None:
     with pytest.raises(ValueError, match="stream 1"):
         streams.advance([1])
     streams.close()
+
+
+def test_what_a_process_remembers_is_remembered_here() -> None:
+    made: list[int] = []
+
+    def squares(number: int) -> Iterator[float]:
+        def compute() -> dict[str, np.ndarray]:
+            made.append(number)
+            return {"square": np.array(float(number * number))}
+
+        yield float(remembered(lambda: str(number), compute)["square"])
+
+    makers = [partial(squares, n) for n in range(3)]
+    with remembering_meanwhile():
+        streams = Forked(makers, 2)
+        assert streams.advance([0, 1, 2]) == [0.0, 1.0, 4.0]
+        streams.close()
+        assert made == [0]
+        assert InOrder(makers).advance([0, 1, 2]) == [0.0, 1.0, 4.0]
+        assert made == [0]
 
 
 def test_a_process_that_dies_is_an_error() -> None:
