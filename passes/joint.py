@@ -115,7 +115,8 @@ class Wishes:
     """What the user fixed: numbers of microbatches to choose from, a schedule or auto, layers to rematerialise or auto.
 
     `memory` in bytes per device, of those that have least. `in_order`: the stages are not searched (they are given, or
-    there is one), so that nothing is known before all is done: the first setting that fits is taken.
+    there is one), so that nothing is known before all is done: the first setting that fits is taken. `given`: the
+    user says stages and meshes.
     """
 
     microbatches: tuple[int, ...]
@@ -123,6 +124,7 @@ class Wishes:
     remat: str
     memory: float
     in_order: bool = False
+    given: bool = False
 
 
 class JointChoice:
@@ -158,14 +160,19 @@ class JointChoice:
     def _in_order(self) -> Iterator[Considered]:
         """Possible plans: without rematerialisation before with it, few microbatches before many."""
         for remat in (NONE, FULL) if self.wishes.remat == AUTO else (self.wishes.remat,):
-            for count in self.wishes.microbatches if self.trains or remat != FULL else ():
-                yield from (row for row in self._try(Setting(count, remat)) if row.error is None)
+            for count in self.wishes.microbatches:
+                rows = self._try(Setting(count, remat)) if self.trains or remat != FULL else []
+                for row in rows:
+                    if row.error is None:
+                        yield row
+                    if self.hopeless is not None:
+                        return
 
     def _by_seconds(self) -> Iterator[Considered]:
         self._climb(sorted(self.wishes.microbatches))
         self._try_interleaving()
         possible = [row for row in self.rows if row.error is None]
-        while possible:
+        while possible and self.hopeless is None:
             best = self._best(possible)
             possible.remove(best)
             yield best
@@ -325,6 +332,8 @@ class JointChoice:
 
     def reject(self, row: Considered, error: CompileError) -> None:
         """Note that a row turned out to be impossible."""
+        if self.wishes.given and isinstance(error, StateDoesNotFit):
+            self.hopeless = error
         at = self.rows.index(row)
         self.rows[at] = Considered(row.setting, row.schedule, row.seconds, row.bytes, row.bubble, error)
 

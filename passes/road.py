@@ -86,7 +86,8 @@ class Road:
         given = read_pipeline(normal) if alpa.STAGES in normal.operation.attributes else ()
         in_order = bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
         memory = float(options.cluster.memory)
-        wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order)
+        fixed = bool(options.mesh or given)
+        wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order, fixed)
         self.rough = len(counts) > 1 and not in_order
         self.small = {0: normal}
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None

@@ -52,7 +52,7 @@ class DoesNotFit(CompileError):
 
 
 class StateDoesNotFit(DoesNotFit):
-    """What is held whatever is chosen does not fit into all devices together: no other setting helps."""
+    """What is always held does not fit: no other setting helps (of one stage: none on the same devices)."""
 
 
 @dataclass(frozen=True, eq=False)

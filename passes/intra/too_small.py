@@ -12,7 +12,7 @@ from itertools import combinations
 from alpa_mlir.dialect.diagnostics import Remark, location_text
 from alpa_mlir.passes.intra.constraints import Constraint
 from alpa_mlir.passes.intra.graph import StageGraph
-from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program
 from alpa_mlir.passes.intra.words import needed_text
 
@@ -30,6 +30,12 @@ def least_bytes(graph: StageGraph) -> float:
     return float(graph.least_usage().max(initial=0.0))
 
 
+def _always(graph: StageGraph) -> float:
+    """The least bytes per device of a stage's arguments."""
+    held = (graph.nodes[node].choices.least_held for slot, node in graph.of_slot.items() if slot.startswith("arg:"))
+    return sum(held, 0.0)
+
+
 def too_small(
     program: Program,
     graph: StageGraph,
@@ -38,13 +44,15 @@ def too_small(
     constraints: Sequence[Constraint],
     least: Least,
 ) -> DoesNotFit:
-    """The error for a memory limit below any plan's need."""
+    """The error for a memory limit below any plan's need; StateDoesNotFit where its arguments alone are above it."""
     notes = alive(program, graph)
     mesh = "x".join(map(str, graph.enumerator.mesh.shape))
-    needed = least_bytes(graph)
-    return DoesNotFit(
+    needed, always = least_bytes(graph), _always(graph)
+    kind = StateDoesNotFit if always > limit else DoesNotFit
+    of_it = f", {needed_text(always)} of it for arguments, which are always there" if always > limit else ""
+    return kind(
         f"stage {stage} does not fit in {limit / 1e6:.6g} MB per device on mesh {mesh}: it needs at least "
-        f"{needed_text(needed)}",
+        f"{needed_text(needed)}{of_it}",
         next((_location(program, graph, v) for _, v in _largest(graph) if graph.nodes[v].source.op >= 0), "-"),
         [*notes, *_relax(constraints, limit, least)],
         needed,

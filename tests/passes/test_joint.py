@@ -194,6 +194,17 @@ def test_state_that_does_not_fit_ends_the_search_at_once() -> None:
     assert asked == [Setting(8)]
 
 
+@pytest.mark.parametrize("in_order", [False, True])
+def test_given_stages_whose_state_does_not_fit_end_the_search_at_once(in_order: bool) -> None:
+    choice = choose(Fake(2), memory=130.0, in_order=in_order)
+    choice.wishes = replace(choice.wishes, given=True)
+    with pytest.raises(StateDoesNotFit, match="too large"):
+        for tried, (row, _) in enumerate(choice.ranked()):
+            assert tried == 0
+            choice.reject(row, StateDoesNotFit("too large", least=1e9))
+        raise choice.least_error()
+
+
 def test_one_stage_takes_the_first_setting_that_fits() -> None:
     fake = Fake(1)
     rows = choose(fake, memory=130.0, in_order=True, microbatches=(1, 2, 4, 8)).ranked()
