@@ -42,7 +42,8 @@ from alpa_mlir.passes.local.census import (  # noqa: E402
 )
 from alpa_mlir.passes.localize import ExportToShardy, Localize, sharded_functions  # noqa: E402
 from alpa_mlir.passes.pipeline import run_pipeline  # noqa: E402
-from alpa_mlir.runtime.executable import Compiler, extract, jax_mesh  # noqa: E402
+from alpa_mlir.runtime.executable import Compiler, jax_mesh  # noqa: E402
+from alpa_mlir.runtime.stage_function import extract  # noqa: E402
 
 
 def sharded(name: str, mesh: str) -> ir.Module:

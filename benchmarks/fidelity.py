@@ -46,8 +46,9 @@ from alpa_mlir.models import MODELS  # noqa: E402
 from alpa_mlir.passes.costs.cluster import Cluster, Link, load_cluster  # noqa: E402
 from alpa_mlir.passes.schedule_timeline import play_plan, read_costs  # noqa: E402
 from alpa_mlir.planner import PlanOptions, plan  # noqa: E402
-from alpa_mlir.runtime.executable import Compiler, extract, jax_mesh  # noqa: E402
+from alpa_mlir.runtime.executable import Compiler, jax_mesh  # noqa: E402
 from alpa_mlir.runtime.execute import InProcess  # noqa: E402
+from alpa_mlir.runtime.stage_function import extract  # noqa: E402
 from alpa_mlir.tools.plan_summary import summarize  # noqa: E402
 from benchmarks.paper import Speed, paper  # noqa: E402
 from benchmarks.plan_quality import BATCH  # noqa: E402

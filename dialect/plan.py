@@ -29,10 +29,14 @@ ONCE = -1
 
 @dataclass(frozen=True)
 class Run:
-    """`alpa.run`: run a fragment call, cut a microbatch (`alpa.microbatch`) or make its number (`alpa.index`)."""
+    """`alpa.run`: run a fragment call, cut a microbatch (`alpa.microbatch`) or make its number (`alpa.index`).
+
+    `joined`: a fragment call is one program with that of the run before it (rule S9).
+    """
 
     id: int
     microbatch: int
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ Instruction = Run | Send | Recv | Combine | Free
 
 _BY_NAME: dict[str, type[Run] | type[Send] | type[Recv]] = {"alpa.run": Run, "alpa.send": Send, "alpa.recv": Recv}
 _NAMES: dict[type, str] = {cls: name for name, cls in _BY_NAME.items()}
+_RUN = "alpa.run"
+_JOINED = "joined"
 _COMBINE = "alpa.accumulate"
 _FREE = "alpa.free"
 
@@ -210,6 +216,8 @@ class _Reader:
             return Combine(self.ids[what], microbatch)
         if name not in _BY_NAME:
             raise CompileError(f"unknown instruction {name}", op.location)
+        if name == _RUN and _JOINED in attributes:
+            return Run(self._number(what), microbatch, joined=True)
         return _BY_NAME[name](self._number(what), microbatch)
 
     def _number(self, attribute: ir.Attribute) -> int:
@@ -263,6 +271,8 @@ class _Writer:
             ir.Operation.create(_COMBINE, attributes=attributes, ip=ip)
         else:
             attributes["id"] = self._number(instruction.id)
+            if isinstance(instruction, Run) and instruction.joined:
+                attributes[_JOINED] = ir.UnitAttr.get(self.context)
             ir.Operation.create(_NAMES[type(instruction)], attributes=attributes, ip=ip)
 
     def _number(self, value: int) -> ir.Attribute:

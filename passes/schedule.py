@@ -53,6 +53,7 @@ class SchedulePass(Pass):
 
     kind: str = option("auto", f"{', '.join(KINDS)}, or auto: the quickest by simulation, then the smallest")
     memory: float = option(0.0, "bytes per device that auto keeps within; 0: as the cluster says")
+    join: bool = option(True, "neighbouring stage functions of a submesh become one program where they can (J1 to J4)")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         if self.kind not in (*KINDS, "auto"):
@@ -65,7 +66,7 @@ class SchedulePass(Pass):
             )
         main = read_main(module)
         costs = read_costs(module, main)
-        plans = {kind: _plan(module, main, kind) for kind in self._kinds(module, main)}
+        plans = {kind: _plan(module, main, kind, self.join) for kind in self._kinds(module, main)}
         kind = next(iter(plans)) if len(plans) == 1 else self._quickest(module, plans, costs)
         write_schedules(module, plans[kind].schedules)
         alpa.set_string(module.operation, alpa.LEVEL, "plan")
@@ -107,9 +108,9 @@ class SchedulePass(Pass):
         return min(quick or list(played), key=lambda kind: peaks[kind])
 
 
-def _plan(module: ir.Module, main: PlanMain, kind: str) -> Plan:
+def _plan(module: ir.Module, main: PlanMain, kind: str, join: bool) -> Plan:
     pipeline = read_pipeline(module)
-    lists = instruction_lists(main, kind, pipeline)
+    lists = instruction_lists(main, kind, pipeline, join)
     schedules = tuple(Schedule(mesh, kind, lane) for mesh, lane in lists.items())
     return Plan(read_stages(module), main, schedules, None, pipeline)
 

@@ -10,7 +10,9 @@ Rules, cited in the error texts:
 * (S6) in-order execution ends with sends that never block and with sends that block until received;
 * (S7) a stage holds the forward results of no more microbatches than its kind of schedule allows (1F1B: p-s in
   stage s of p);
-* (S8) at the end a submesh holds the step's results and nothing else.
+* (S8) at the end a submesh holds the step's results and nothing else;
+* (S9) a joined run is of a stage function and follows another, of the same microbatch where there are several, with
+  nothing between them but frees and, of a single microbatch, accumulations.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ Part = tuple[type[Instruction], int]
 class CheckSchedule(Pass):
     """Check that the instruction lists of a plan can be executed; changes nothing.
 
-    Rules S1 to S8: complete, no use before definition or after free, the same order of messages on both
-    sides, no deadlock, microbatches in flight within the schedule's bound.
+    Rules S1 to S9: complete, no use before definition or after free, the same order of messages on both
+    sides, no deadlock, microbatches in flight within the schedule's bound, joined runs side by side.
     """
 
     name: ClassVar[str] = "alpa-check-schedule"
@@ -50,7 +52,7 @@ class CheckSchedule(Pass):
 
 
 def check_schedule(module: ir.Module) -> None:
-    """CompileError unless the lists of a plan obey S1 to S8."""
+    """CompileError unless the lists of a plan obey S1 to S9."""
     check_plan(read_plan(module))
 
 
@@ -65,6 +67,7 @@ def check_plan(plan: Plan) -> None:
     for schedule in plan.schedules:
         _check_complete(plan.main, schedule, expected.get(schedule.mesh, {}))
         _check_values(plan, schedule, values)
+        _check_joined(plan.main, schedule)
     _check_order(plan)
     for rendezvous in (False, True):
         _play(plan, rendezvous)
@@ -134,6 +137,20 @@ def _check_values(plan: Plan, schedule: Schedule, values: Values) -> None:
         left = bits & ~values.returned.get(bundle[0], 0)
         if left:
             raise _error(schedule, f"value {_name(bundle, left)} is never freed (S8)")
+
+
+def _check_joined(main: PlanMain, schedule: Schedule) -> None:
+    """S9 along one list."""
+    before: Run | None = None
+    for i in schedule.instructions:
+        if isinstance(i, Run) and i.joined:
+            calls = before is not None and all(isinstance(main.step(r.id), Fragment) for r in (before, i))
+            if before is None or not calls or (before.microbatch != i.microbatch and main.microbatches > 1):
+                raise _error(schedule, f"{_what(i)} cannot be joined to what stands before it (S9)")
+        if isinstance(i, Run):
+            before = i
+        elif not isinstance(i, Free) and not (isinstance(i, Combine) and main.microbatches == 1):
+            before = None
 
 
 @dataclass

@@ -7,13 +7,13 @@ even with sends that block until they are received: the first event not yet done
 head of all lists that take part in it (Lamport's happened-before, 1978).
 
 Microbatch events are ordered by playing the schedule with unit times (forward 1, backward 2, or backward 1 and
-weight 1): a transfer happens when its value is made, a run when it starts.
+weight 1): a transfer happens when its value is made, a run when it starts.  Then neighbouring runs become one program
+where they can (`alpa_mlir.passes.schedule_join`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from alpa_mlir.dialect.diagnostics import CompileError
@@ -21,6 +21,7 @@ from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Recv, Run, 
 from alpa_mlir.dialect.staged import Accumulate, Fragment, Index, PlanMain, Ref, Slice, Stack, Step, Transfer
 from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, Pipeline, lane_order
 from alpa_mlir.passes.inter.simulate import StageCosts, play
+from alpa_mlir.passes.schedule_join import Event, joined
 from alpa_mlir.passes.schedule_values import Bits, Bundle, Values
 
 TICKS = StageCosts(forward=1.0, backward=1.0, weight=1.0)
@@ -28,14 +29,6 @@ TICKS = StageCosts(forward=1.0, backward=1.0, weight=1.0)
 
 Job = tuple[int, int]
 """(id of a fragment call, microbatch)."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """A run (on one submesh) or a transfer (on two) of one microbatch, or once per step."""
-
-    step: Fragment | Transfer
-    microbatch: int
 
 
 def pipeline_of(stages: Sequence[str], microbatches: int) -> Pipeline:
@@ -49,14 +42,17 @@ def pipeline_of(stages: Sequence[str], microbatches: int) -> Pipeline:
     return Pipeline(len(stages), len(lanes), microbatches)
 
 
-def instruction_lists(main: PlanMain, kind: str, stages: Sequence[str]) -> dict[str, tuple[Instruction, ...]]:
+def instruction_lists(
+    main: PlanMain, kind: str, stages: Sequence[str], join: bool = True
+) -> dict[str, tuple[Instruction, ...]]:
     """The instructions of every submesh under schedule `kind`; stage s runs on submesh `stages[s]`.
 
-    CompileError where the schedule does not suit the pipeline.
+    `join`: neighbouring runs become one program.  CompileError where the schedule does not suit the pipeline.
     """
     writer = _Writer(main, list(dict.fromkeys(stages)))
-    for event in total_order(main, kind, stages):
-        writer.emit(event)
+    events = total_order(main, kind, stages)
+    for group in joined(main, events) if join else [(event,) for event in events]:
+        writer.emit(group)
     writer.emit_rest()
     values = Values(main)
     return {mesh: _with_frees(values, _joined(lane)) for mesh, lane in writer.lanes.items()}
@@ -158,18 +154,28 @@ class _Writer:
             if isinstance(step, (Accumulate, Stack)):
                 self.collectors.setdefault(step.operands[0].op, []).append(step)
 
-    def emit(self, event: Event) -> None:
-        """Append an event to the lists it takes part in, after the slices that it reads."""
-        step, m = event.step, event.microbatch
-        for ref in step.operands:
-            self._cut(ref, m)
-        if isinstance(step, Fragment):
-            self.lanes[step.mesh].append(Run(step.id, m))
-        else:
-            self.lanes[self.main.type_of(step.operands[0]).mesh].append(Send(step.id, m))
-            self.lanes[step.results[0].mesh].append(Recv(step.id, m))
-        if m != ONCE:
-            self._combine(step, m)
+    def emit(self, group: Sequence[Event]) -> None:
+        """Append an event, or runs that are one program, to the lists it takes part in, after the slices it reads."""
+        for step, m in group:
+            for ref in step.operands:
+                self._cut(ref, m)
+        made: list[Event] = []
+        for number, (step, m) in enumerate(group):
+            if isinstance(step, Fragment):
+                self.lanes[step.mesh].append(Run(step.id, m, joined=number > 0))
+            else:
+                self.lanes[self.main.type_of(step.operands[0]).mesh].append(Send(step.id, m))
+                self.lanes[step.results[0].mesh].append(Recv(step.id, m))
+            made.append(Event(step, m))
+            # Within a group only sums of a single microbatch are wanted.
+            if self.main.microbatches == 1 or number == len(group) - 1:
+                self._combine_all(made)
+                made = []
+
+    def _combine_all(self, made: Sequence[Event]) -> None:
+        for step, m in made:
+            if m != ONCE:
+                self._combine(step, m)
 
     def _cut(self, ref: Ref, m: int) -> None:
         step = None if ref.is_argument else self.main.step(ref.op)

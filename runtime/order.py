@@ -21,7 +21,7 @@ Placed = tuple[str, Instruction]
 def total_order(plan: Plan) -> tuple[Placed, ...]:
     """All instructions in one order; `CompileError` where the lists wait for one another in a circle.
 
-    Submeshes take turns; a turn ends before the second stage function, or where a receive has to wait.
+    Submeshes take turns; a turn ends before the second program, or where a receive has to wait.
     """
     if not plan.schedules:
         return tuple(_dataflow_order(plan.main))
@@ -57,7 +57,7 @@ class _Turns:
             if isinstance(instruction, Recv) and (instruction.id, instruction.microbatch) not in sent:
                 return
             if isinstance(instruction, Run) and isinstance(self._main.step(instruction.id), Fragment):
-                calls += 1
+                calls += not instruction.joined
             if calls > 1:
                 return
             if isinstance(instruction, Send):

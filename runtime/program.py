@@ -7,7 +7,6 @@ the way: neighbouring accumulations become one program, and messages overlap wit
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,14 +39,16 @@ from alpa_mlir.dialect.staged import (
     Ref,
     Slice,
     Stack,
+    Step,
     Transfer,
 )
 from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.dialect.tiles import Placement
 from alpa_mlir.runtime.actions import Action, Add, Assign, Call, Cut, Drop, Give, Join, Number, Path, Take
-from alpa_mlir.runtime.executable import StageFunction, Tensor, extract
+from alpa_mlir.runtime.joined import Group, Interface, grouped
 from alpa_mlir.runtime.order import total_order
 from alpa_mlir.runtime.overlap import overlapped
+from alpa_mlir.runtime.stage_function import StageFunction, Tensor, extract
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def decode(module: ir.Module, plan: Plan, rank: int, rank_of: Sequence[int]) -> 
     routes = read_routes(module)
     decoder = _Decoder(module, plan.main, plan.stages, routes, frozenset(meshes), _donated(module, plan.main))
     _check_state(plan.main)
-    for mesh, instruction in total_order(plan):
-        decoder.emit(mesh, instruction)
+    for mesh, instructions in grouped(total_order(plan)):
+        decoder.emit(mesh, instructions)
     placed = decoder.placed()
     results = tuple(decoder.slot(r, ONCE) if plan.main.type_of(r).mesh in meshes else -1 for r in plan.main.results)
     return Program(
@@ -148,11 +149,19 @@ class _Decoder:
     begun: dict[int, int] = field(default_factory=dict)
     called: set[int] = field(default_factory=set)
     """Calls whose function was seen to fit."""
+    parts: dict[str, StageFunction] = field(default_factory=dict)
+    joined: dict[tuple[int, ...], tuple[Group, Interface]] = field(default_factory=dict)
+    inner: set[int] = field(default_factory=set)
+    """Sums that programs keep to themselves."""
 
     @cached_property
-    def readers(self) -> Counter[Ref]:
-        """How many ops read each value."""
-        return Counter(ref for step in self.main.steps for ref in set(step.operands))
+    def readers(self) -> dict[Ref, list[Step]]:
+        """The ops that read each value."""
+        found: dict[Ref, list[Step]] = {}
+        for step in self.main.steps:
+            for ref in dict.fromkeys(step.operands):
+                found.setdefault(ref, []).append(step)
+        return found
 
     @cached_property
     def crossing(self) -> frozenset[Ref]:
@@ -164,8 +173,9 @@ class _Decoder:
         key = (ref, microbatch if self.main.per_microbatch(ref) else ONCE, kept)
         return self.slots.setdefault(key, len(self.slots))
 
-    def emit(self, mesh: str, instruction: Instruction) -> None:
-        """Append what one instruction does on this rank."""
+    def emit(self, mesh: str, instructions: Sequence[Instruction]) -> None:
+        """Append what one instruction does on this rank, or runs that are joined."""
+        instruction, *more = instructions
         if isinstance(instruction, Send):
             # Numbered in the total order, on every rank, whether it takes part or not.
             self.transfers[(instruction.id, instruction.microbatch)] = len(self.transfers)
@@ -173,6 +183,8 @@ class _Decoder:
             return
         if isinstance(instruction, Free):
             self._free(instruction)
+        elif more:
+            self._run_joined(instructions)
         elif isinstance(instruction, Run):
             self._run(instruction)
         elif isinstance(instruction, Combine):
@@ -193,11 +205,7 @@ class _Decoder:
         if isinstance(step, Fragment):
             operands = tuple(self.slot(r, microbatch) for r in step.operands)
             results = tuple(self.slot(Ref(step.id, i), microbatch) for i in range(len(step.results)))
-            if step.function not in self.functions:
-                self.functions[step.function] = extract(self.module, step.function)
-            if step.id not in self.called:
-                _check_call(self.functions[step.function], step, self.main)
-                self.called.add(step.id)
+            self.functions[step.function] = self._part(step)
             what = f"@{step.function}" + (f" of microbatch {microbatch}" if microbatch >= 0 else "")
             donated = {step.operands[i] for i in self.functions[step.function].donated}
             given = not donated.isdisjoint(self.crossing)
@@ -212,6 +220,38 @@ class _Decoder:
             self.actions.append(Number(microbatch, self.slot(Ref(step.id), microbatch), step.results[0]))
         else:
             raise CompileError(f"alpa.run names op {run.id}, which is not something to run")
+
+    def _part(self, step: Fragment) -> StageFunction:
+        """The function of a call, which fits it."""
+        if step.function not in self.parts:
+            self.parts[step.function] = extract(self.module, step.function)
+        if step.id not in self.called:
+            _check_call(self.parts[step.function], step, self.main)
+            self.called.add(step.id)
+        return self.parts[step.function]
+
+    def _run_joined(self, runs: Sequence[Instruction]) -> None:
+        group, interface = self._joined(runs)
+        of = {run.id: run.microbatch for run in runs if isinstance(run, Run)}
+        reads = {group.alias(ref): of[call.id] for call in group.calls for ref in call.operands}
+        operands = tuple(self.slot(ref, reads[ref]) for ref in interface.operands)
+        results = tuple(self.slot(ref, of[ref.op]) for ref in interface.results)
+        first = runs[0].microbatch
+        what = f"@{group.name}" + (f" of microbatch {first}" if first >= 0 else "")
+        given = not set(interface.operands[: interface.donated]).isdisjoint(self.crossing)
+        self.actions.append(Call(group.name, group.calls[0].mesh, first, operands, results, what, given))
+
+    def _joined(self, runs: Sequence[Instruction]) -> tuple[Group, Interface]:
+        """The program of joined runs, made for the first microbatch."""
+        key = tuple(run.id for run in runs if isinstance(run, Run))
+        if key not in self.joined:
+            group = Group(self.main, runs, self.readers)
+            parts = {call.function: self._part(call) for call in group.calls}
+            interface = group.interface(parts)
+            self.functions[group.name] = group.function(self.module, interface)
+            self.inner |= interface.inner
+            self.joined[key] = group, interface
+        return self.joined[key]
 
     def _move(self, half: Send | Recv) -> None:
         step = self.main.step(half.id)
@@ -240,6 +280,8 @@ class _Decoder:
         self.checked.add(path)
 
     def _combine(self, mesh: str, number: int, microbatch: int) -> None:
+        if number in self.inner:
+            return
         step = self.main.step(number)
         seen = self.begun.get(number, 0)
         self.begun[number] = seen + 1
@@ -256,7 +298,7 @@ class _Decoder:
             self.actions.append(Assign(value, total))
             return
         # The first total *is* the value of one microbatch, which others may still want.
-        alone = self.readers[step.operands[0]] == 1
+        alone = len(self.readers[step.operands[0]]) == 1
         self._add(Add(mesh, (step.combine,), (total,), (value,), step.results, (alone or seen > 1,)))
 
     def _join(self, step: Stack) -> None:

@@ -232,7 +232,7 @@ class Rank:
         if self._rank != 0:
             return
         if self._job.profile:
-            table = profile(self._plan, predicted_seconds(self._module), ranks, self._seconds)
+            table = profile(self._plan, predicted_seconds(self._module, self._plan), ranks, self._seconds)
             print("\n".join(table), flush=True)
         if self._job.trace is not None:
             foretold = self._job.predicted(self._module) if self._job.predicted is not None else ()

@@ -21,7 +21,8 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import set_argument_attributes, set_result_attributes
 from alpa_mlir.dialect.staged import Argument, PlanMain
 from alpa_mlir.runtime.compiled import Store
-from alpa_mlir.runtime.executable import Compiler, StageFunction, extract, jax_mesh
+from alpa_mlir.runtime.executable import Compiler, jax_mesh
+from alpa_mlir.runtime.stage_function import StageFunction, extract
 from alpa_mlir.runtime.transport.base import Array
 
 TOLERANCE, TOLERANCE_16_BITS = 1e-4, 2e-2

@@ -19,6 +19,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime.files import written_whole
+from alpa_mlir.runtime.joined import programs_of
 from alpa_mlir.runtime.recorder import Span
 
 Event = Mapping[str, Any]
@@ -91,13 +92,16 @@ def write(path: str, trace: Mapping[str, Any]) -> None:
         file.write(json.dumps(trace).encode())
 
 
-def predicted_seconds(module: ir.Module) -> dict[str, float]:
-    """Seconds of one run of each stage function, where the plan says it."""
-    found = {}
+def predicted_seconds(module: ir.Module, plan: Plan) -> dict[str, float]:
+    """Seconds of one run of each stage function, or of several in one program, where the plan says it."""
+    found: dict[str, float] = {}
     for name, function in functions(module).items():
         if alpa.COST in function.attributes:
             parts = ir.DictAttr(ir.DictAttr(function.attributes[alpa.COST])["seconds"])
             found[name] = sum(float(ir.FloatAttr(parts[i].attr).value) for i in range(len(parts)))
+    for name, joined in programs_of(plan).items():
+        if all(part in found for part in joined):
+            found[name] = sum(found[part] for part in joined)
     return found
 
 

@@ -24,7 +24,7 @@ from alpa_mlir.passes.localize import sharded_functions
 from alpa_mlir.passes.parallelize import plan
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.passes.plan_passes import PlanOptions
-from alpa_mlir.runtime.executable import extract
+from alpa_mlir.runtime.stage_function import extract
 from tests.on_devices import compile_all
 
 

@@ -20,8 +20,9 @@ from alpa_mlir.passes.pipeline import parse_pipeline, run_pipeline
 from alpa_mlir.passes.rematerialize import Rematerialize
 from alpa_mlir.passes.schedule import SchedulePass
 from alpa_mlir.passes.split import Split
-from alpa_mlir.runtime.executable import Compiler, extract, jax_mesh
+from alpa_mlir.runtime.executable import Compiler, jax_mesh
 from alpa_mlir.runtime.execute import run_plan
+from alpa_mlir.runtime.stage_function import extract
 
 
 def products(module: ir.Module, phase: str, layer: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,6 +313,49 @@ def test_deadlock_of_blocking_sends_is_refused() -> None:
     with pytest.raises(CompileError, match=r"waits for ever with sends that block until received \(S6\)"):
         check_plan(Plan(stages, main, (good, bad), None))
     check_plan(Plan(stages, main, (good, replace(bad, instructions=(Run(1, -1), Recv(2, -1), Send(3, -1)))), None))
+
+
+def joined_runs(plan: Plan) -> dict[str, int]:
+    """How often each stage function is joined to the one before it."""
+    runs = [i for s in plan.schedules for i in s.instructions if isinstance(i, Run) and i.joined]
+    return dict(Counter(plan.main.step(run.id).function for run in runs))
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_the_last_stage_is_one_program_forward_and_backward(stages: int) -> None:
+    """Nobody else waits for its forward, and its backward waits for nobody else."""
+    for kind in ("1f1b", "eager-1f1b"):
+        assert joined_runs(Chain(stages, 4).plan(kind)) == {f"stage_{stages - 1}_backward": 4}
+    assert joined_runs(Chain(stages, 4).plan("gpipe")) == {}
+
+
+def test_one_stage_with_one_microbatch_is_one_program() -> None:
+    assert joined_runs(Chain(1, 1).plan("1f1b")) == {"stage_0_backward": 1, "stage_0_update": 1}
+    assert joined_runs(Chain(1, 2).plan("1f1b")) == {"stage_0_backward": 2}
+    # With more stages what backward makes is sent before the update.
+    assert "stage_0_update" not in joined_runs(Chain(2, 1).plan("1f1b"))
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_joining_keeps_the_runs_in_order(pipeline: tuple[int, int]) -> None:
+    chain = Chain(*pipeline)
+    for kind in ("1f1b", "eager-1f1b", "gpipe"):
+        meshes = tuple(f"stage_{s}" for s in range(chain.stages))
+        lists = [instruction_lists(chain.main, kind, meshes, join) for join in (False, True)]
+        for mesh in meshes:
+            apart, together = ([i for i in lanes[mesh] if isinstance(i, Run)] for lanes in lists)
+            assert apart == [replace(run, joined=False) for run in together]
+
+
+def test_a_run_joined_across_a_message_is_refused() -> None:
+    plan = Chain(2, 2).plan("1f1b")
+
+    def join(lane: list[Instruction]) -> None:
+        at = next(n for n, i in enumerate(lane) if isinstance(i, Run) and isinstance(lane[n - 1], Recv))
+        lane[at] = replace(lane[at], joined=True)
+
+    with pytest.raises(CompileError, match=r"cannot be joined to what stands before it \(S9\)"):
+        check_plan(damage(plan, 1, join))
 
 
 def test_random_swaps_are_refused_or_harmless() -> None:

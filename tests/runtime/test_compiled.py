@@ -16,7 +16,8 @@ from alpa_mlir.cache import Store
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.runtime import actions, compiled, executable
-from alpa_mlir.runtime.executable import Compiler, StageFunction, Tensor, jax_mesh
+from alpa_mlir.runtime.executable import Compiler, jax_mesh
+from alpa_mlir.runtime.stage_function import StageFunction, Tensor
 from alpa_mlir.runtime.worker import Worker, shared_out
 
 TEXT = """

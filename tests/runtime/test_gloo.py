@@ -9,8 +9,9 @@ import pytest
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
-from alpa_mlir.runtime.executable import Compiler, StageFunction, Tensor, jax_mesh
+from alpa_mlir.runtime.executable import Compiler, jax_mesh
 from alpa_mlir.runtime.gloo import without_reduce_scatter
+from alpa_mlir.runtime.stage_function import StageFunction, Tensor
 
 BODY = """^bb0(%a: tensor<f32>, %b: tensor<f32>):
           {body}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from alpa_mlir.dialect.context import make_context, parse_module
-from alpa_mlir.runtime.executable import extract
 from alpa_mlir.runtime.reference import TOLERANCE, TOLERANCE_16_BITS, tolerance_for
+from alpa_mlir.runtime.stage_function import extract
 
 
 @pytest.mark.parametrize(

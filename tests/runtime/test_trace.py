@@ -73,34 +73,34 @@ def test_a_trace_shows_every_run_of_every_rank(start: list[object], plan: Path, 
     measured = {}
     for e in sorted((e for e in boxes if e["pid"] == 1), key=lambda e: e["ts"]):
         measured.setdefault((threads[(1, e["tid"])], e["name"]), []).append((e["ts"], e["ts"] + e["dur"]))
-    for stage in (0, 1):
-        for part in ("forward", "backward"):
-            for m in (0, 1):
-                assert len(measured[(f"submesh {stage}", f"stage_{stage}_{part} {m}")]) == 3
+    for stage, part in ((0, "forward"), (0, "backward"), (1, "forward+backward")):
+        for m in (0, 1):
+            assert len(measured[(f"submesh {stage}", f"stage_{stage}_{part} {m}")]) == 3
     for m in (0, 1):  # what crosses from rank to rank was begun before it was used
         pairs = zip(
             measured[("submesh 0", f"stage_0_forward {m}")],
-            measured[("submesh 1", f"stage_1_forward {m}")],
+            measured[("submesh 1", f"stage_1_forward+backward {m}")],
             strict=True,
         )
         assert all(sent[0] < used[1] for sent, used in pairs)
     for thread in set(threads.values()):  # a submesh does one thing at a time
         lane = sorted(span for (name, _), spans in measured.items() if name == thread for span in spans)
         assert all(a[1] <= b[0] + 0.01 for a, b in pairwise(lane)) or "receives" in thread
-    for stage, part in ((0, "backward"), (1, "forward")) if "-n" in start else ():
+    for stage, part in ((0, "backward"), (1, "forward+backward")) if "-n" in start else ():
         receives_overlap_with_the_run_before(measured, stage, part)
     predicted = [e for e in boxes if e["pid"] == 0]
     assert len(predicted) % 3 == 0 and {e["cat"] for e in predicted} >= {"forward", "backward"}
     table = [line.split() for line in found.out.splitlines()[3:]]
     assert table[0] == ["submesh", "function", "runs", "measured", "ms", "predicted", "ms", "ratio"]
     rows = {row[1]: row for row in table[1:-1] if row[1] != "busy"}
-    assert rows["stage_0_forward"][2] == "2" and rows["stage_1_backward"][2] == "2"
+    assert rows["stage_0_forward"][2] == "2" and rows["stage_1_forward+backward"][2] == "2"
     assert all(float(row[3]) > 0 and float(row[4]) > 0 for name, row in rows.items() if name.startswith("stage"))
     assert table[-1][0] == "step"
 
 
 def receives_overlap_with_the_run_before(measured: dict[tuple[str, str], list[Any]], stage: int, part: str) -> None:
     """What a run of `part` needs was under way before the run before it on the rank began, in each of three steps."""
+    each = 4 if stage == 0 else 2
     receives = sorted(measured[(f"submesh {stage} receives", "receive")])
     runs = sorted(
         (start, name, at)
@@ -108,11 +108,11 @@ def receives_overlap_with_the_run_before(measured: dict[tuple[str, str], list[An
         for at, (start, _) in enumerate(spans)
         if lane == f"submesh {stage}" and name.startswith(f"stage_{stage}") and "update" not in name
     )
-    assert len(receives) == 2 * 3 and len(runs) == 4 * 3
+    assert len(receives) == 2 * 3 and len(runs) == each * 3
     for step in range(3):
         for m in (0, 1):
             consumer = [(name, at) for _, name, at in runs].index((f"stage_{stage}_{part} {m}", step))
-            if consumer % 4 > 0:  # not the step's first
+            if consumer % each > 0:  # not the step's first
                 assert receives[2 * step + m][0] <= runs[consumer - 1][0]
 
 
