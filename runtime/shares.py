@@ -26,6 +26,7 @@ from alpa_mlir.runtime.transport.nccl import Edge, Line
 
 SHORTEST_STRIP = 1 << 18
 """Bytes; shorter strips cost more as messages than to be packed."""
+_ALONE = nullcontext()
 Spot = tuple[int, Box]
 """A tile at an endpoint."""
 
@@ -51,7 +52,7 @@ class Side:
 
     def together(self, edge: tuple[str, str], *, hold: bool = False) -> AbstractContextManager[None]:
         """See `Transport.together`."""
-        return self.peers.together(edge, hold=hold) if self.peers is not None else nullcontext()
+        return self.peers.together(edge, hold=hold) if self.peers is not None else _ALONE
 
     def secured(self) -> bool:
         """See `Transport.secured`."""
@@ -94,7 +95,7 @@ class Share:
     `spots` are its tiles of the destination with their shapes; `whole` those that move from one device of this process
     to another as they are.  `moves` come from the source mesh.  `rounds` pass on inside the destination mesh what has
     landed in the moves and the rounds before: receives and sends.  `receives`: some moves come from other processes.
-    `placed` are the tiles by jax's devices, `arriving` the whole piece of each that is one: looked up once.
+    `placed` are the tiles by jax's devices.
     """
 
     sent: tuple[Sent, ...]
@@ -112,11 +113,6 @@ class Share:
     def devices(self) -> list[Any]:
         """jax's devices that get a tile."""
         return [device for _, device in self.placed]
-
-    @cached_property
-    def arriving(self) -> tuple[tuple[Spot, Any, Piece | None], ...]:
-        """Each tile placed, its device, and the piece where it moves whole."""
-        return tuple([(spot, device, self.whole.get(spot)) for spot, device in self.placed])
 
 
 def share_of(path: Path, side: Side, submeshes: Submeshes, routes: Mapping[int, Route]) -> Share:

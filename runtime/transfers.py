@@ -8,8 +8,9 @@ landed, and becomes a tensor.  Which boxes these are follows from the plan's rou
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from alpa_mlir.runtime.transport.base import (
     Message,
     Test,
     Transport,
+    Window,
     wait_until,
 )
 from alpa_mlir.runtime.transport.memory import assemble, copied, parted
@@ -39,6 +41,10 @@ TAGS_PER_TRANSFER = 1 << 14
 """More than the pieces that go from one endpoint to another in one transfer."""
 LONGEST_LAST_SLEEP = 1e-4
 """Seconds; the others go on when the last messages have left, so that nobody sees that late."""
+_Move = tuple[Callable[[Buffer, Message], Test], Spot, Box, Window | None, Message]
+"""How a box lands: what `_Landing.receive` takes."""
+_Taker = Callable[[Mapping[Spot, Message], int, str], jax.Array]
+"""Makes the value of a transfer of one kind: from the messages of its whole tiles, its number, and what it is."""
 
 
 class Transfers:
@@ -54,6 +60,10 @@ class Transfers:
         self._submeshes, self._side, self._host, self._routes, self._watchdog = submeshes, side, host, routes, watchdog
         self._shares: dict[Path, Share] = {}
         self._landing: dict[int, _Landing] = {}
+        self._orders: dict[MeshTensor, list[int]] = {}
+        self._takers: dict[tuple[Path, bool], _Taker] = {}
+        peers = dict.fromkeys([side.peers, host.peers])
+        self._transports: tuple[Transport, ...] = tuple([p for p in peers if p is not None])
         self.busy: Test | None = None
 
     @staticmethod
@@ -81,18 +91,26 @@ class Transfers:
 
     def give(self, value: jax.Array, path: Path, transfer: int, keep: bool) -> None:
         """Queue this rank's pieces.  `keep`: the value is donated later, but not before `settle`."""
-        share = self._share(path)
-        if not share.sent:
-            return
-        side = self._side_of(path)
-        held = parted(value)
-        if keep or side is not self._side:
-            views = {device: side.memory.hold(shard) for device, shard in held.items()}
-            held |= {device: view for device, view in views.items() if view is not None}
-        with side.together((path.source.mesh, path.target.mesh), hold=share.receives):
-            for s in share.sent:
-                message = self._message(s.piece, transfer)
-                s.transport.post_send(held[s.device], s.window, message)
+        self.giver(path, transfer, keep)(value)
+
+    def giver(self, path: Path, transfer: int, keep: bool) -> Callable[[jax.Array], None]:
+        """`give` for one transfer, which knows all but the value."""
+        share, side = self._share(path), self._side_of(path)
+        sends = [(s.transport.post_send, s.device, s.window, self._message(s.piece, transfer)) for s in share.sent]
+        edge, receives, holds = (path.source.mesh, path.target.mesh), share.receives, keep or side is not self._side
+        hold, together = side.memory.hold, partial(side.together, edge, hold=receives)
+        order = self._orders.setdefault(path.source, [])
+
+        def give(value: jax.Array) -> None:
+            held = parted(value, order)
+            if holds:
+                views = {device: hold(shard) for device, shard in held.items()}
+                held |= {device: view for device, view in views.items() if view is not None}
+            with together():
+                for post, device, window, message in sends:
+                    post(held[device], window, message)
+
+        return give if sends else _nothing
 
     def settle(self, what: str) -> None:
         """Return when nothing that was given can be hurt by a donation."""
@@ -101,55 +119,83 @@ class Transfers:
 
     def expect(self, path: Path, transfer: int) -> None:
         """Let the pieces for this rank land, each tile in a buffer of its own."""
-        share, side = self._share(path), self._side_of(path)
-        landing = self._landing[transfer] = _Landing()
-        for spot, shape in share.spots:
-            landing.begin(spot, side.memory.take(shape, share.dtype, spot[0]))
-        if path.target.mesh != HOST and not share.whole:
-            # Made before anybody waits for it.
-            parts = [landing.buffers[spot] for spot, _ in share.placed]
-            landing.made = side.memory.early(partial(self._assembled, share), parts)
-        edge = (path.source.mesh, path.target.mesh)
-        with side.together(edge):
-            for r in share.moves:
-                self._receive(r, landing, transfer)
-        for received, relayed in share.rounds:
-            with side.together(edge):
-                for r in received:
-                    self._receive(r, landing, transfer)
-                for s in relayed:
-                    spot = (s.piece.sender, s.piece.held)
-                    message = self._message(s.piece, transfer)
-                    s.transport.post_send(landing.buffers[spot], s.window, message, landing.before(spot, s.piece.box))
+        self.expecter(path, transfer)()
 
-    def _receive(self, received: Received, landing: _Landing, transfer: int) -> None:
+    def expecter(self, path: Path, transfer: int) -> Callable[[], None]:
+        """`expect` for one transfer."""
+        share, side = self._share(path), self._side_of(path)
+        if not share.spots:
+            return _nothing
+        landings, spots, take, early = self._landing, share.spots, side.memory.take, side.memory.early
+        dtype, placed, make = share.dtype, [spot for spot, _ in share.placed], _assembler(share)
+        together = partial(side.together, (path.source.mesh, path.target.mesh))
+        makes = path.target.mesh != HOST and not share.whole
+        moves = [self._landed(r, transfer) for r in share.moves]
+        rounds = [
+            (
+                [self._landed(r, transfer) for r in received],
+                [(s, self._message(s.piece, transfer)) for s in relayed],
+            )
+            for received, relayed in share.rounds
+        ]
+        every = [*share.moves, *(r for received, _ in share.rounds for r in received)]
+        copies = any(r.transport is not self._host.peers for r in every)
+
+        def expect() -> None:
+            buffers = {spot: take(shape, dtype, spot[0]) for spot, shape in spots}
+            landing = landings[transfer] = _Landing(buffers, copies)
+            if makes:
+                # Made before anybody waits for it.
+                landing.made = early(make, [buffers[spot] for spot in placed])
+            with together():
+                for move in moves:
+                    landing.receive(*move)
+            for received, relayed in rounds:
+                with together():
+                    for move in received:
+                        landing.receive(*move)
+                    for s, message in relayed:
+                        spot = (s.piece.sender, s.piece.held)
+                        s.transport.post_send(buffers[spot], s.window, message, landing.before(spot, s.piece.box))
+
+        return expect
+
+    def _landed(self, received: Received, transfer: int) -> _Move:
         piece = received.piece
         spot = (piece.receiver, piece.tile)
-        buffer = landing.buffers[spot]
-        target = buffer if received.window is None else buffer[received.window]
-        landing.copies |= received.transport is not self._host.peers
-        landing.add(spot, piece.box, received.transport.post_receive(target, self._message(piece, transfer)))
+        return (received.transport.post_receive, spot, piece.box, received.window, self._message(piece, transfer))
 
     def take(self, path: Path, transfer: int, what: str, owned: bool = False) -> jax.Array:
         """Wait for an expected transfer and make its value; `owned`: a program will overwrite it."""
-        share, side = self._share(path), self._side_of(path)
-        landing = self._land(transfer, what)
-        if landing.made is not None:
-            return landing.made
-        parts: list[Held] = []
-        for spot, device, whole in share.arriving:
-            part = landing.buffers.get(spot)
-            if part is None and whole is not None:
-                part = landing.buffers[spot] = side.local.take(self._message(whole, transfer))
-            if owned and isinstance(part, jax.Array) and device in part.devices():
-                part = copied(part)  # jax would not move it, and its owner may still read it
-            parts.append(part)
-        tests = [landing.tests(spot) if whole is None else () for spot, _, whole in share.arriving]
-        return self._assembled(share, side.memory.shards(parts, tests, owned))
+        return self.taker(path, transfer, what, owned)()
 
-    def _assembled(self, share: Share, parts: Sequence[Held]) -> jax.Array:
-        assert share.sharding is not None, "only values of a submesh are put together"
-        return assemble(share.shape, share.dtype, share.sharding, parts, share.devices)
+    def taker(self, path: Path, transfer: int, what: str, owned: bool = False) -> Callable[[], jax.Array]:
+        """`take` for one transfer: what all transfers of a kind share is made once, and so at hand in caches."""
+        key = (path, owned)
+        if key not in self._takers:
+            share, side = self._share(path), self._side_of(path)
+            self._takers[key] = (
+                self._landed_taker(share, side, owned) if share.spots else _whole_taker(share, side, owned)
+            )
+        whole = {spot: self._message(piece, transfer) for spot, piece in self._share(path).whole.items()}
+        return partial(self._takers[key], whole, transfer, what)
+
+    def _landed_taker(self, share: Share, side: Side, owned: bool) -> _Taker:
+        """`taker` where boxes land in buffers."""
+        local, shards, land, make = side.local, side.memory.shards, self._land, _assembler(share)
+        spots, devices = [spot for spot, _ in share.placed], share.devices
+
+        def take(whole: Mapping[Spot, Message], transfer: int, what: str) -> jax.Array:
+            landing = land(transfer, what)
+            if landing.made is not None:
+                return landing.made
+            buffers = {**landing.buffers, **local.take(whole)}
+            parts = [buffers[spot] for spot in spots]
+            if owned:
+                parts = [_own(part, device) for part, device in zip(parts, devices, strict=True)]
+            return make(shards(parts, [landing.tests(spot) for spot in spots], owned))
+
+        return take
 
     def _land(self, transfer: int, what: str) -> _Landing:
         landing, peers = self._landing.pop(transfer), self._host.peers
@@ -168,14 +214,12 @@ class Transfers:
             self.give(value, path, transfer, keep=False)
         if self._submeshes.rank != 0:
             return None
-        self.expect(path, transfer)
-        landing = self._land(transfer, what)
         share = self._share(path)
-        spot, _ = share.spots[0] if share.spots else next(iter(share.whole.items()))
-        whole = share.whole.get(spot)
-        return np.array(
-            landing.buffers[spot] if whole is None else self._host.local.take(self._message(whole, transfer))
-        )
+        if not share.spots:
+            spot, piece = next(iter(share.whole.items()))
+            return np.array(self._host.local.take({spot: self._message(piece, transfer)})[spot])
+        self.expect(path, transfer)
+        return np.array(self._land(transfer, what).buffers[share.spots[0][0]])
 
     def until_computed(self, value: jax.Array) -> None:
         """Return when a value is computed; messages move meanwhile."""
@@ -195,11 +239,6 @@ class Transfers:
             if not transport.idle():
                 wait_until(transport.idle, self.progress, self._watchdog, what, self.busy, longest=LONGEST_LAST_SLEEP)
 
-    @property
-    def _transports(self) -> list[Transport]:
-        peers = [self._side.peers, self._host.peers] if self._host is not self._side else [self._side.peers]
-        return [p for p in peers if p is not None]
-
     def _side_of(self, path: Path) -> Side:
         return self._host if path.target.mesh == HOST else self._side
 
@@ -214,23 +253,24 @@ class Transfers:
 
 
 class _Landing:
-    """A transfer under way: for each tile its buffer, and the boxes that land in it."""
+    """A transfer under way: for each tile its buffer, and the boxes that land in it.
 
-    def __init__(self) -> None:
-        self.buffers: dict[Spot, Buffer] = {}
-        self.copies = False
+    `copies`: some are copied within the process.
+    """
+
+    def __init__(self, buffers: Mapping[Spot, Buffer], copies: bool) -> None:
+        self.buffers, self.copies = buffers, copies
         self.made: jax.Array | None = None
         self._boxes: dict[Spot, list[tuple[Box, Test]]] = {}
         self._open: list[Test] = []
 
-    def begin(self, spot: Spot, buffer: Buffer) -> None:
-        """Boxes of a tile will land in `buffer`."""
-        self.buffers[spot] = buffer
-        self._boxes[spot] = []
-
-    def add(self, spot: Spot, box: Box, landed: Test) -> None:
-        """One of them."""
-        self._boxes[spot].append((box, landed))
+    def receive(
+        self, post: Callable[[Buffer, Message], Test], spot: Spot, box: Box, window: Window | None, message: Message
+    ) -> None:
+        """Let a box of a tile land, by `post`."""
+        buffer = self.buffers[spot]
+        landed = post(buffer if window is None else buffer[window], message)
+        self._boxes.setdefault(spot, []).append((box, landed))
         self._open.append(landed)
 
     def before(self, spot: Spot, box: Box) -> list[Test]:
@@ -245,3 +285,39 @@ class _Landing:
         """Whether all boxes have landed; those that have are not asked again."""
         self._open = [test for test in self._open if not test()]
         return not self._open
+
+
+def _assembler(share: Share) -> Callable[[Sequence[Held]], jax.Array]:
+    """Makes a tensor of its parts."""
+    shape, dtype, sharding, devices = share.shape, share.dtype, share.sharding, share.devices
+
+    def make(parts: Sequence[Held]) -> jax.Array:
+        assert sharding is not None, "only values of a submesh are put together"
+        return assemble(shape, dtype, sharding, parts, devices)
+
+    return make
+
+
+def _whole_taker(share: Share, side: Side, owned: bool) -> _Taker:
+    """`Transfers.taker` of tiles that all move from device to device as they are: what was given is there."""
+    local, shards, make = side.local, side.memory.shards, _assembler(share)
+    spots, devices, untested = [spot for spot, _ in share.placed], share.devices, [()] * len(share.placed)
+
+    def take(whole: Mapping[Spot, Message], transfer: int, what: str) -> jax.Array:
+        found = local.take(whole)
+        parts = [found[spot] for spot in spots]
+        if owned:
+            parts = [_own(part, device) for part, device in zip(parts, devices, strict=True)]
+        return make(shards(parts, untested, owned))
+
+    return take
+
+
+def _own(part: Held, device: Any) -> Held:
+    """A part that a program may overwrite: jax would not move what lies on its device, and its owner may still read
+    it."""
+    return copied(part) if isinstance(part, jax.Array) and device in part.devices() else part
+
+
+def _nothing(*_: Any) -> None:
+    pass

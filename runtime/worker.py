@@ -257,19 +257,20 @@ class Worker:
         return number
 
     def _give(self, action: actions.Give) -> Callable[[], None]:
-        give, slots, a = self._transfers.give, self._slots, action
-        return lambda: give(slots[a.value], a.path, a.transfer, a.keep)
+        give, slots, value = self._transfers.giver(action.path, action.transfer, action.keep), self._slots, action.value
+        return lambda: give(slots[value])
 
     def _expect(self, action: actions.Expect) -> Callable[[], None]:
-        return partial(self._transfers.expect, action.path, action.transfer)
+        return self._transfers.expecter(action.path, action.transfer)
 
     def _take(self, action: actions.Take) -> Callable[[], None]:
-        slots, transfers, a = self._slots, self._transfers, action
+        take = self._transfers.taker(action.path, action.transfer, action.what, action.owned)
+        slots, result = self._slots, action.result
 
-        def take() -> None:
-            slots[a.result] = transfers.take(a.path, a.transfer, a.what, a.owned)
+        def fill() -> None:
+            slots[result] = take()
 
-        return take
+        return fill
 
     def _assign(self, action: actions.Assign) -> Callable[[], None]:
         def assign() -> None:
@@ -290,10 +291,10 @@ class Worker:
 
         self._trials["add", action.combine, action.types, action.donate] = trial
 
+        over, apart = [totals[i] for i in given], [totals[i] for i in kept]
+
         def add() -> None:
-            fresh = [slots[i] for i in values]
-            old = [slots[i] for i in totals]
-            new = run([old[i] for i in given], [old[i] for i in kept], fresh)
+            new = run([slots[i] for i in over], [slots[i] for i in apart], [slots[i] for i in values])
             for slot, value in zip(totals, new, strict=True):
                 slots[slot] = value
             self._latest = slots[totals[0]]

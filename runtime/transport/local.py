@@ -8,10 +8,13 @@ another thread, so that two may want to begin the same copy: a lock keeps them a
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from alpa_mlir.runtime.transport.base import Buffer, Held, Message, Test, Transport, Window
 from alpa_mlir.runtime.transport.memory import Memory
+
+Spot = TypeVar("Spot", bound=Hashable)
 
 
 class LocalTransport(Transport):
@@ -28,11 +31,11 @@ class LocalTransport(Transport):
         with self.lock:
             self.posted[message] = (held, window, after)
 
-    def take(self, message: Message) -> Held:
-        """The array that was posted, without its window: for tiles that move whole."""
+    def take(self, messages: Mapping[Spot, Message]) -> dict[Spot, Held]:
+        """The arrays that were posted, without their windows: for tiles that move whole."""
         with self.lock:
-            self._safe.discard(message)
-            return self.posted.pop(message)[0]
+            self._safe.difference_update(messages.values())
+            return {spot: self.posted.pop(message)[0] for spot, message in messages.items()}
 
     def post_receive(self, target: Buffer, message: Message) -> Test:
         """See `Transport`; done once the box was posted, its array is computed, and it is copied."""
@@ -65,25 +68,28 @@ class LocalTransport(Transport):
 class Copy:
     """Whether a box was copied: the test of a receive within the process."""
 
+    __slots__ = ("_begins", "_copied", "_lock", "_message", "_posted", "_target")
+
     def __init__(self, transport: LocalTransport, target: Buffer, message: Message) -> None:
-        self._transport, self._target, self._message = transport, target, message
+        self._posted, self._lock, self._begins = transport.posted, transport.lock, transport.memory.copy
+        self._target, self._message = target, message
         self._copied: Test | None = None
 
     def __call__(self) -> bool:
-        copied = self.begun()
-        return copied is not None and copied()
+        copied = self._copied
+        if copied is None:
+            copied = self.begun()
+            if copied is None:
+                return False
+        return copied()
 
     def begun(self) -> Test | None:
         """The test of the memory's copy, which begins when it can; None while it cannot."""
-        with self._transport.lock:
-            return self._begin()
-
-    def _begin(self) -> Test | None:
-        posted = self._transport.posted
-        if self._copied is None and (found := posted.get(self._message)) is not None:
-            held, window, after = found
-            if not after or all(done() for done in after):
-                self._copied = self._transport.memory.copy(self._target, held, window, after)
-                if self._copied is not None:
-                    del posted[self._message]
-        return self._copied
+        with self._lock:
+            if self._copied is None and (found := self._posted.get(self._message)) is not None:
+                held, window, after = found
+                if not after or all(done() for done in after):
+                    self._copied = self._begins(self._target, held, window, after)
+                    if self._copied is not None:
+                        del self._posted[self._message]
+            return self._copied

@@ -10,6 +10,7 @@ import gc
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -59,14 +60,25 @@ def assemble(
 ) -> jax.Array:
     """A tensor from one part for each device of this process: host arrays, or arrays of any device."""
     # What jax.device_put ends in, without its 40 µs of looking at pytrees and types.
-    aval = jax.core.ShapedArray(shape, dtype)
-    made: jax.Array = xla_client.batched_device_put(aval, sharding, list(parts), list(devices))
+    made: jax.Array = xla_client.batched_device_put(_aval(shape, dtype), sharding, list(parts), list(devices))
     return made
 
 
-def parted(value: jax.Array) -> dict[int, Held]:
-    """The parts of a tensor on this process's devices, by jax's number of the device: `assemble` undone."""
-    return {shard.device.id: shard.data for shard in value.addressable_shards}
+_aval = lru_cache(maxsize=1024)(jax.core.ShapedArray)
+
+
+def parted(value: jax.Array, order: list[int] | None = None) -> dict[int, Held]:
+    """The parts of a tensor on this process's devices, by jax's number of the device: `assemble` undone.
+
+    `order`, empty at first, remembers these numbers from tensor to tensor of one sharding: asking for all that jax says
+    of the parts takes 20 µs.  (Where all devices hold the same, jax names the parts in no other way.)
+    """
+    if order:
+        return {device: value.addressable_data(n) for n, device in enumerate(order)}
+    shards = value.addressable_shards
+    if order is not None and (len(shards) == 1 or not value.is_fully_replicated):
+        order += [shard.device.id for shard in shards]
+    return {shard.device.id: shard.data for shard in shards}
 
 
 copied = jax.jit(jnp.copy)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import mlp_plan
 import numpy as np
+from parts import in_parts
 
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.mesh import Mesh
@@ -217,7 +218,7 @@ def _exchange(world: Any, plan: Plan, routes: Any, path: Path, devices: Any, sub
         if submeshes.own_tiles(path.source):
             shard = jax.device_put(value[within(submeshes.own_tiles(path.source)[world.rank], whole(SHAPE))])
             shards = [SimpleNamespace(device=devices[world.rank], data=shard)]
-            transfers.give(SimpleNamespace(addressable_shards=shards), path, number, False)
+            transfers.give(in_parts(shards), path, number, False)
         if submeshes.own_tiles(path.target):
             transfers.expect(path, number)
     for number, value in enumerate(given):

@@ -15,6 +15,7 @@ import mlp_plan
 import numpy as np
 import pytest
 from fake_nccl import Deadlock, World
+from parts import in_parts
 
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.mesh import Mesh
@@ -63,7 +64,7 @@ class OneRank:
             tile = self.job.values[number][within(box, whole(SHAPE))]
             place = self.submeshes.device(device)
             shards.append(SimpleNamespace(device=place, data=jax.device_put(tile, place)))
-        self.transfers.give(SimpleNamespace(addressable_shards=shards), self.job.path, number, False)
+        self.transfers.give(in_parts(shards), self.job.path, number, False)
 
     def expect(self, number: int) -> None:
         self.transfers.expect(self.job.path, number)
@@ -73,10 +74,11 @@ class OneRank:
         share = self.transfers._share(self.job.path)
         if not share.placed:
             return
-        landing = self.transfers._landing[number]
+        landing = self.transfers._landing.get(number)
         for spot, _ in share.placed:
             if spot in share.whole:
-                made = self.side.local.take(self.transfers._message(share.whole[spot], number))
+                message = self.transfers._message(share.whole[spot], number)
+                made = self.side.local.take({spot: message})[spot]
             else:
                 (made,) = self.side.memory.shards([landing.buffers[spot]], [landing.tests(spot)], False)
             expected = self.job.values[number][within(spot[1], whole(SHAPE))]
