@@ -383,18 +383,20 @@ class Rank:
 
     def _conclude(self, results: list[Array]) -> int:
         from alpa_mlir.runtime.inputs import write_outputs
-        from alpa_mlir.runtime.reference import report, run_original, tolerance_for
+        from alpa_mlir.runtime.reference import Bound, bound_for, report, run_original
 
         if self._job.outputs:
             write_outputs(self._job.outputs, results)
         if self._reference is None:
             return OK
         arguments = self._plan.main.arguments
-        expected = run_original(self._reference, arguments, self._whole, self._steps, self._job.store)
-        tolerance = self._job.tolerance
-        if tolerance is None:
-            tolerance = tolerance_for(self._reference)
+        inputs = (self._reference, arguments, self._whole, self._steps, self._job.store)
+        expected = run_original(*inputs)
+        if self._job.tolerance is not None:
+            bound = Bound(self._job.tolerance)
+        else:
+            bound = bound_for(self._reference, results, expected, lambda wide: run_original(*inputs, wide))
         names = [self._name(i) for i in range(len(results))]
-        lines, equal = report(names, results, expected, tolerance)
+        lines, equal = report(names, results, expected, bound)
         print("\n".join(lines), flush=True)
         return OK if equal else FAILED
