@@ -70,8 +70,7 @@ class MeshTensor:
     @staticmethod
     def of(tensor: ir.Type, mesh: str, sharding: Sharding) -> MeshTensor:
         """The mesh tensor of a ranked, static tensor type."""
-        ranked = ir.RankedTensorType(tensor)
-        return MeshTensor(mesh, tuple(ranked.shape), str(ranked.element_type), sharding)
+        return _mesh_tensor(tensor, mesh, sharding)
 
     @staticmethod
     def read(kind: ir.Type, location: ir.Location | None = None) -> MeshTensor:
@@ -80,6 +79,12 @@ class MeshTensor:
             return _read_type(kind)
         except CompileError as e:
             raise CompileError(e.message, location) from None
+
+
+@lru_cache(maxsize=65536)
+def _mesh_tensor(tensor: ir.Type, mesh: str, sharding: Sharding) -> MeshTensor:
+    ranked = ir.RankedTensorType(tensor)
+    return MeshTensor(mesh, tuple(ranked.shape), str(ranked.element_type), sharding)
 
 
 @lru_cache(maxsize=65536)

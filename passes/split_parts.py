@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
 from jaxlib.mlir import ir
@@ -55,6 +55,8 @@ class Part:
     result_bindings: list[Binding]
     types: dict[ir.Value, MeshTensor]
     position: dict[int, int]
+    maker: dict[ir.Value, int]
+    """The position of the op that makes each value that is no argument."""
     terminator: ir.Operation
     live: list[bool] = field(default_factory=list)
     transfer: list[bool] = field(default_factory=list)
@@ -74,9 +76,7 @@ class Part:
 
     def producer(self, value: ir.Value) -> int | None:
         """The position of the op that makes a value; None for an argument."""
-        if value in self.arguments:
-            return None
-        return self.position[op_id(value.owner)]
+        return self.maker.get(value)
 
     def binding(self, value: ir.Value) -> Binding:
         """What an argument stands for."""
@@ -157,6 +157,7 @@ def read_part(function: ir.Operation) -> Part:
         bindings(results),
         types,
         {op_id(op): i for i, op in enumerate(ops[:-1])},
+        {value: i for i, op in enumerate(ops[:-1]) for value in op.results},
         ops[-1],
     )
 
@@ -180,7 +181,7 @@ def reshard_return(part: Part, number: int, wanted: MeshTensor, stage: int, phas
     part.result_entries[number][SHARDING] = sharding_attribute(wanted.sharding, wanted.mesh, context)
     part.returns[number] = op.results[0]
     part.types[op.results[0]] = wanted
-    part.position[op_id(op)] = len(part.ops)
+    part.position[op_id(op)] = part.maker[op.results[0]] = len(part.ops)
     part.ops.append(op)
 
 
@@ -265,7 +266,12 @@ def _is_at_hand(part: Part, value: ir.Value) -> bool:
 
 def _size(value: ir.Value) -> float:
     """Bytes of a whole tensor."""
-    kind = ir.RankedTensorType(value.type)
+    return _type_size(value.type)
+
+
+@lru_cache(maxsize=65536)
+def _type_size(kind: ir.Type) -> float:
+    kind = ir.RankedTensorType(kind)
     return element_bytes(str(kind.element_type)) * prod(int(n) for n in kind.shape)
 
 
