@@ -33,6 +33,7 @@ from alpa_mlir.dialect.sharding import (
     sharding_attribute,
 )
 from alpa_mlir.passes.local.device_function import RESHARDS, boundary_sharding, localize_function, significant
+from alpa_mlir.passes.local.equal_functions import anonymous, replace_by_copy
 from alpa_mlir.passes.registry import Pass, register
 
 MANUAL = "sdy.manual_computation"
@@ -58,10 +59,16 @@ class Localize(Pass):
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Rewrite `module` in place."""
         partial: list[str] = []
+        done: dict[tuple[object, ...], tuple[ir.Operation, str]] = {}
         for name, mesh, function in sharded_functions(module):
             if _has_partial_boundary(function):
                 partial.append(name)
-            localize_function(function, mesh, count(1))
+            key = (anonymous(function, mesh.name), mesh.axes)
+            if key in done:
+                replace_by_copy(function, mesh.name, *done[key])
+            else:
+                localize_function(function, mesh, count(1))
+                done[key] = function, mesh.name
         _check_calls(module, partial)
         _retype_main(module)
 

@@ -24,6 +24,7 @@ from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.links import MeshLinks, mesh_links, pair_link
 from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
 from alpa_mlir.passes.inter.estimates import ESTIMATE
+from alpa_mlir.passes.local.equal_functions import anonymous
 from alpa_mlir.passes.registry import Pass, register
 
 PARTS = ("forward", "backward", "weight", "update", "prologue")
@@ -77,18 +78,12 @@ def _price_functions(
     equal: dict[tuple[object, ...], FunctionCost] = {}
     for call in (s for s in main.steps if isinstance(s, Fragment)):
         function, at = found[call.function], links[call.mesh]
-        key = (_anonymous(function, call.mesh), at.content, parts[call.mesh])
+        key = (anonymous(function, call.mesh), at.content, parts[call.mesh])
         if key not in equal:
             equal[key] = price_function(function, at, parts[call.mesh])
         costs[call.function] = equal[key]
         _write_cost(function, equal[key])
     return costs
-
-
-def _anonymous(function: ir.Operation, mesh: str) -> str:
-    """The text of a function without its own and its mesh's name: equal stages have equal text."""
-    name = ir.StringAttr(function.attributes["sym_name"]).value
-    return str(function).replace(f"@{name}(", "@(", 1).replace(f"@{mesh},", "@,")
 
 
 def _write_cost(function: ir.Operation, cost: FunctionCost) -> None:
