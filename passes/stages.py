@@ -206,7 +206,7 @@ class Stages(Pass):
         shapes = [shape for shape in on_offer if shape in wanted] or on_offer
         every = interleavings(profiler, cluster, shapes, layers, microbatches, self.stages, self.chunks)
         if self.rough:
-            _write_useful(module, near_shapes(every), 0.0)
+            _write_useful(module, near_shapes(every, cluster.device_count), 0.0)
         if not every:
             asked = (
                 f"{self.stages or 'any number of'} stages, {self.chunks or f'{CHUNKS[0]} to {CHUNKS[-1]}'} a submesh"

@@ -27,7 +27,8 @@ CHUNKS = (2, 3, 4)
 KIND = "interleaved"
 NEAR, FEW = 0.2, 3
 """Shapes whose prices make a step longer than the best by more than this part of it are of no use, nor are those after
-the first FEW: each takes an optimum for every layer and every stage."""
+the first FEW, or after the best on MANY devices: each takes an optimum for every layer and every stage."""
+MANY = 256
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,12 @@ def interleavings(
     return sorted(found, key=lambda i: i.timeline.makespan)
 
 
-def near_shapes(found: Sequence[Interleaving]) -> list[tuple[int, ...]]:
+def near_shapes(found: Sequence[Interleaving], devices: int) -> list[tuple[int, ...]]:
     """The first few shapes of interleavings (the best first) that are nearly as good as the best."""
     most = (1 + NEAR) * found[0].timeline.makespan if found else 0.0
-    return list(dict.fromkeys(i.mesh.shape for i in found if i.timeline.makespan <= most))[:FEW]
+    return list(dict.fromkeys(i.mesh.shape for i in found if i.timeline.makespan <= most))[
+        : FEW if devices < MANY else 1
+    ]
 
 
 def _priced(
