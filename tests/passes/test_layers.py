@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -255,3 +255,12 @@ def test_too_many_layers_are_refused_and_automatic_ones_fit() -> None:
     with pytest.raises(CompileError, match="7 layers were asked for, but the forward pass has only 6 contractions"):
         layered(step_of(with_loss), 7)
     assert max(layered(step_of(with_loss), 0).layers) == DEPTH - 1
+
+
+def test_automatic_layers_are_equal_where_a_few_more_make_them_so() -> None:
+    """18 equal blocks: nine layers of two rather than eight of two or three."""
+    model = MODELS["gpt"]
+    made = layered(model.build(replace(model.presets["tiny"], layers=18)), 0)
+    assert max(made.layers) == 8
+    forward = made.contractions(FORWARD)
+    assert len({forward[k] for k in range(1, 8)}) == 1

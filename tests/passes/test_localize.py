@@ -230,3 +230,31 @@ def test_same_input_same_bytes():
         return print_module(localized(module))
 
     assert text() == text()
+
+
+def stage_text(stage: int, sharding: str) -> str:
+    mesh = f"@stage_{stage}"
+    return f"""
+  func.func private @stage_{stage}_forward(
+      %x: tensor<4x8xf32> {{sdy.sharding = #sdy.sharding<{mesh}, [{{}}, {{"x"}}]>}},
+      %w: tensor<8x4xf32> {{sdy.sharding = #sdy.sharding<{mesh}, [{{"x"}}, {{}}]>}})
+      -> (tensor<4x4xf32> {{sdy.sharding = #sdy.sharding<{mesh}, [{sharding}]>}}) {{
+    %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+      {{sdy.sharding = #sdy.sharding_per_value<[<{mesh}, [{sharding}]>]>}}
+      : (tensor<4x8xf32>, tensor<8x4xf32>) -> tensor<4x4xf32>
+    return %0 : tensor<4x4xf32>
+  }}"""
+
+
+def test_equal_stages_are_localized_alike() -> None:
+    """A stage that equals another but for names comes out as it does alone; one that differs is no copy."""
+    meshes = [f'  sdy.mesh @stage_{s} = <["x"=2]>' for s in (1, 10, 2)]
+    bodies = [stage_text(1, "{}, {}"), stage_text(10, "{}, {}"), stage_text(2, '{"x"}, {}')]
+    together = localized(parse_module("\n".join(["module {", *meshes, *bodies, "}"]), make_context()))
+    for body, stage in zip(bodies, (1, 10, 2), strict=True):
+        alone = localized(parse_module("\n".join(["module {", *meshes, body, "}"]), make_context()))
+        name = f"stage_{stage}_forward"
+        assert str(functions(together)[name]) == str(functions(alone)[name])
+    assert list(functions(together)) == ["stage_1_forward", "stage_10_forward", "stage_2_forward"]
+    assert "all_reduce" in str(functions(together)["stage_10_forward"])
+    assert "reduce_scatter" in str(functions(together)["stage_2_forward"])
