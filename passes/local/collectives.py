@@ -43,6 +43,8 @@ class DeviceProgram:
     ip: ir.InsertionPoint
     channels: Iterator[int] = field(default_factory=lambda: count(1))
     _coordinates: dict[tuple[str, ...], ir.Value] = field(default_factory=dict)
+    _devices: dict[object, ir.Attribute] = field(default_factory=dict)
+    """Groups of devices by axes, and pairs by shardings: thousands of numbers each on a large mesh."""
 
     def run(self, steps: Sequence[Step], value: ir.Value, kind: str = "add") -> ir.Value:
         """`value` after the steps; partial sums are combined by `kind`."""
@@ -109,9 +111,12 @@ class DeviceProgram:
         return op.results[0]
 
     def _permute(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
-        pairs = np.array(exchanges(step.before, step.after, self.mesh), np.int64)
+        key = (step.before, step.after)
+        if key not in self._devices:
+            pairs = exchanges(step.before, step.after, self.mesh)
+            self._devices[key] = ir.DenseElementsAttr.get(np.array(pairs, np.int64))
         channel = self._channel()["channel_handle"]
-        return stablehlo.collective_permute(value, ir.DenseElementsAttr.get(pairs), channel_handle=channel, ip=self.ip)
+        return stablehlo.collective_permute(value, self._devices[key], channel_handle=channel, ip=self.ip)
 
     def _slice(self, step: Step, value: ir.Value, kind: str) -> ir.Value:
         part = _resized(value, {step.dim: -self.mesh.extent(step.axes)})
@@ -121,7 +126,9 @@ class DeviceProgram:
         return stablehlo.dynamic_slice(value, starts, list(shape), ip=self.ip)
 
     def _groups(self, axes: tuple[str, ...]) -> ir.Attribute:
-        return ir.DenseElementsAttr.get(np.array(self.mesh.groups(axes), np.int64))
+        if axes not in self._devices:
+            self._devices[axes] = ir.DenseElementsAttr.get(np.array(self.mesh.groups(axes), np.int64))
+        return self._devices[axes]
 
     def _channel(self) -> dict[str, object]:
         handle = stablehlo.ChannelHandle.get(next(self.channels), 1)
