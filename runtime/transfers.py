@@ -43,7 +43,7 @@ LONGEST_LAST_SLEEP = 1e-4
 """Seconds; the others go on when the last messages have left, so that nobody sees that late."""
 _Move = tuple[Callable[[Buffer, Message], Test], Spot, Box, Window | None, Message]
 """How a box lands: what `_Landing.receive` takes."""
-_Taker = Callable[[Mapping[Spot, Message], int, str], jax.Array]
+_Taker = Callable[[Sequence[Message], int, str], jax.Array]
 """Makes the value of a transfer of one kind: from the messages of its whole tiles, its number, and what it is."""
 
 
@@ -177,19 +177,19 @@ class Transfers:
             self._takers[key] = (
                 self._landed_taker(share, side, owned) if share.spots else _whole_taker(share, side, owned)
             )
-        whole = {spot: self._message(piece, transfer) for spot, piece in self._share(path).whole.items()}
+        whole = [self._message(piece, transfer) for piece in self._share(path).whole.values()]
         return partial(self._takers[key], whole, transfer, what)
 
     def _landed_taker(self, share: Share, side: Side, owned: bool) -> _Taker:
         """`taker` where boxes land in buffers."""
         local, shards, land, make = side.local, side.memory.shards, self._land, _assembler(share)
-        spots, devices = [spot for spot, _ in share.placed], share.devices
+        spots, devices, moved = [spot for spot, _ in share.placed], share.devices, list(share.whole)
 
-        def take(whole: Mapping[Spot, Message], transfer: int, what: str) -> jax.Array:
+        def take(whole: Sequence[Message], transfer: int, what: str) -> jax.Array:
             landing = land(transfer, what)
             if landing.made is not None:
                 return landing.made
-            buffers = {**landing.buffers, **local.take(whole)}
+            buffers = {**landing.buffers, **dict(zip(moved, local.take(whole), strict=True))}
             parts = [buffers[spot] for spot in spots]
             if owned:
                 parts = [_own(part, device) for part, device in zip(parts, devices, strict=True)]
@@ -216,8 +216,8 @@ class Transfers:
             return None
         share = self._share(path)
         if not share.spots:
-            spot, piece = next(iter(share.whole.items()))
-            return np.array(self._host.local.take({spot: self._message(piece, transfer)})[spot])
+            piece = next(iter(share.whole.values()))
+            return np.array(self._host.local.take([self._message(piece, transfer)])[0])
         self.expect(path, transfer)
         return np.array(self._land(transfer, what).buffers[share.spots[0][0]])
 
@@ -301,11 +301,12 @@ def _assembler(share: Share) -> Callable[[Sequence[Held]], jax.Array]:
 def _whole_taker(share: Share, side: Side, owned: bool) -> _Taker:
     """`Transfers.taker` of tiles that all move from device to device as they are: what was given is there."""
     local, shards, make = side.local, side.memory.shards, _assembler(share)
-    spots, devices, untested = [spot for spot, _ in share.placed], share.devices, [()] * len(share.placed)
+    moved, devices, untested = list(share.whole), share.devices, [()] * len(share.placed)
+    order = [moved.index(spot) for spot, _ in share.placed]
 
-    def take(whole: Mapping[Spot, Message], transfer: int, what: str) -> jax.Array:
+    def take(whole: Sequence[Message], transfer: int, what: str) -> jax.Array:
         found = local.take(whole)
-        parts = [found[spot] for spot in spots]
+        parts = [found[n] for n in order]
         if owned:
             parts = [_own(part, device) for part, device in zip(parts, devices, strict=True)]
         return make(shards(parts, untested, owned))

@@ -8,13 +8,10 @@ another thread, so that two may want to begin the same copy: a lock keeps them a
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from alpa_mlir.runtime.transport.base import Buffer, Held, Message, Test, Transport, Window
 from alpa_mlir.runtime.transport.memory import Memory
-
-Spot = TypeVar("Spot", bound=Hashable)
 
 
 class LocalTransport(Transport):
@@ -31,11 +28,13 @@ class LocalTransport(Transport):
         with self.lock:
             self.posted[message] = (held, window, after)
 
-    def take(self, messages: Mapping[Spot, Message]) -> dict[Spot, Held]:
+    def take(self, messages: Sequence[Message]) -> list[Held]:
         """The arrays that were posted, without their windows: for tiles that move whole."""
         with self.lock:
-            self._safe.difference_update(messages.values())
-            return {spot: self.posted.pop(message)[0] for spot, message in messages.items()}
+            if self._safe:
+                self._safe.difference_update(messages)
+            posted = self.posted
+            return [posted.pop(message)[0] for message in messages]
 
     def post_receive(self, target: Buffer, message: Message) -> Test:
         """See `Transport`; done once the box was posted, its array is computed, and it is copied."""

@@ -78,7 +78,7 @@ class OneRank:
         for spot, _ in share.placed:
             if spot in share.whole:
                 message = self.transfers._message(share.whole[spot], number)
-                made = self.side.local.take({spot: message})[spot]
+                (made,) = self.side.local.take([message])
             else:
                 (made,) = self.side.memory.shards([landing.buffers[spot]], [landing.tests(spot)], False)
             expected = self.job.values[number][within(spot[1], whole(SHAPE))]
