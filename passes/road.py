@@ -63,6 +63,8 @@ class Road:
     """The logical meshes of all stages found so far: on large clusters those that interleaved stages may have."""
     meshes: dict[Setting, str] = field(default_factory=dict)
     """The logical meshes that were of use under each setting that was compared roughly."""
+    chunks: dict[Setting, int] = field(default_factory=dict)
+    """On large clusters: how many stages share a submesh where an interleaved setting was compared roughly."""
 
     def run(self, module: ir.Module, texts: Sequence[str], remarks: list[Remark]) -> bool:
         """Run passes; True where the last one to run was among them."""
@@ -214,9 +216,9 @@ class Road:
             return replace(layered, setting=setting)
         module, remarks = clone_module(layered.module), list(layered.remarks)
         attempt = Attempt(setting, module)
+        options = replace(self.options, chunks=self.chunks.get(setting, self.options.chunks))
         try:
-            meshes = self._meshes(setting)
-            self.run(module, until_stages(self.options, setting, meshes, rough, memory), remarks)
+            self.run(module, until_stages(options, setting, self._meshes(setting), rough, memory), remarks)
         except NotFoldable:
             raise
         except CompileError as error:
@@ -225,6 +227,9 @@ class Road:
             attempt = replace(attempt, remarks=tuple(remarks))
             for stage in read_stages(module).values():
                 self.chosen.setdefault("x".join(map(str, stage.mesh.shape)))
+            if setting.interleaved and rough and self.options.cluster.nodes >= LARGE:
+                pipeline = read_pipeline(module)
+                self.chunks[setting] = len(pipeline) // len(set(pipeline))
         attributes = module.operation.attributes
         attributes[alpa.CLUSTER] = self.options.cluster.attribute(module.context)
         if alpa.MESHES in attributes:
