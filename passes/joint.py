@@ -13,7 +13,8 @@ that fits in memory wins.  Not everything is tried:
   it;
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time while
   its pipeline fills and drains (that is what it shortens; stages that are uneven stay so), and exactly only where at
-  its prices the step is less than DOUBT longer than the best.
+  its prices the step is less than DOUBT longer than the best. On large clusters it is not tried at all: the optima of
+  its stages take minutes there.
 
 What is more complicated (another schedule than 1F1B, recomputation) must gain more than WORTH.  The plan records
 what else was considered (`alpa.considered`).
@@ -116,7 +117,7 @@ class Wishes:
 
     `memory` in bytes per device, of those that have least. `in_order`: the stages are not searched (they are given, or
     there is one), so that nothing is known before all is done: the first setting that fits is taken. `given`: the
-    user says stages and meshes.
+    user says stages and meshes. `interleave`: interleaving may be tried where no schedule is given.
     """
 
     microbatches: tuple[int, ...]
@@ -125,6 +126,7 @@ class Wishes:
     memory: float
     in_order: bool = False
     given: bool = False
+    interleave: bool = True
 
 
 class JointChoice:
@@ -266,7 +268,7 @@ class JointChoice:
     def _try_interleaving(self) -> None:
         """Where the best step fills and drains long: stages that share submeshes, for about as many microbatches."""
         possible = [r for r in self.rows if r.error is None and r.seconds is not None]
-        if self.wishes.schedule != AUTO or not possible:
+        if self.wishes.schedule != AUTO or not self.wishes.interleave or not possible:
             return
         best = self._best(possible)
         waiting = len(set(read_pipeline(self.attempts[best.setting].module))) - 1

@@ -22,6 +22,7 @@ from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.fold import fold
 from alpa_mlir.passes.inter.fold_layers import NotFoldable, cut_period
+from alpa_mlir.passes.inter.interleave import MANY
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.joint import FULL, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
@@ -89,7 +90,9 @@ class Road:
         in_order = bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
         memory = float(options.cluster.memory)
         fixed = bool(options.mesh or given)
-        wishes = Wishes(tuple(counts), options.schedule, options.remat, memory, in_order, fixed)
+        wishes = Wishes(
+            tuple(counts), options.schedule, options.remat, memory, in_order, fixed, options.cluster.device_count < MANY
+        )
         self.rough = len(counts) > 1 and not in_order
         self.small = {0: normal}
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None

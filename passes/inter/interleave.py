@@ -1,10 +1,10 @@
 """Stages for an interleaved schedule: S = v·p stages on p equal submeshes, stage s on submesh s mod p.
 
 All submeshes have the same size and logical shape, so a good cut is an even one: contiguous layers whose longest
-stage is as short as possible, with the cost of single layers (each an optimum of the intra-operator program) as
-weights.  For every number of submeshes, chunks and shape that can be, the stages of the even cut are then
-priced as they are and the schedule is simulated; the shortest step within memory wins.  Where plans are compared,
-stages cost their prices first (`listed.py`): what is much worse than the best need not be tried exactly.
+stage is as short as possible, with the cost of single layers (each an optimum of the intra-operator program, memory
+left aside) as weights.  For every number of submeshes, chunks and shape that can be, the stages of the even cut are
+then priced as they are and the schedule is simulated; the shortest step within memory wins.  Where plans are
+compared, stages cost their prices first (`listed.py`): what is much worse than the best need not be tried exactly.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ NEAR, FEW = 0.2, 3
 """Shapes whose prices make a step longer than the best by more than this part of it are of no use, nor are those after
 the first FEW, or after the best on MANY devices: each takes an optimum for every layer and every stage."""
 MANY = 256
+"""From so many devices on interleaving is tried only where the user asks for it."""
+INFINITE = float("inf")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def interleavings(
         possible = [v for v in ([chunks] if chunks else CHUNKS) if stages in (0, v * lanes) and v * lanes <= layers]
         if rest or lanes < 2 or not possible:
             continue
-        weights = [profiler.cost((k, k), mesh).microbatch_seconds for k in range(layers)]
+        weights = [profiler.cost((k, k), mesh, 1, INFINITE).microbatch_seconds for k in range(layers)]
         for v in possible:
             cut = even_cut(weights, v * lanes)
             one = _priced(profiler, cluster, cut, mesh, Pipeline(v * lanes, lanes, microbatches))
