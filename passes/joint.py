@@ -33,6 +33,7 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.estimates import read_estimates
+from alpa_mlir.passes.inter.search import FURTHER
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
 from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
@@ -106,7 +107,7 @@ class Attempt:
     floor: float = 0.0
     """Seconds that a step takes at least, however much memory there is, as far as known."""
     ahead: tuple[float, ...] = ()
-    """Where memory is short: about the seconds of a step with 2, 4, … times as many microbatches."""
+    """Where memory is short: about the seconds of a step with FURTHER times as many microbatches."""
     exact: bool = False
     """Whether the stages were solved, rather than priced."""
 
@@ -245,7 +246,7 @@ class JointChoice:
         if not fewer:
             return None
         attempt, times = self.attempts[replace(setting, microbatches=fewer)], setting.microbatches // fewer
-        known = dict(zip((2**k for k in range(1, len(attempt.ahead) + 1)), attempt.ahead, strict=True))
+        known = dict(zip(FURTHER, attempt.ahead, strict=False))
         expected = known.get(times, 0.0)
         return expected if expected > (1 + AGAIN) * attempt.floor > 0.0 else None
 

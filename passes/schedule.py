@@ -66,7 +66,7 @@ class SchedulePass(Pass):
             )
         main = read_main(module)
         costs = read_costs(module, main)
-        plans = {kind: _plan(module, main, kind, self.join) for kind in self._kinds(module, main)}
+        plans = {kind: scheduled(module, main, kind, self.join) for kind in self._kinds(module, main)}
         kind = next(iter(plans)) if len(plans) == 1 else self._quickest(module, plans, costs)
         write_schedules(module, plans[kind].schedules)
         alpa.set_string(module.operation, alpa.LEVEL, "plan")
@@ -108,7 +108,9 @@ class SchedulePass(Pass):
         return min(quick or list(played), key=lambda kind: peaks[kind])
 
 
-def _plan(module: ir.Module, main: PlanMain, kind: str, join: bool) -> Plan:
+def scheduled(module: ir.Module, main: PlanMain, kind: str, join: bool = True) -> Plan:
+    """A split module with the instruction lists of a kind of schedule; `main` is its step, or one of fewer
+    microbatches."""
     pipeline = read_pipeline(module)
     lists = instruction_lists(main, kind, pipeline, join)
     schedules = tuple(Schedule(mesh, kind, lane) for mesh, lane in lists.items())

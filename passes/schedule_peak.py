@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from jaxlib.mlir import ir
 
-from alpa_mlir.dialect.plan import Plan, Schedule, read_pipeline, read_stages
+from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.dialect.staged_main import read_main
-from alpa_mlir.passes.schedule_lists import instruction_lists
+from alpa_mlir.passes.schedule import scheduled
 from alpa_mlir.passes.schedule_timeline import play_plan, read_costs
 
 ALL_AT_ONCE = "gpipe"
@@ -33,6 +33,4 @@ def expected_peaks(module: ir.Module, kind: str) -> tuple[float, ...]:
     enough = lanes * (2 * -(-len(pipeline) // lanes) + 2)
     if kind != ALL_AT_ONCE and enough < main.microbatches:
         main = replace(main, microbatches=enough, _by_id={}, _often=set())
-    lists = instruction_lists(main, kind, pipeline)
-    schedules = tuple(Schedule(mesh, kind, lane) for mesh, lane in lists.items())
-    return play_plan(Plan(read_stages(module), main, schedules, None, pipeline), costs).peak_bytes
+    return play_plan(scheduled(module, main, kind), costs).peak_bytes

@@ -392,10 +392,9 @@ class Rank:
         arguments = self._plan.main.arguments
         inputs = (self._reference, arguments, self._whole, self._steps, self._job.store)
         expected = run_original(*inputs)
-        if self._job.tolerance is not None:
-            bound = Bound(self._job.tolerance)
-        else:
-            bound = bound_for(self._reference, results, expected, lambda wide: run_original(*inputs, wide))
+        asked = self._job.tolerance
+        wide = partial(run_original, *inputs)
+        bound = Bound(asked) if asked is not None else bound_for(self._reference, results, expected, wide)
         names = [self._name(i) for i in range(len(results))]
         lines, equal = report(names, results, expected, bound)
         print("\n".join(lines), flush=True)

@@ -40,9 +40,7 @@ def widened(function: StageFunction) -> StageFunction | None:
     try:
         for other in functions(module).values():
             for op in list(alpa.walk(other)):
-                if op.name == "stablehlo.constant" and is_short(
-                    str(ir.RankedTensorType(op.results[0].type).element_type)
-                ):
+                if op.name == "stablehlo.constant":
                     _widen_constant(op)
         text = _TENSOR.sub("f32", print_module(module))
         parse_module(text, make_context())
@@ -56,7 +54,7 @@ def widened(function: StageFunction) -> StageFunction | None:
 
 
 def _widen_constant(op: ir.Operation) -> None:
-    """Put a constant of f32 and a conversion in the place of one of a short type; ValueError for several numbers."""
+    """Put f32 and a conversion in the place of a constant of a short type; ValueError for several numbers."""
     kind = ir.RankedTensorType(op.results[0].type)
     if not is_short(str(kind.element_type)):
         return

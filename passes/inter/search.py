@@ -28,7 +28,7 @@ from alpa_mlir.passes.intra.words import needed_text
 
 SHORT = 0.1
 """The part by which a step takes longer where memory is called short."""
-AHEAD = (2, 4, 8)
+FURTHER = (2, 4, 8)
 """How many times as many microbatches are looked at then."""
 
 
@@ -55,7 +55,7 @@ class StageSearch:
     floor: float = 0.0
     """Seconds of the best partition if memory were no object."""
     ahead: tuple[float, ...] = ()
-    """With `rough`, where memory makes it take SHORT longer: seconds with AHEAD times as many microbatches."""
+    """With `rough`, where memory makes it take SHORT longer: seconds with FURTHER times as many microbatches."""
     evaluated: dict[Entry, StageCost] = field(default_factory=dict)
     estimates: dict[Entry, RangePrices] = field(default_factory=dict)
     """With `rough`: the prices of the stages found."""
@@ -122,7 +122,7 @@ class StageSearch:
         """Note what other settings may want to know."""
         self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
         if self.rough and (found is None or found.cost > (1 + SHORT) * table.unlimited):
-            self.ahead = tuple(table.ahead(stages, times) for times in AHEAD)
+            self.ahead = tuple(table.ahead(stages, times) for times in FURTHER)
 
     def check_state(self) -> None:
         """StateDoesNotFit where state, gradient sums and the gradients of a microbatch beside them (rules M1 and M6)

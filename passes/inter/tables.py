@@ -205,9 +205,7 @@ class Tables:
             for q in range(shape[0]):
                 passing = (flying.at(q + 1) * prices.kept + prices.working) / times
                 fits = ordered & (prices.stored + np.maximum(passing, prices.updating) <= room)
-                better = fits & (repeated + wait < latency[q, :, :, size] + bottleneck[q, :, :, size])
-                latency[q, :, :, size][better] = repeated[better]
-                bottleneck[q, :, :, size][better] = wait[better]
+                _lower(latency[q, :, :, size], bottleneck[q, :, :, size], fits, repeated, wait)
         found = self._cheapest(latency, bottleneck, stages)
         return found.cost if found is not None else np.inf
 
@@ -339,10 +337,9 @@ class Tables:
         waits = self.search.in_flight.microbatches - 1
         for offer in self.offers:
             size = self.sizes.index(self._size(offer.option))
-            wait = waits * offer.prices.repeated + offer.prices.once
-            better = offer.prices.repeated + wait < latency[0, :, :, size] + bottleneck[0, :, :, size]
-            latency[0, :, :, size][better] = offer.prices.repeated[better]
-            bottleneck[0, :, :, size][better] = wait[better]
+            repeated = offer.prices.repeated
+            wait = waits * repeated + offer.prices.once
+            _lower(latency[0, :, :, size], bottleneck[0, :, :, size], np.ones_like(wait, dtype=bool), repeated, wait)
         found = self._cheapest(latency, bottleneck, stages)
         return found.cost if found is not None else None
 
@@ -360,16 +357,22 @@ class Tables:
         ordered = np.triu(np.ones_like(bottleneck, dtype=bool))
         for q in range(self.depth):
             fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self._room(offer.option))
-            old = self.latency[q, :, :, size] + self.bottleneck[q, :, :, size]
-            better = fits & (prices.repeated + bottleneck < old)
-            self.latency[q, :, :, size][better] = prices.repeated[better]
-            self.bottleneck[q, :, :, size][better] = bottleneck[better]
-            self.choice[q, :, :, size][better] = number
+            old = self.latency[q, :, :, size], self.bottleneck[q, :, :, size]
+            self.choice[q, :, :, size][_lower(*old, fits, prices.repeated, bottleneck)] = number
 
 
 def entry(choice: StageChoice) -> Entry:
     """The entry of the tables that a chosen stage is."""
     return (choice.in_flight - 1, choice.first, choice.last, choice.option)
+
+
+def _lower(
+    latency: Table, bottleneck: Table, fits: npt.NDArray[np.bool_], repeated: Table, wait: Table
+) -> npt.NDArray[np.bool_]:
+    """Put in what fits and costs less than what is there; where that was."""
+    better: npt.NDArray[np.bool_] = fits & (repeated + wait < latency + bottleneck)
+    latency[better], bottleneck[better] = repeated[better], wait[better]
+    return better
 
 
 def _alike(figures: Table) -> npt.NDArray[np.bool_]:
