@@ -14,6 +14,8 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	# Where Python may write no bytecode while it runs, each of the many processes below would compile all our modules.
+	$(BIN)/python -m compileall -q alpa_mlir dialect passes runtime examples/models
 	# Compile the loops of the second solver engine once; numba keeps them.
 	$(BIN)/alpa-mlir-solve --engine search examples/instance.json > /dev/null 2>&1
 	touch $(STAMP)

@@ -48,6 +48,15 @@ def started_ranks() -> int:
     return next((int(os.environ[name]) for name in SIZE_VARIABLES if name in os.environ), 1)
 
 
+def choose_pmix_security() -> None:
+    """Prefer the security that every PMIx has, where the launcher's offers it; must come before MPI starts.
+
+    Slurm names its own (munge) first, and Open MPI's wheel, built without it, prints a page about that on each rank.
+    """
+    if "native" in os.environ.get("PMIX_SECURITY_MODE", "").split(","):
+        os.environ.setdefault("PMIX_MCA_psec", "native")
+
+
 def srun_without_mpi() -> bool:
     """Whether srun started several tasks and told them nothing of MPI: each would take itself for the only rank."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

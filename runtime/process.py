@@ -34,7 +34,7 @@ from alpa_mlir.runtime.guard import (
     terminated,
 )
 from alpa_mlir.runtime.job import Job
-from alpa_mlir.runtime.launch import started_ranks
+from alpa_mlir.runtime.launch import choose_pmix_security, started_ranks
 from alpa_mlir.runtime.platform import Choice, choose
 from alpa_mlir.runtime.rank import Rank, together
 
@@ -58,6 +58,7 @@ def run_under_mpi(job: Job) -> NoReturn:
     die_with_parent()
     keep_stdout()
     show_crashes()
+    choose_pmix_security()
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD

@@ -38,6 +38,23 @@ def test_ranks_of_a_host_share_its_cores(ranks_here: int, how: str, devices: int
     assert found == (expected if expected is not None else [None] * ranks_here)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"PMIX_SECURITY_MODE": "munge,native"}, "native"),
+        ({"PMIX_SECURITY_MODE": "munge"}, None),
+        ({"PMIX_SECURITY_MODE": "munge,native", "PMIX_MCA_psec": "munge"}, "munge"),
+        ({}, None),
+    ],
+)
+def test_the_security_that_every_pmix_has_is_taken_where_it_is_offered(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    launch.choose_pmix_security()
+    assert os.environ.get("PMIX_MCA_psec") == expected  # noqa: SIM112
+
+
 def test_what_the_launcher_has_bound_stays_bound() -> None:
     assert share([[0, 1], [2, 3]], 0, "yes", 1, place) is None
 
