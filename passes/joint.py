@@ -5,7 +5,8 @@ Each number of microbatches, with and without rematerialisation, gives other lay
 that fits in memory wins.  Not everything is tried:
 
 * numbers of microbatches from FIRST on upwards while the step gets shorter (or, in longer strides, does not fit),
-  then downwards: more of them idle less, fewer start less often and add up less;
+  then downwards: more of them idle less, fewer start less often and add up less; beyond that, numbers with which, by
+  prices for fewer, a step without rematerialisation would fit and be quicker;
 * rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
   (else it only adds work), and where it may be quicker than the best step without it, for as many microbatches or
   AHEAD numbers of them further: it adds at least the part AGAIN to the step that would be if memory were no object;
@@ -197,6 +198,8 @@ class JointChoice:
                 worse += 1
         if start < at and at - 1 not in tried and best < INFINITE:
             self._try_count(counts[at - 1])
+        if self.divides:
+            best = min(best, self._leap(counts[position + 1 :], best))
         if best < first:
             return
         for count in reversed(counts[:start]):
@@ -204,6 +207,22 @@ class JointChoice:
             if seconds > best or seconds == best < INFINITE:
                 break
             best = seconds
+
+    def _leap(self, counts: Sequence[int], best: float) -> float:
+        """Seconds of the best step with numbers of microbatches beyond those where rematerialisation was no quicker,
+        as long as a step without it is foreseen to be."""
+        if self.wishes.remat != AUTO or best == INFINITE:
+            return best
+        leapt = False
+        for count in counts:
+            foreseen, _ = self._foreseen(Setting(count, NONE, self.wishes.schedule == INTERLEAVED))
+            if not leapt and not 0.0 < foreseen < best:
+                continue
+            seconds, leapt = self._try_count(count), True
+            if seconds >= best or not self.divides:
+                break
+            best = seconds
+        return best
 
     def _patience(self, count: int) -> int:
         """How many numbers that are no better end the search: where memory is short, prices jump, and more of them
@@ -237,18 +256,23 @@ class JointChoice:
         return _quickest(rows)
 
     def _expected(self, setting: Setting) -> float | None:
-        """About the seconds of a step without rematerialisation, by the attempt with next fewer microbatches; None
-        where nothing is known, where the setting was tried, or where memory would not be short."""
+        """About the seconds of a step without rematerialisation, as foreseen; None where nothing is known, where the
+        setting was tried, or where memory would not be short."""
+        expected, floor = self._foreseen(setting)
+        return expected if expected > (1 + AGAIN) * floor > 0.0 else None
+
+    def _foreseen(self, setting: Setting) -> tuple[float, float]:
+        """About the seconds of a step, and those if memory were no object, by the attempt with next fewer microbatches;
+        0 where nothing is known, or where the setting was tried."""
         if setting in self.attempts:
-            return None
+            return 0.0, 0.0
         before = [s for s in self.attempts if replace(s, microbatches=setting.microbatches) == setting]
         fewer = max((s.microbatches for s in before if s.microbatches < setting.microbatches), default=0)
         if not fewer:
-            return None
+            return 0.0, 0.0
         attempt, times = self.attempts[replace(setting, microbatches=fewer)], setting.microbatches // fewer
         known = dict(zip(FURTHER, attempt.ahead, strict=False))
-        expected = known.get(times, 0.0)
-        return expected if expected > (1 + AGAIN) * attempt.floor > 0.0 else None
+        return known.get(times, 0.0), attempt.floor
 
     def _may_gain(self, setting: Setting) -> bool:
         """Whether rematerialisation may make the step quicker than the best one known without it."""

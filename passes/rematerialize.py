@@ -2,7 +2,8 @@
 
 What a layer's backward part needs of its own forward part is an activation kept for every microbatch in flight.
 Here it is made again instead: the slice of the layer's forward ops that leads to it is cloned into the
-backward pass, starting from what comes from outside the layer (Chen et al. 2016, with layers as segments).
+backward pass, starting from what comes from outside the layer (Chen et al. 2016, with layers as segments). A layer of
+several equal blocks runs them again one by one (`inter/parts.py`).
 An `optimization_barrier` on each activation that the clones start from keeps compilers from finding out that
 both are the same (the trick of `jax.checkpoint`).  The work of the clones is backward work: stage search, costs
 and memory see it like any other.
@@ -13,7 +14,7 @@ to where they are used, so that in program order, too, little is alive.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -24,8 +25,10 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes.inter.fold_layers import NotFoldable, segment_groups
-from alpa_mlir.passes.inter.layout import read_layout
+from alpa_mlir.passes.inter.dataflow import read_dataflow
+from alpa_mlir.passes.inter.fold_layers import NotFoldable
+from alpa_mlir.passes.inter.layout import Layout, read_layout
+from alpa_mlir.passes.inter.parts import parts_of_ops
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.passes.registry import Pass, option, register
 
@@ -53,31 +56,32 @@ class Rematerialize(Pass):
         layout = read_layout(module)
         if not layout.whole and self.layers not in (ALL, NONE):
             raise NotFoldable("the layers of a folded program are rematerialised all or none", location)
-        segments = () if self.layers == NONE else segment_groups(layout)
         chosen = chosen_layers(self.layers, layout.count, location)
         function = functions(module)["microbatch"]
-        _sink_early_backward(function.regions[0].blocks[0])
-        _repeat(function, dict(enumerate(segments)) if not layout.whole else {k: k for k in chosen}, layout.placed)
+        if chosen:
+            _sink_early_backward(function.regions[0].blocks[0])
+            _repeat(function, layout, set(chosen))
         module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(list(chosen), module.context)
 
 
-def _repeat(function: ir.Operation, groups: Mapping[int, int], placed: int) -> None:
-    """Let the layers of each group (layer: its group) run again as one; then what the layers from `placed` on make,
-    which is made once for several of them."""
+def _repeat(function: ir.Operation, layout: Layout, chosen: Set[int]) -> None:
+    """Let the parts of layers (of a whole program: of those chosen) run again, each as one; then what the layers of a
+    folded program without a place make, which is made once for several of them."""
     block = function.regions[0].blocks[0]
     bindings = alpa.bindings(argument_attributes(function))
     at_hand = {v for v, b in zip(block.arguments, bindings, strict=True) if b.kind == "arg"}
-    members: dict[int, list[ir.Operation]] = {group: [] for group in groups.values()}
+    members: dict[tuple[int, int], list[ir.Operation]] = {}
     shared: list[ir.Operation] = []
-    for view in block.operations:
-        layer = alpa.get_int(view, alpa.LAYER) or 0
-        if layer >= placed:
-            shared.append(view.operation)
-        elif layer in groups:
-            members[groups[layer]].append(view.operation)
+    flow = read_dataflow(function)
+    for op, part in zip(flow.ops, parts_of_ops(flow, layout), strict=True):
+        layer = alpa.get_int(op, alpa.LAYER) or 0
+        if layer >= layout.placed:
+            shared.append(op)
+        elif layer in chosen or not layout.whole:
+            members.setdefault((layer if layout.whole else 0, part), []).append(op)
     at_hand.update(v for op in shared for v in op.results)
-    for ops in members.values():
-        _Group(block, ops, at_hand).repeat(ops)
+    for key in sorted(members):
+        _Group(block, members[key], at_hand).repeat(members[key])
     if shared:
         every = [view.operation for view in block.operations]
         _Group(block, shared, set(block.arguments)).repeat(every[:-1])
@@ -121,7 +125,7 @@ def _sink_early_backward(block: ir.Block) -> None:
 
 @dataclass
 class _Group:
-    """The ops of one layer of a block in order, or of several, and the clones of its forward ops in the backward pass.
+    """The ops of a part of a layer in order, or of shared layers, and clones of its forward ops in the backward pass.
 
     `at_hand`: values that clones read as they are, with no need to be kept.
     """
@@ -153,11 +157,11 @@ class _Group:
                     owner.operands[number] = self.clones[value]
 
     def _inside(self, value: ir.Value) -> bool:
-        """Whether a value is made by a forward op of the layer."""
+        """Whether a value is made by a forward op of the part."""
         return not isinstance(value.owner, ir.Block) and op_id(value.owner) in self.forward
 
     def _slice(self, values: Iterable[ir.Value]) -> set[int]:
-        """The layer's forward ops that values depend on."""
+        """The part's forward ops that values depend on."""
         seen: set[int] = set()
         pending = list(values)
         while pending:

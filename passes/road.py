@@ -7,7 +7,7 @@ are then staged exactly, on the whole program, and carried on to the plan (`plan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
 
@@ -21,9 +21,8 @@ from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.fold import fold
-from alpa_mlir.passes.inter.fold_layers import NotFoldable, cut_period
+from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.interleave import MANY
-from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.joint import FULL, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
 from alpa_mlir.passes.pipeline import run_pipeline, verify
@@ -51,13 +50,10 @@ class Road:
     options: PlanOptions
     progress: Progress | None
     stop_after: str
-    layered: dict[tuple[int, int], Attempt] = field(default_factory=dict)
-    """Level 3 by number of microbatches and by how many units at a time the program is folded."""
-    small: dict[int, ir.Module | None] = field(default_factory=dict)
-    """The program with its equal layers folded, so many units at a time, on which settings are compared; None where
-    that cannot be. 0: the whole program."""
-    period: int | None = None
-    """How many units of the program one layer takes, once known."""
+    layered: dict[tuple[int, bool], Attempt] = field(default_factory=dict)
+    """Level 3 by number of microbatches and by whether it is of the whole program."""
+    small: ir.Module | None = None
+    """The program with its equal layers folded, on which settings are compared; None where that cannot be."""
     rough: bool = False
     """Whether settings are compared before the stages of the best are priced exactly."""
     chosen: dict[str, None] = field(default_factory=dict)
@@ -94,7 +90,7 @@ class Road:
             tuple(counts), options.schedule, options.remat, memory, in_order, fixed, options.cluster.device_count < MANY
         )
         self.rough = len(counts) > 1 and not in_order
-        self.small = {0: normal}
+        self.small = folded(normal) if self.rough and self.stop_after not in EARLY else None
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
         if self.stop_after in EARLY:
@@ -177,44 +173,16 @@ class Road:
 
         Rough ones are found on a folded program where that can be.
         """
-        if self.rough and not exact:
-            for period in self._periods(normal, setting):
-                try:
-                    return self._attempt(period, setting, rough=True)
-                except NotFoldable:
-                    self.small[period] = None
-        rough = self.rough and not exact
-        return replace(self._attempt(0, setting, rough, memory), exact=not rough)
-
-    def _periods(self, normal: ir.Module, setting: Setting) -> Iterator[int]:
-        """How many units at a time the program may be folded for a setting: with layers that run again so many that
-        they are all cut alike."""
-        if setting.remat not in (NONE, FULL) or not self._folds(normal, 1):
-            return
-        period = 1 if setting.remat == NONE else self._period(setting)
-        if period and self._folds(normal, period):
-            yield period
-
-    def _period(self, setting: Setting) -> int:
-        """How many units one layer takes, as the first setting that can be layered shows; 0: they are not alike."""
-        if self.period is None:
+        if self.small is not None and not exact and setting.remat in (NONE, FULL):
             try:
-                module = self._layers(1, setting).module
+                return self._attempt(self.small, setting, rough=True)
             except NotFoldable:
-                return 0
-            if alpa.get_string(module.operation, alpa.LEVEL) != "layered":
-                return 0
-            self.period = cut_period(read_layout(module))
-        return self.period
+                self.small = None
+        rough = self.rough and not exact
+        return replace(self._attempt(normal, setting, rough, memory), exact=not rough)
 
-    def _folds(self, normal: ir.Module, period: int) -> bool:
-        """Whether the program can be folded so many units at a time, as far as known."""
-        if period not in self.small:
-            self.small[period] = folded(normal, period)
-        return self.small[period] is not None
-
-    def _attempt(self, period: int, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
-        layered = self._layers(period, setting)
+    def _attempt(self, normal: ir.Module, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
+        layered = self._layers(normal, setting)
         if layered.error is not None or self.stop_after in EARLY:
             return replace(layered, setting=setting)
         module, remarks = clone_module(layered.module), list(layered.remarks)
@@ -243,17 +211,15 @@ class Road:
                 del attributes[name]
         return attempt
 
-    def _layers(self, period: int, setting: Setting) -> Attempt:
+    def _layers(self, normal: ir.Module, setting: Setting) -> Attempt:
         """Level 3 with a number of microbatches, kept for other settings of the same number."""
-        key = (setting.microbatches, period)
+        key = (setting.microbatches, normal is not self.small)
         known = self.layered.get(key)
         if known is not None:
             return known
-        normal = self.small[period]
-        assert normal is not None
         module, remarks = clone_module(normal), list[Remark]()
-        whole = [key for key in self.layered if not key[1]]
-        for old in whole[: 1 - LAYERED] if not period else ():
+        whole = [key for key in self.layered if key[1]]
+        for old in whole[: 1 - LAYERED] if key[1] else ():
             del self.layered[old]
         error: CompileError | None = None
         try:
@@ -299,13 +265,12 @@ def _passed_over(rows: Sequence[Considered]) -> list[Remark]:
     return []
 
 
-def folded(normal: ir.Module, period: int = 1) -> ir.Module | None:
-    """A level-1 program with its equal layers folded, `period` units at a time; None where nothing folds, or where a
-    user says the layers."""
+def folded(normal: ir.Module) -> ir.Module | None:
+    """A level-1 program with its equal layers folded; None where nothing folds, or where a user says the layers."""
     body = functions(normal)["main"].regions[0].blocks[0]
     if any(alpa.LAYER in op.attributes for op in body.operations):
         return None
-    small = fold(normal, period)
+    small = fold(normal)
     return small if small is not normal else None
 
 

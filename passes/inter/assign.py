@@ -20,6 +20,7 @@ their lowest user.  So the sum of squares in a gradient norm is formed where the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -88,6 +89,12 @@ def _live_bytes(micro: Dataflow, spine: Sequence[int]) -> np.ndarray[tuple[int],
     return np.asarray(change.cumsum())
 
 
+def live_before(micro: Dataflow, spine: Sequence[int], segments: Sequence[int], count: int) -> Table:
+    """Bytes alive before each of the segments."""
+    found: Table = _live_bytes(micro, spine)[np.searchsorted(np.array(segments), np.arange(count))]
+    return found
+
+
 def cut_forward(
     micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout, layers: int
 ) -> tuple[tuple[int, ...], Cut]:
@@ -96,7 +103,7 @@ def cut_forward(
     work = np.zeros(layout.layers)
     for o, s in where.items():
         work[s] += micro.flops[o]
-    live = _live_bytes(micro, spine)[np.searchsorted(np.array(segments), np.arange(layout.layers))]
+    live = live_before(micro, spine, segments, layout.layers)
     starts = _candidates(live[layout.order])
     block = np.searchsorted(starts, np.arange(len(layout.order)), side="right") - 1
     crossings = []
@@ -111,17 +118,37 @@ def cut_forward(
 
 def repetitions(micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout) -> int:
     """How often the part that repeats most follows itself in the forward pass, by its segments' work; 1: never."""
-    work = np.zeros(layout.layers)
-    np.add.at(work, list(segments), [micro.flops[o] if micro.heavy[o] else 0.0 for o in spine])
-    places = work[layout.order]
-    best = (0, 1)
+    run = repeated(segment_work(micro, spine, segments, layout.layers)[layout.order])
+    return run.length // run.period if run is not None else 1
+
+
+def segment_work(micro: Dataflow, spine: Sequence[int], segments: Sequence[int], count: int) -> Table:
+    """The work of the contractions in each of the segments."""
+    found = np.zeros(count)
+    np.add.at(found, list(segments), [micro.flops[o] if micro.heavy[o] else 0.0 for o in spine])
+    return found
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Places `first` … `first + length - 1` of a sequence, in which those that are `period` apart are equal."""
+
+    first: int
+    length: int
+    period: int
+
+
+def repeated(places: Table) -> Repeat | None:
+    """The longest repeat of a sequence of figures, of at least two copies; of equal ones that of the least period."""
+    best: Repeat | None = None
     for period in range(1, min(MAX_PERIOD, len(places) // 2) + 1):
         alike = np.concatenate([[False], places[period:] == places[:-period], [False]])
         edges = np.flatnonzero(np.diff(alike.astype(np.int8)))
-        longest = int((edges[1::2] - edges[::2]).max(initial=0)) + period
-        if longest >= 2 * period and longest > best[0]:
-            best = (longest, longest // period)
-    return best[1]
+        lengths = edges[1::2] - edges[::2]
+        longest = int(lengths.max(initial=0)) + period
+        if longest >= 2 * period and (best is None or longest > best.length):
+            best = Repeat(int(edges[2 * int(np.argmax(lengths))]), longest, period)
+    return best
 
 
 def most_layers(layout: Layout) -> int:

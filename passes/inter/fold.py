@@ -31,19 +31,16 @@ from alpa_mlir.dialect.sharding import (
     set_result_attributes,
 )
 from alpa_mlir.passes.inter.listing import Ids, Listing, list_block
-from alpa_mlir.passes.inter.units import NONE, Units, find_units, in_blocks
+from alpa_mlir.passes.inter.units import NONE, Units, find_units
 
 KEPT = 4
 """Sound units that stay of each stack: enough that a layer in the middle sees only equal neighbours."""
-KEPT_BLOCKS = 2
-"""The same where several units at a time are folded: a neighbour of the block that stands for others is enough."""
 
 
-def fold(module: ir.Module, period: int = 1) -> ir.Module:
-    """A level-1 program with its repeated layers folded, `period` units at a time; the module itself where nothing
-    repeats."""
+def fold(module: ir.Module) -> ir.Module:
+    """A level-1 program with its repeated layers folded; the module itself where nothing repeats."""
     while True:
-        smaller = _fold_once(module, period)
+        smaller = _fold_once(module)
         if smaller is None:
             return module
         module = smaller
@@ -63,16 +60,13 @@ class _Cut:
     copies: int
 
 
-def _fold_once(module: ir.Module, period: int) -> ir.Module | None:
+def _fold_once(module: ir.Module) -> ir.Module | None:
     main = functions(module)["main"]
     listing = list_block(main.regions[0].blocks[0])
     units = find_units(listing)
-    kept = KEPT
-    if units is not None and period > 1:
-        units, kept = in_blocks(units, period), KEPT_BLOCKS
-    if units is None or units.high - units.low < kept:
+    if units is None or units.high - units.low < KEPT:
         return None
-    cut = _plan_cut(units, kept, _replaced(main))
+    cut = _plan_cut(units, _replaced(main))
     return _without(module, cut) if cut is not None else None
 
 
@@ -82,11 +76,11 @@ def _replaced(main: ir.Operation) -> Ids:
     return np.array([int(ir.IntegerAttr(e[alpa.UPDATES]).value) if alpa.UPDATES in e else NONE for e in entries])
 
 
-def _plan_cut(units: Units, kept: int, replaced: Ids) -> _Cut | None:
-    """The cut, or None where a rule (F1 to F3) forbids it; `kept`: sound units that stay."""
+def _plan_cut(units: Units, replaced: Ids) -> _Cut | None:
+    """The cut, or None where a rule (F1 to F3) forbids it."""
     listing = units.listing
-    last = units.low + kept // 2 - 1
-    copies = units.high - units.low + 1 - kept
+    last = units.low + KEPT // 2 - 1
+    copies = units.high - units.low + 1 - KEPT
 
     def gone(unit: Ids) -> npt.NDArray[np.bool_]:
         found: npt.NDArray[np.bool_] = (unit > last) & (unit <= last + copies)
@@ -95,7 +89,7 @@ def _plan_cut(units: Units, kept: int, replaced: Ids) -> _Cut | None:
     ops, arguments = gone(units.unit), gone(units.argument_unit)
     reader = np.repeat(np.arange(len(listing.ops)), np.diff(listing.start))
     stale = np.flatnonzero(gone(units.value_unit(listing.operands)) & ~ops[reader])
-    step = _Step.of(units, last, copies, kept // 2)
+    step = _Step.of(units, last, copies, KEPT // 2)
     joints = step.joints(reader[stale], stale)
     returned = step.returned(replaced, arguments)
     if joints is None or returned is None:

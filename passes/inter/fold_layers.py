@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
-from math import lcm
 
 import numpy as np
 from jaxlib.mlir import ir
@@ -55,20 +54,6 @@ def segment_groups(layout: Layout) -> list[int]:
     if (first[layout.order] != cut).any():
         raise NotFoldable("layers are cut before some copies of a segment only")
     return [int(n) for n in np.cumsum(first) - 1]
-
-
-def cut_period(layout: Layout) -> int:
-    """How many copies of each group of segments one layer takes, so that folded that many at a time all are cut
-    alike; 0: they are not."""
-    cut = np.zeros(len(layout.order) + 1, dtype=bool)
-    cut[list(layout.cuts)] = True
-    found = 1
-    for group in layout.groups:
-        first = int(np.argmax(layout.order == group.first))
-        copies = cut[first : first + group.size * (group.copies + 1)].reshape(group.copies + 1, group.size)
-        periods = (c for c in range(1, (group.copies + 1) // 2 + 1) if (copies[c:] == copies[:-c]).all())
-        found = lcm(found, next(periods, 0))
-    return found
 
 
 def share_cheap_ops(flows: Iterable[Dataflow], layout: Layout) -> Layout:

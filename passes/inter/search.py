@@ -28,7 +28,7 @@ from alpa_mlir.passes.intra.words import needed_text
 
 SHORT = 0.1
 """The part by which a step takes longer where memory is called short."""
-FURTHER = (2, 4, 8)
+FURTHER = (2, 4, 8, 16, 32, 64, 128)
 """How many times as many microbatches are looked at then."""
 
 

@@ -69,31 +69,6 @@ def find_units(listing: Listing) -> Units | None:
     return None
 
 
-def in_blocks(units: Units, size: int) -> Units:
-    """Sound units, `size` at a time as one; at least one sound unit stays outside on either side."""
-    low = units.low + 1
-    blocks = max(0, units.high - low) // size
-    shift = -(-low // size)
-    argument = np.where(units.argument_unit != NONE, (units.argument_unit - low) // size + shift, NONE)
-    return Units(
-        units.listing,
-        np.where(units.unit != NONE, (units.unit - low) // size + shift, NONE),
-        _repeated(units.after, size),
-        argument,
-        _repeated(units.argument_after, size),
-        shift,
-        shift + blocks - 1,
-    )
-
-
-def _repeated(image: Ids, times: int) -> Ids:
-    """An image applied several times."""
-    found = np.arange(len(image))
-    for _ in range(times):
-        found = np.where(found >= 0, image[found], NONE) if len(image) else found
-    return found
-
-
 class _Alignment:
     """Directions and offsets of runs, found from the longest one outwards."""
 

@@ -168,6 +168,20 @@ def test_what_memory_makes_slow_is_not_tried_where_recomputing_is_quicker(ahead:
     assert tried[-1] == "none" or best.seconds == pytest.approx(38.0)
 
 
+@pytest.mark.parametrize(("ahead", "best"), [(8.0, Setting(128)), (float("inf"), Setting(8, "full"))])
+def test_many_microbatches_are_tried_where_they_are_foreseen_to_fit(ahead: float, best: Setting) -> None:
+    """One stage is no quicker with more microbatches; with 128 nothing needs to run again."""
+    fake = Fake(1, fails=tuple(Setting(n) for n in (8, 16, 32, 64)))
+
+    def stage(setting: Setting) -> Attempt:
+        unknown = (float("inf"),) * 3
+        return replace(fake(setting), floor=8.0, ahead=(*unknown, ahead) if setting == Setting(8) else ())
+
+    choice = JointChoice(Wishes((8, 16, 32, 64, 128), "1f1b", "auto", 1e6), stage)
+    assert next(choice.ranked())[0].setting == best
+    assert max(s.microbatches for s in fake.asked) == (128 if best.remat == "none" else 16)
+
+
 def test_what_cannot_be_is_passed_over_and_the_last_error_stands() -> None:
     choice = choose(Fake(2, fails=(Setting(2), Setting(2, "full"))), microbatches=(1, 2), schedule="1f1b")
     assert first(choice)[0] == 1

@@ -75,6 +75,15 @@ def test_only_the_layers_inputs_are_kept() -> None:
     assert kept(read_main(module)) == []
 
 
+def test_the_blocks_of_a_layer_run_again_one_by_one() -> None:
+    """Of two layers of three transformer blocks each, every one but the first keeps its input."""
+    module, _ = layered("gpt", 4, 2, depth=6)
+    Rematerialize().apply(module, [])
+    module = replicated(module, 1)
+    Split().apply(module, [])
+    assert kept(read_main(module)) == [(2, 16, 32)] * 5
+
+
 def test_layers_of_a_stage_keep_their_inputs() -> None:
     module, _ = layered("mlp", 4, 3, depth=6)
     Rematerialize().apply(module, [])

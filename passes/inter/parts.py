@@ -1,0 +1,113 @@
+"""The parts of layers that run again by themselves: the grain of rematerialisation.
+
+A layer of a deep program holds many equal blocks. What runs again as one is one of these, not the layer: for q
+microbatches in flight, a layer of k blocks whose activations take a bytes and whose inputs take b then needs
+q·k·b + a instead of q·b + k·a bytes, and runs the same ops again: less where a is many times b. Blocks are found as
+repeats of the work of the forward pass's segments (`assign.py`); a layer begins with a part. A program that does not
+repeat has its layers as parts. Of a folded program (`fold.py`) all copies must be alike: its parts begin where most
+layers do within a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.passes.inter import assign
+from alpa_mlir.passes.inter.dataflow import Dataflow
+from alpa_mlir.passes.inter.fold_layers import NotFoldable, segment_layout
+from alpa_mlir.passes.inter.layout import Ids, Layout
+
+Flags = npt.NDArray[np.bool_]
+
+MANY = 16.0
+"""Blocks are parts where what they make is at least this many times what is alive between them."""
+
+
+def parts_of_ops(micro: Dataflow, layout: Layout) -> list[int]:
+    """The part of each op of a layered @microbatch: of what does not repeat, and of the layers of a folded program that
+    have no place (`layout.shared`), any.
+
+    NotFoldable where copies of a layer of a folded program differ in whether a part begins with them.
+    """
+    layers = [alpa.get_int(op, alpa.LAYER) or 0 for op in micro.ops]
+    forward = {o for o, op in enumerate(micro.ops) if alpa.get_string(op, alpa.PHASE) == "forward"}
+    spine = [o for o in assign.spine_of(micro, forward) if layers[o] < layout.placed]
+    if not spine:
+        return [0] * len(micro.ops)
+    if not layout.whole:
+        of_layer = _of_layers(micro, spine, [layers[o] for o in spine], layout)
+        return [of_layer[k] if k < layout.placed else 0 for k in layers]
+    segments = assign.segments_of(micro, spine)
+    layer_of = dict(zip(segments, (layers[o] for o in spine), strict=True))
+    cuts = np.flatnonzero(np.diff([-1, *(layer_of[s] for s in range(segments[-1] + 1))]))
+    begins, _ = _begins(micro, spine, segments, segment_layout(micro, spine, segments), cuts)
+    of_segment = np.cumsum(begins)
+    known = {o: int(of_segment[s]) for o, s in zip(spine, segments, strict=True)}
+    count = int(of_segment[-1]) + 1
+    ahead = assign.complete_forward(micro, forward, known, count)
+    behind = assign.backward_layers(micro, ahead, count)
+    lowest, highest = _ranges(layers, known)
+    found = []
+    for o, k in enumerate(layers):
+        part = ahead[o] if o in ahead else behind[o]
+        found.append(min(max(part, lowest.get(k, part)), highest.get(k, part)))
+    return found
+
+
+def _ranges(layers: Sequence[int], parts: dict[int, int]) -> tuple[dict[int, int], dict[int, int]]:
+    """The lowest and the highest part of each layer."""
+    lowest: dict[int, int] = {}
+    highest: dict[int, int] = {}
+    for o, part in parts.items():
+        k = layers[o]
+        lowest[k], highest[k] = min(part, lowest.get(k, part)), max(part, highest.get(k, part))
+    return lowest, highest
+
+
+def _of_layers(micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout) -> list[int]:
+    """The part of each layer of a folded program that has a place; cuts within repeats make no parts of their own."""
+    cuts = np.array(layout.cuts, dtype=np.int64)
+    begins, repeats = _begins(micro, spine, segments, layout, cuts)
+    begins[cuts[~repeats[cuts] & (cuts > 0)]] = True
+    first = np.zeros(layout.placed, dtype=bool)
+    first[layout.order] = begins
+    if (first[layout.order] != begins).any():
+        raise NotFoldable("parts that run again begin before some copies of a segment only")
+    return [int(n) for n in np.cumsum(first)]
+
+
+def _begins(
+    micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout, cuts: Ids
+) -> tuple[Flags, Flags]:
+    """For each place of the whole program whether a part begins there, and whether it lies within a repeat; `cuts`:
+    where layers begin."""
+    work = assign.segment_work(micro, spine, segments, layout.layers)
+    made = np.zeros(layout.layers)
+    np.add.at(made, list(segments), [sum(micro.nbytes[v] for v in micro.results[o]) for o in spine])
+    live = assign.live_before(micro, spine, segments, layout.layers)
+    begins, repeats = np.zeros((2, len(layout.order)), dtype=bool)
+    pending = [(0, len(layout.order))]
+    while pending:
+        low, high = pending.pop()
+        run = assign.repeated(work[layout.order[low:high]])
+        if run is None:
+            continue
+        first, end, period = low + run.first, low + run.first + run.length, run.period
+        block = layout.order[first + period : first + 2 * period]
+        calm = int(np.argmin(live[block]))
+        pending += [(low, first), (end, high)]
+        if made[block].sum() < MANY * live[block[calm]]:
+            continue
+        inside = cuts[(cuts > first) & (cuts < end)]
+        phases = np.bincount((inside - first) % period)
+        begin = first + (int(np.argmax(phases)) if len(inside) else calm)
+        starts = [begin, *inside] if layout.whole else [begin]
+        for start, stop in zip(starts, [*starts[1:], end], strict=True):
+            begins[start:stop:period] = True
+        repeats[begin:end] = True
+    begins[0] = False
+    return begins, repeats
