@@ -175,11 +175,17 @@ class Enumerator:
         key = (kind, numbers)
         found = self._values.get(key)
         if found is None:
-            own = [s for s in map(self.table.sharding, numbers) if not s.partial]
+            own = sorted((s for s in map(self.table.sharding, numbers) if not s.partial), key=self._place)
             shardings = dict.fromkeys([*own, *value_shardings(kind.shape, self.mesh)])
             strategies = [Strategy((), (s,), (s,), (s,), 0.0, 0.0) for s in shardings]
             found = self._values[key] = self._arrays(strategies, (kind,))
         return found
+
+    def _place(self, sharding: Sharding) -> tuple[tuple[int, ...], ...]:
+        """Where a sharding stands among others, whatever this enumerator met first: labels are remembered, and must
+        mean the same on equal meshes."""
+        axes = [name for name, _ in self.mesh.axes]
+        return tuple(tuple(axes.index(a) for a in dim) for dim in sharding.dims)
 
     def _held(self, sharding: Sharding, kind: TensorType, incoming: bool) -> Strategy:
         seconds = transfer_cost(sharding, self.links).at(kind.bytes) if incoming else 0.0

@@ -132,3 +132,20 @@ def test_on_three_axes_sums_end_alike() -> None:
         ]
         assert any(len(axes) > 1 for axes in summed)
         assert all(len(ways) <= 1 for ways in ended) == alike
+
+
+def test_strategies_stand_in_the_same_order_whatever_was_met_before() -> None:
+    """Optima are remembered as numbers of strategies."""
+    mesh, cluster = Mesh.from_shape("m", (2, 2)), load_cluster("cpu")
+    program = read(DOT)
+    op = program.ops[-1]
+    found = []
+    for met in (value_shardings((8, 4), mesh), value_shardings((8, 4), mesh)[::-1]):
+        enumerator = Enumerator(mesh_links(mesh, cluster), cluster)
+        numbers = [enumerator.table.number(s) for s in met]
+        made = enumerator.of_op(op, partial=True)
+        assert set(made.results[0]) > set(numbers)
+        copies = enumerator.of_copy(op.result_types[0], made.results[0])
+        stored = enumerator.of_value(op.result_types[0], partial=True)
+        found.append((made.strategies, copies.strategies, stored.strategies))
+    assert found[0] == found[1]
