@@ -33,7 +33,7 @@ from alpa_mlir.dialect.sharding import (
     sharding_attribute,
 )
 from alpa_mlir.passes.local.device_function import RESHARDS, boundary_sharding, localize_function, significant
-from alpa_mlir.passes.local.equal_functions import anonymous, replace_by_copy
+from alpa_mlir.passes.local.equal_functions import Anonymous, replace_by_copy
 from alpa_mlir.passes.registry import Pass, register
 
 MANUAL = "sdy.manual_computation"
@@ -60,10 +60,11 @@ class Localize(Pass):
         """Rewrite `module` in place."""
         partial: list[str] = []
         done: dict[tuple[object, ...], tuple[ir.Operation, str]] = {}
+        anonymous = Anonymous()
         for name, mesh, function in sharded_functions(module):
             if _has_partial_boundary(function):
                 partial.append(name)
-            key = (anonymous(function, mesh.name), mesh.axes)
+            key = (anonymous.key(function, mesh.name), mesh.axes)
             if key in done:
                 replace_by_copy(function, mesh.name, *done[key])
             else:

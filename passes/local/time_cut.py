@@ -25,6 +25,7 @@ from alpa_mlir.passes.local.time_analysis import TimeAnalysis, inputs
 from alpa_mlir.passes.local.time_demand import BARRIER
 
 Node = int
+SOURCE, SINK = -1, -2
 
 
 @dataclass
@@ -98,34 +99,72 @@ def _enter(
 def _microbatch_side(graph: dict[ir.Value, _Uses]) -> set[Node]:
     """The free ops that stay with the microbatches: the smallest source side of all minimum cuts.
 
-    networkx returns the largest source side; on the reversed graph its complement is the smallest.
+    Parts of the graph that only the ends join are cut one by one, equal ones (those of equal layers) once.
     """
-    # A quarter of a command's start, for those that cut.
-    import networkx as nx
+    flow = _flow(graph)
+    known: dict[tuple[_Edge, ...], list[int]] = {}
+    side: set[Node] = set()
+    for part in _parts(flow):
+        nodes = sorted({n for edge in part for n in edge[:2]} - {SOURCE, SINK})
+        rank = {n: k for k, n in enumerate(nodes)} | {SOURCE: -1, SINK: -2}
+        key = tuple((rank[u], rank[v], price) for u, v, price in part)
+        if key not in known:
+            known[key] = _cut(key)
+        side.update(nodes[k] for k in known[key])
+    return side
 
-    flow: nx.DiGraph = nx.DiGraph()
-    flow.add_nodes_from(["source", "sink"])
+
+_Edge = tuple[Node, Node, int | None]
+"""From, to, and the capacity (None: infinite)."""
+
+
+def _flow(graph: dict[ir.Value, _Uses]) -> list[_Edge]:
+    """The reversed graph, whose largest source side is the complement of the smallest; values follow ops as nodes."""
+    first = 1 + max((node for uses in graph.values() for node in (uses.node or 0, *uses.free)), default=0)
+    flow: list[_Edge] = []
     for i, (value, uses) in enumerate(graph.items()):
         if uses.node is None and not uses.free:
             continue
-        maker = "source" if uses.node is None else uses.node
-        flow.add_edge(("value", i), maker, capacity=_price(value))
+        maker, node = SOURCE if uses.node is None else uses.node, first + i
+        flow.append((node, maker, _price(value)))
         if uses.finished:
-            flow.add_edge("sink", ("value", i))
-        if uses.local and maker != "source":
-            flow.add_edge(maker, "source")
+            flow.append((SINK, node, None))
+        if uses.local and maker != SOURCE:
+            flow.append((maker, SOURCE, None))
         for user in uses.free:
-            flow.add_edge(user, ("value", i))
-            flow.add_edge(maker, user)
-    side: set[Node] = set()
-    for part in nx.connected_components(flow.subgraph(n for n in flow if n not in ("source", "sink")).to_undirected()):
-        piece: nx.DiGraph = nx.DiGraph()
-        piece.add_nodes_from(["source", "sink"])
-        # By the edges of its own nodes: source and sink have edges to all other parts as well.
-        piece.add_edges_from(e for n in part for e in (*flow.out_edges(n, data=True), *flow.in_edges(n, data=True)))
-        _, (_, kept) = nx.minimum_cut(piece, "sink", "source")
-        side.update(n for n in kept if isinstance(n, int))
-    return side
+            flow += [(user, node, None), (maker, user, None)]
+    return flow
+
+
+def _parts(flow: Sequence[_Edge]) -> list[list[_Edge]]:
+    """The edges of each part that is connected without source and sink."""
+    root: dict[Node, Node] = {}
+
+    def find(n: Node) -> Node:
+        while root.setdefault(n, n) != n:
+            root[n] = n = root[root[n]]
+        return n
+
+    for u, v, _ in flow:
+        if min(u, v) >= 0:
+            root[find(u)] = find(v)
+    parts: dict[Node, list[_Edge]] = {}
+    for edge in flow:
+        parts.setdefault(find(max(edge[:2])), []).append(edge)
+    return list(parts.values())
+
+
+def _cut(edges: Sequence[_Edge]) -> list[Node]:
+    """The nodes on the source side of the minimum cut of a part."""
+    # A quarter of a command's start, for those that cut.
+    import networkx as nx
+
+    piece: nx.DiGraph = nx.DiGraph()
+    piece.add_nodes_from([SOURCE, SINK])
+    for u, v, price in edges:
+        piece.add_edge(u, v, **({} if price is None else {"capacity": price}))
+    _, (_, kept) = nx.minimum_cut(piece, SINK, SOURCE)
+    return sorted(n for n in kept if n >= 0)
 
 
 def _price(value: ir.Value) -> int:
