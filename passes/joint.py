@@ -8,8 +8,9 @@ that fits in memory wins.  Not everything is tried:
   then downwards: more of them idle less, fewer start less often and add up less; beyond that, numbers with which, by
   prices for fewer, a step without rematerialisation would fit and be quicker;
 * rematerialisation only where the best schedule without it needs more than HALF of the memory or nothing fits
-  (else it only adds work), and where it may be quicker than the best step without it, for as many microbatches or
-  AHEAD numbers of them further: it adds at least the part AGAIN to the step that would be if memory were no object;
+  (else it only adds work), and where it may be quicker than the best step without it, for as many microbatches,
+  AHEAD numbers of them further or the first that memory is not foreseen to slow down: it adds at least the part AGAIN
+  to the step that would be if memory were no object;
 * no rematerialisation only where prices for fewer microbatches do not say already that it would be slower than all of
   it;
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time while
@@ -276,19 +277,20 @@ class JointChoice:
 
     def _may_gain(self, setting: Setting) -> bool:
         """Whether rematerialisation may make the step quicker than the best one known without it."""
-        least = self.attempts[setting].floor * (1 + AGAIN)
-        if any(r.error is None and r.seconds is not None and r.seconds <= least for r in self.rows):
-            return False
-        counts, divides = [c for c in sorted(self.wishes.microbatches) if c >= setting.microbatches], self.divides
-        for count in counts[: AHEAD + 1] if least else ():
-            further = replace(setting, microbatches=count)
-            if self._expected(further) is not None:
-                continue
-            rows = self._try(further)
+        least, divides = self.attempts[setting].floor * (1 + AGAIN), self.divides
+        for further in self._further(setting) if least else ():
+            if _quickest(self.rows) <= least:
+                break
+            self._try(further)
             self.divides = divides
-            if any(r.error is None and (r.seconds or 0.0) <= least for r in rows):
-                return False
-        return True
+        return _quickest(self.rows) > least
+
+    def _further(self, setting: Setting) -> list[Setting]:
+        """The same with as many microbatches or more that may be as quick: the first that memory is not foreseen to
+        slow down, then those of AHEAD numbers further that it is not expected to be short for."""
+        more = [replace(setting, microbatches=c) for c in sorted(self.wishes.microbatches) if c >= setting.microbatches]
+        free = [s for s in more if 0.0 < self._foreseen(s)[0] <= self._foreseen(s)[1]]
+        return [*free[:1], *(s for s in more[: AHEAD + 1] if self._expected(s) is None)]
 
     def _try_interleaving(self) -> None:
         """Where the best step fills and drains long: stages that share submeshes, for about as many microbatches."""

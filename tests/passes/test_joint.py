@@ -182,6 +182,19 @@ def test_many_microbatches_are_tried_where_they_are_foreseen_to_fit(ahead: float
     assert max(s.microbatches for s in fake.asked) == (128 if best.remat == "none" else 16)
 
 
+@pytest.mark.parametrize(("ahead", "recomputed"), [((60.0, 33.0, 26.0), False), ((60.0,) * 3, True)])
+def test_what_is_expected_to_be_quick_is_tried_before_recomputing(ahead: tuple[float, ...], recomputed: bool) -> None:
+    """8 microbatches do not fit. A step of 64 takes 25 s; with all layers run again one of 8 takes 34 s at least."""
+    fake = Fake(4, fails=(Setting(8),))
+
+    def stage(setting: Setting) -> Attempt:
+        return replace(fake(setting), floor=31.0, ahead=ahead if setting == Setting(8) else ())
+
+    next(JointChoice(Wishes((8, 16, 32, 64), "1f1b", "auto", 1e6), stage).ranked())
+    assert (Setting(8, "full") in fake.asked) == recomputed
+    assert fake.asked[1] == Setting(64) or recomputed
+
+
 def test_what_cannot_be_is_passed_over_and_the_last_error_stands() -> None:
     choice = choose(Fake(2, fails=(Setting(2), Setting(2, "full"))), microbatches=(1, 2), schedule="1f1b")
     assert first(choice)[0] == 1
