@@ -96,18 +96,32 @@ class Branched(NamedTuple):
     bound: float
 
 
-def branch(flat: Flat, known: float, whole: bool, looks: int, stop: Stop = never) -> Branched:
+def branch(
+    flat: Flat,
+    known: float,
+    whole: bool,
+    looks: int,
+    stop: Stop = never,
+    *,
+    most: float = np.inf,
+    presolve: bool = True,
+) -> Branched:
     """Solve to the end, or until HiGHS has looked at its limits `looks` times (nodes, rounds of cuts, heuristics).
 
-    `known`: about what the optimum costs, for the scale; `whole`: costs are whole numbers.
+    `known`: about what the optimum costs, for the scale; `whole`: costs are whole numbers. Only labellings that cost
+    `most` at most are looked for. `presolve`: on a problem that is reduced already it takes as long as the rest.
     """
     made = program(flat)
     scale = SCALE / known if known > 0 else 1.0
     solver = highspy.Highs()
-    settings = {
+    settings: dict[str, str | float] = {
         "output_flag": False, "threads": 1, "random_seed": 1,
         "mip_rel_gap": 1e-9, "mip_abs_gap": 0.99 * scale if whole else 1e-9,
     }  # fmt: skip
+    if not presolve:
+        settings["presolve"] = "off"
+    if most < np.inf:
+        settings["objective_bound"] = most * scale
     for name, value in settings.items():
         solver.setOptionValue(name, value)
     solver.cbMipInterrupt += _Counter(looks, stop)

@@ -22,8 +22,9 @@ from alpa_mlir.passes.intra.trees import permutation
 
 PAIRS = (50_000, 50_000, 200_000, 200_000, 100_000, 100_000)
 """Pairs of labels in neighbourhoods in turn, before anything is dropped."""
-MOST = 30_000
-"""Pairs left, after that, above which a neighbourhood is passed over."""
+MOST, FEW = 30_000, 6_000
+"""Pairs left, after that, above which a neighbourhood is passed over; `FEW` where a gap is allowed: the linear program
+of thirty thousand takes ten seconds."""
 LOOKS = 100
 """How often a branch and bound looks at its limits at most."""
 TIGHT = 0.05
@@ -41,6 +42,7 @@ class Neighbourhoods:
     limit: float
     whole: bool
     stop: Stop = never
+    most: int = MOST
 
     def improve(self, labels: Ids, cost: float, seed: int) -> Ids | None:
         """Cheaper labels for the nodes of the neighbourhood number `seed`; None where there are none.
@@ -62,7 +64,7 @@ class Neighbourhoods:
         for reduction in chain[1:]:
             reduction.apply(graph)
         order, flat = flatten(graph, self.spans, self.limit)
-        if not order or int((flat.entries < flat.big).sum()) // 2 > MOST:
+        if not order or int((flat.entries < flat.big).sum()) // 2 > self.most:
             return None
         found = branch(flat, total - graph.constant, self.whole, LOOKS, self.stop)
         if found.labels is None:

@@ -24,7 +24,7 @@ from alpa_mlir.passes.costs.memory import Ids
 from alpa_mlir.passes.intra.branch import branch
 from alpa_mlir.passes.intra.fixing import Fixed, fix
 from alpa_mlir.passes.intra.flat import flatten
-from alpa_mlir.passes.intra.neighbourhoods import Neighbourhoods
+from alpa_mlir.passes.intra.neighbourhoods import FEW, MOST, Neighbourhoods
 from alpa_mlir.passes.intra.prices import Prices, least_usage
 from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem, Progress, Solution, Stop, never, quiet
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph
@@ -200,8 +200,9 @@ class _Search:
         """Solve large neighbourhoods of the best labelling one after the other."""
         if self.labels is None:
             return
+        most = FEW if self.gap else MOST
         around = Neighbourhoods(
-            self.graph, self.order, self.flat, self.problem.runs, self.problem.limit, self.whole, self.stop
+            self.graph, self.order, self.flat, self.problem.runs, self.problem.limit, self.whole, self.stop, most
         )
         rounds = min(self.neighbourhoods, max(FEWEST, int(IMPROVED / (len(self.flat.entries) + 1))))
         idle, before, seed = 0, self.cost, -1
@@ -228,7 +229,8 @@ class _Search:
             return
         constant = self.graph.constant
         known = self.cost if self.cost < np.inf else self.bound
-        found = branch(self.flat, known - constant, self.whole, SOON if self.gap else LOOKS, self.stop)
+        looks, most, presolve = SOON if self.gap else LOOKS, self._cutoff() - constant, not self.gap
+        found = branch(self.flat, known - constant, self.whole, looks, self.stop, most=most, presolve=presolve)
         if found.labels is not None:
             self.adopt(found.labels)
         # What was dropped costs more than the cutoff: it holds nothing better than the best known.

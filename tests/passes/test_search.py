@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from alpa_mlir.passes.intra import neighbourhoods
+from alpa_mlir.passes.intra.branch import Branched, branch
 from alpa_mlir.passes.intra.flat import Flat, flatten
 from alpa_mlir.passes.intra.neighbourhoods import Neighbourhoods
 from alpa_mlir.passes.intra.prices import Prices, marginals, usage_of
@@ -167,6 +169,32 @@ def test_a_neighbourhood_never_makes_it_worse() -> None:
             labels = better
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < costs[0]
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.002])
+def test_neighbourhoods_are_small_where_a_gap_is_allowed(gap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The linear program of a large one takes as long as ten searches."""
+    asked: list[int] = []
+
+    def branched(flat: Flat, *rest: object) -> Branched:
+        asked.append(int((flat.entries < flat.big).sum()) // 2)
+        return Branched(None, -np.inf)
+
+    monkeypatch.setattr(neighbourhoods, "branch", branched)
+    monkeypatch.setattr("alpa_mlir.passes.intra.search.FEW", 500)
+    search(large_problem(3), small=0, neighbourhoods=8, gap=gap)
+    assert (max(asked, default=0) > 500) == (gap == 0)
+
+
+def test_branch_and_bound_looks_below_a_cost_only() -> None:
+    problem = next(p for p in map(intervals_problem, range(100)) if np.isfinite(brute_force(p)))
+    flat, best = flat_of(problem), brute_force(problem)
+    constant = best - branch(flat, best, False, 1000).bound
+    for presolve in (True, False):
+        within = branch(flat, best, False, 1000, most=best - constant + 0.1, presolve=presolve)
+        assert within.bound == pytest.approx(best - constant)
+        below = branch(flat, best, False, 1000, most=best - constant - 0.1, presolve=presolve)
+        assert below.bound >= best - constant - 0.1
 
 
 def test_a_gap_is_allowed_and_said() -> None:
