@@ -96,6 +96,7 @@ def until_stages(options: PlanOptions, setting: Setting, meshes: str, rough: boo
             schedule=kind,
             solver=options.solver,
             whole_sums=options.partitioner == "xla",
+            constrain=options.constrain,
             meshes=meshes,
             rough=rough,
         ),

@@ -80,7 +80,8 @@ class Shard(Pass):
         for mesh, _ in reversed(meshes):
             declare_mesh(module, mesh)
         Annotator(module, program, solved.choices).run()
-        _write(module, decided.cluster, meshes, solved.costs, program.microbatches, bool(self.constrain))
+        pinned = any(isinstance(c, Pin) for c in decided.restrictions.constraints)
+        _write(module, decided.cluster, meshes, solved.costs, program.microbatches, pinned)
 
     def decide(self, module: ir.Module, remarks: list[Remark]) -> Decided:
         """The choice for all stages, before it is written down."""
@@ -221,10 +222,10 @@ def _write(
     meshes: Sequence[tuple[Mesh, tuple[int, ...]]],
     costs: Sequence[StageCost],
     microbatches: int,
-    constrained: bool,
+    pinned: bool,
 ) -> None:
-    """Predictions, and beside them what the search reckoned with, unless constraints that it knows nothing of make
-    them differ."""
+    """Predictions, and beside them what the search reckoned with, unless pins, which it knows nothing of, make them
+    differ."""
     context, attributes = module.context, module.operation.attributes
     before = [ir.DictAttr(a) for a in ir.ArrayAttr(attributes[alpa.STAGES])] if alpa.STAGES in attributes else []
     stages = []
@@ -233,7 +234,7 @@ def _write(
         for s, ((mesh, devices), cost) in enumerate(zip(meshes, costs, strict=True)):
             entry = {before[s][i].name: before[s][i].attr for i in range(len(before[s]))} if before else {}
             for name in ("microbatch_seconds", "step_seconds"):
-                if name in entry and not constrained:
+                if name in entry and not pinned:
                     entry[f"searched_{name}"] = entry[name]
             entry["mesh"] = alpa.string(mesh.name, context)
             entry["devices"] = ir.DenseI64ArrayAttr.get(list(devices), context=context)

@@ -28,14 +28,17 @@ from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.meshes import MESH_AXES, submesh_shapes
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.pricing import Pricer
-from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
+from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, SPLIT_BACKWARD, in_flight
 from alpa_mlir.passes.inter.search import StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
-from alpa_mlir.passes.inter.tables import InFlight
-from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.inter.tables import SLACK, InFlight
+from alpa_mlir.passes.intra.constraints import AxisMode, parse_constraints
+from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
+from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.registry import Pass, option, register
+from alpa_mlir.passes.schedule_lists import pipeline_of
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,9 @@ class Stages(Pass):
     whole_sums: bool = option(False, "reduce sums over microbatches in each (for XLA's partitioner), not once a step")
     meshes: str = option("", "logical meshes that stages may have, for example 8,2x4; empty: all that suit the cluster")
     axes: int = option(MESH_AXES, "axes of a stage's logical mesh at most: 1, 2 or 3")
+    constrain: str = option(
+        "", "how axes are used in every stage, for example x=zero2; other constraints say nothing here"
+    )
     rough: bool = option(False, "compare plans: cost stages by prices, not by optima; say which meshes were of use")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -89,7 +95,7 @@ class Stages(Pass):
         if alpa.STAGES in module.operation.attributes:
             stages = self._given(module, cluster, layers)
         elif self.mesh:
-            stages = [_single_stage(self.mesh, cluster, layers, self.stages)]
+            stages = self._estimated(module, cluster, [_single_stage(self.mesh, cluster, layers, self.stages)])
         else:
             interleaved = self.schedule == "interleaved" and has_backward(module)
             search = self._interleave if interleaved else self._search
@@ -116,6 +122,9 @@ class Stages(Pass):
 
     def _cluster(self, module: ir.Module) -> Cluster:
         return choose_cluster(module, self.cluster, self.nodes, self.devices_per_node, self.memory)
+
+    def _uses(self) -> tuple[AxisMode, ...]:
+        return tuple(c for c in parse_constraints(self.constrain) if isinstance(c, AxisMode))
 
     def _given(self, module: ir.Module, cluster: Cluster, layers: int) -> list[Stage]:
         """The stages that the module came with; those that do not say their layers get equal numbers of them."""
@@ -146,18 +155,47 @@ class Stages(Pass):
             raise CompileError(f"a stage has device {most}, the cluster has {cluster.device_count} devices", location)
         found = [submeshes[mesh] for mesh in read_pipeline(module)]
         stages = [Stage(a, b, stage.mesh, stage.devices) for (a, b), stage in zip(said, found, strict=True)]
-        return self._estimated(module, cluster, stages) if len(submeshes) > 1 else stages
+        return self._estimated(module, cluster, stages)
 
-    def _estimated(self, module: ir.Module, cluster: Cluster, stages: Sequence[Stage]) -> list[Stage]:
-        """Given stages with what they would cost as the planner would shard them, if all of them fit."""
+    def _estimated(self, module: ir.Module, cluster: Cluster, stages: list[Stage]) -> list[Stage]:
+        """Given stages with what they would cost as the planner would shard them, if all of them fit; what one stage
+        costs is of use only where settings are compared."""
+        if len(stages) == 1 and not self.rough:
+            return stages
+        pipeline = pipeline_of([s.mesh.name for s in stages], alpa.get_int(module.operation, alpa.MICROBATCHES) or 1)
+        kind = self.schedule if has_backward(module) else "inference"
+        kind = "interleaved" if pipeline.chunks > 1 and kind in ONE_CHUNK else kind
+        solved = self._profiler(module, cluster)
+        pricer = self._pricer(module, solved)
+        listed = {part.first: ListedStages(pricer, part) for part in cluster.parts}
+        found = []
+        for s, stage in enumerate(stages):
+            part = cluster.part_of(stage.devices[0])
+            limit = part.memory / pipeline.chunks
+            allowed = (1 + SLACK if self.rough else 1.0) * limit
+            asked = ((stage.first, stage.last), stage.mesh, in_flight(kind, s, pipeline), allowed)
+            cost = listed[part.first].cost(*asked) if self.rough else solved.cost(*asked, stage.devices[0])
+            if not cost.feasible and self.rough:
+                raise DoesNotFit(
+                    f"stage {s} does not fit in {limit / 1e6:.6g} MB per device: it needs about "
+                    f"{needed_text(cost.memory_bytes)}",
+                    module.operation.location,
+                    least=cost.memory_bytes,
+                )
+            if not cost.feasible:
+                return stages
+            parts = listed[part.first].parts(*asked) if self.rough else solved.parts(*asked, stage.devices[0])
+            found.append(replace(stage, cost=cost, parts=parts))
+        return found
+
+    def _profiler(self, module: ir.Module, cluster: Cluster) -> StageProfiler:
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
-        profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
-        ranges = [((s.first, s.last), s.mesh, s.devices[0]) for s in stages]
-        costs = [profiler.cost(layers, mesh, first_device=first) for layers, mesh, first in ranges]
-        if not all(c.feasible for c in costs):
-            return list(stages)
-        parts = [profiler.parts(layers, mesh, first_device=first) for layers, mesh, first in ranges]
-        return [replace(s, cost=c, parts=p) for s, c, p in zip(stages, costs, parts, strict=True)]
+        return StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums, self._uses())
+
+    @staticmethod
+    def _pricer(module: ir.Module, profiler: StageProfiler) -> Pricer:
+        layout = read_layout(module)
+        return Pricer(profiler.program, layout, lambda: profiler.sketch((0, layout.layers - 1)))
 
     def _search(self, module: ir.Module, cluster: Cluster, layers: int) -> tuple[list[Stage], float]:
         location, devices = module.operation.location, cluster.device_count
@@ -168,10 +206,10 @@ class Stages(Pass):
         if self.stages > layers:
             raise _too_few_layers(module, self.stages, layers)
         counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
-        in_flight = _in_flight(module, self.schedule)
+        flying = _in_flight(module, self.schedule)
         shapes = tuple(parse_mesh(text) for text in self.meshes.split(",") if text)
         search = StageSearch(
-            module, cluster, in_flight, 0.0, self.solver, self.whole_sums, shapes, self.rough, self.axes
+            module, cluster, flying, 0.0, self.solver, self.whole_sums, shapes, self.rough, self.axes, self._uses()
         )
         try:
             search.check_state()
@@ -195,12 +233,8 @@ class Stages(Pass):
                 module.operation.location,
             )
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
-        profiler: StageProfiler | ListedStages
-        if self.rough:
-            program = read_program(module, microbatches, self.whole_sums)
-            profiler = ListedStages(Pricer(program, read_layout(module)), cluster)
-        else:
-            profiler = StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums)
+        solved = self._profiler(module, cluster)
+        profiler = ListedStages(self._pricer(module, solved), cluster) if self.rough else solved
         on_offer = submesh_shapes(cluster, self.axes)
         wanted = [parse_mesh(text) for text in self.meshes.split(",") if text]
         shapes = [shape for shape in on_offer if shape in wanted] or on_offer

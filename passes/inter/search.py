@@ -16,14 +16,17 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.dp import Partition, StageChoice
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.meshes import MESH_AXES, idle_axes, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.inter.tables import Entry, InFlight, Tables, entry
+from alpa_mlir.passes.intra.constraints import AxisMode
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
+from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.intra.words import needed_text
 
 SHORT = 0.1
@@ -50,6 +53,8 @@ class StageSearch:
     rough: bool = False
     axes: int = MESH_AXES
     """The most axes that a logical mesh may have."""
+    uses: tuple[AxisMode, ...] = ()
+    """What users want of the axes of every stage's mesh."""
     useful: tuple[tuple[int, ...], ...] = ()
     """The logical meshes that were the best of their size for some range that a good partition may have."""
     floor: float = 0.0
@@ -62,7 +67,7 @@ class StageSearch:
 
     def __post_init__(self) -> None:
         microbatches = self.in_flight.microbatches
-        self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums)
+        self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums, self.uses)
         offered = [(shape, part) for part in self.cluster.parts for shape in submesh_shapes(part, self.axes)]
         self.shapes = tuple(shape for shape, _ in offered)
         self.groups = tuple(part for _, part in offered)
@@ -75,6 +80,24 @@ class StageSearch:
         """The submesh options that are searched: those without idle devices, unless no partition is made of them."""
         everything = (0, self.layout.layers - 1)
         self.pricer = Pricer(self.profiler.program, self.layout, lambda: self.profiler.sketch(everything))
+        if self.uses:
+            self._heed_uses()
+
+    def _heed_uses(self) -> None:
+        """Leave out the options whose mesh lacks an axis that users want used (unless all do), and those where what
+        they want cannot hold together."""
+        wanted, clashes = {use.axis for use in self.uses}, list[CompileError]()
+        having = [m for m in self.options if wanted <= set(self.mesh(m).axis_names)]
+        self.options = having or self.options
+        for option in list(self.options):
+            links = mesh_links(self.mesh(option), self.cluster, self.groups[option].first)
+            try:
+                self.pricer.skeleton.sketch.choices(Enumerator(links, self.groups[option]))
+            except CompileError as clash:
+                clashes.append(clash)
+                self.options.remove(option)
+        if not self.options:
+            raise clashes[0]
 
     @property
     def layers(self) -> int:

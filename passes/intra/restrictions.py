@@ -65,17 +65,26 @@ class Restrictions:
 
 def restrict(program: Program, meshes: Sequence[Mesh], constraints: Sequence[Constraint]) -> Restrictions:
     """The rules that constraints mean. CompileError where one names what is not there."""
-    found = Restrictions(constraints=tuple(constraints))
-    batch: Batch | None = None
-    for c in constraints:
-        if isinstance(c, Pin):
-            _check_axes(c, meshes)
-            _pin(c, program, found)
-        else:
-            if not any(name == c.axis and size > 1 for mesh in meshes for name, size in mesh.axes):
-                raise CompileError(f"no mesh has an axis {c.axis} of more than one device, in '{c.text}'", c.where)
-            batch = batch or find_batch(program)
-            _use_axis(c, program, batch, found)
+    uses = [c for c in constraints if isinstance(c, AxisMode)]
+    for c in uses:
+        if not any(name == c.axis and size > 1 for mesh in meshes for name, size in mesh.axes):
+            raise CompileError(f"no mesh has an axis {c.axis} of more than one device, in '{c.text}'", c.where)
+    found = restrict_uses(program, uses)
+    found.constraints = tuple(constraints)
+    for pin in constraints:
+        if isinstance(pin, Pin):
+            _check_axes(pin, meshes)
+            _pin(pin, program, found)
+    return found
+
+
+def restrict_uses(program: Program, uses: Sequence[AxisMode]) -> Restrictions:
+    """The rules that uses of axes mean; they mean nothing on meshes without these axes."""
+    found = Restrictions(constraints=tuple(uses))
+    batch = find_batch(program) if uses else None
+    for c in uses:
+        assert batch is not None
+        _use_axis(c, program, batch, found)
     return found
 
 

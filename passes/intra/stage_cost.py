@@ -16,10 +16,12 @@ from alpa_mlir.dialect.diagnostics import Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.intra.constraints import AxisMode
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph, graph_on
 from alpa_mlir.passes.intra.optimize import optimum
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
+from alpa_mlir.passes.intra.restrictions import Restrictions, restrict_uses
 from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.sketch_stage import sketch_stage
 from alpa_mlir.passes.intra.stage_parts import StageParts, stage_parts
@@ -55,7 +57,10 @@ class StageProfiler:
     microbatches: int = 0
     solver: str = "highs"
     whole_sums: bool = False
+    uses: tuple[AxisMode, ...] = ()
+    """What users want of the axes of every stage's mesh."""
     program: Program = field(init=False)
+    restrictions: Restrictions = field(init=False)
     _enumerators: dict[tuple[object, ...], Enumerator] = field(default_factory=dict)
     _sketches: dict[Layers, Sketch] = field(default_factory=dict)
     _graphs: dict[tuple[object, ...], StageGraph] = field(default_factory=dict)
@@ -63,6 +68,7 @@ class StageProfiler:
 
     def __post_init__(self) -> None:
         self.program = read_program(self.module, self.microbatches, self.whole_sums)
+        self.restrictions = restrict_uses(self.program, self.uses)
 
     def cost(
         self,
@@ -110,7 +116,7 @@ class StageProfiler:
         if enumerator is None:
             enumerator = self._enumerators[shape] = Enumerator(links, part)
         if not isinstance(layers, tuple):
-            return build_graph(self.program, enumerator, layers, -1, in_flight)
+            return build_graph(self.program, enumerator, layers, -1, in_flight, self.restrictions)
         two, key = (shape, layers, 2), (shape, layers, in_flight)
         if two not in self._graphs:
             self._graphs[two] = graph_on(self.sketch(layers), enumerator)
@@ -125,7 +131,9 @@ class StageProfiler:
         """A stage with two microbatches in flight, on any mesh."""
         if layers not in self._sketches:
             first, last = layers
-            self._sketches[layers] = sketch_stage(self.program, lambda op: first <= op.layer <= last, -1, 2)
+            self._sketches[layers] = sketch_stage(
+                self.program, lambda op: first <= op.layer <= last, -1, 2, self.restrictions
+            )
         return self._sketches[layers]
 
     def _solve(self, graph: StageGraph, limit: float) -> tuple[StageCost, tuple[int, ...]]:
