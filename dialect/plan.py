@@ -251,29 +251,30 @@ class _Writer:
     def __init__(self, context: ir.Context) -> None:
         self.context = context
         self.single: dict[int, ir.Attribute] = {}
-        self.ids: dict[tuple[int, ...], ir.Attribute] = {}
-        self.values: dict[tuple[Ref, ...], ir.Attribute] = {}
+        self.lists: dict[int, tuple[object, ir.Attribute]] = {}
+        """Lists by identity (and kept for it): hashes of long ones would take as long as they are."""
 
     def write(self, instruction: Instruction, ip: ir.InsertionPoint) -> None:
         """The op of an instruction; within the context."""
         attributes = {"microbatch": self._number(instruction.microbatch)}
         if isinstance(instruction, Free):
-            values = instruction.values
-            if values not in self.values:
-                self.values[values] = ir.DenseI64ArrayAttr.get([n for ref in values for n in ref], self.context)
-            attributes["values"] = self.values[values]
+            attributes["values"] = self._list(instruction.values)
             ir.Operation.create(_FREE, attributes=attributes, ip=ip)
         elif isinstance(instruction, Combine):
-            ids = instruction.ids
-            if ids not in self.ids:
-                self.ids[ids] = ir.DenseI64ArrayAttr.get(list(ids), self.context)
-            attributes["ids"] = self.ids[ids]
+            attributes["ids"] = self._list(instruction.ids)
             ir.Operation.create(_COMBINE, attributes=attributes, ip=ip)
         else:
             attributes["id"] = self._number(instruction.id)
             if isinstance(instruction, Run) and instruction.joined:
                 attributes[_JOINED] = ir.UnitAttr.get(self.context)
             ir.Operation.create(_NAMES[type(instruction)], attributes=attributes, ip=ip)
+
+    def _list(self, values: Sequence[int] | Sequence[Ref]) -> ir.Attribute:
+        known = self.lists.get(id(values))
+        if known is None:
+            numbers = [n for v in values for n in (v if isinstance(v, Ref) else (v,))]
+            known = self.lists[id(values)] = values, ir.DenseI64ArrayAttr.get(numbers, self.context)
+        return known[1]
 
     def _number(self, value: int) -> ir.Attribute:
         if value not in self.single:

@@ -30,7 +30,7 @@ from alpa_mlir.dialect.staged import Fragment, Index, PlanMain, Ref, Slice, Step
 from alpa_mlir.passes.inter.schedules import KINDS, in_flight, last_part
 from alpa_mlir.passes.registry import Pass, register
 from alpa_mlir.passes.schedule_lists import pipeline_of
-from alpa_mlir.passes.schedule_values import Bundle, Values, positions
+from alpa_mlir.passes.schedule_values import Bundle, Once, Values, positions
 
 Part = tuple[type[Instruction], int]
 """What an instruction does with which op of `@main`."""
@@ -110,15 +110,17 @@ def _check_complete(main: PlanMain, schedule: Schedule, wanted: dict[Part, None]
 
 def _microbatches(schedule: Schedule) -> dict[Part, list[int]]:
     """By what a list does, frees apart, the microbatches for which it does it."""
-    grouped: dict[tuple[type[Instruction], tuple[int, ...]], list[int]] = {}
-    for i in schedule.instructions:
-        if not isinstance(i, Free):
-            numbers = i.ids if isinstance(i, Combine) else (i.id,)
-            grouped.setdefault((type(i), numbers), []).append(i.microbatch)
     found: dict[Part, list[int]] = {}
-    for (kind, numbers), microbatches in grouped.items():
+    sums: dict[int, tuple[tuple[int, ...], list[int]]] = {}
+    for i in schedule.instructions:
+        if isinstance(i, Combine):
+            # Microbatches share the list of what they add.
+            sums.setdefault(id(i.ids), (i.ids, []))[1].append(i.microbatch)
+        elif not isinstance(i, Free):
+            found.setdefault((type(i), i.id), []).append(i.microbatch)
+    for numbers, microbatches in sums.values():
         for number in numbers:
-            found.setdefault((kind, number), []).extend(microbatches)
+            found.setdefault((Combine, number), []).extend(microbatches)
     return found
 
 
@@ -165,8 +167,10 @@ class _Lane:
     in_flight: dict[int, set[int]] = field(default_factory=dict)
     allowed: dict[int, int] = field(default_factory=dict)
     last: dict[int, str] = field(default_factory=dict)
-    named: set[tuple[Ref, ...]] = field(default_factory=set)
+    named: Once[tuple[Ref, ...], None] = field(default_factory=Once)
     """What frees name, as far as checked."""
+    steady: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """What accumulations make that nothing of the whole step was freed since."""
 
     def __post_init__(self) -> None:
         """Per stage the last part of a microbatch (as far as the stage has it) and the bound of S7."""
@@ -188,11 +192,14 @@ class _Lane:
             if missing:
                 why = "after it was freed" if missing & -missing & self.gone.get(bundle, 0) else "before it is there"
                 self._refuse(f"{_what(instruction)} reads value {_name(bundle, missing)} {why} (S3)")
-        for bundle, bits in self.values.makes(instruction):
+        sums = instruction.ids if isinstance(instruction, Combine) else None
+        for bundle, bits in () if sums is not None and id(sums) in self.steady else self.values.makes(instruction):
             again = bits & self.gone.get(bundle, 0)
             if again:
                 self._refuse(f"{_what(instruction)} makes value {_name(bundle, again)} after it was freed (S3)")
             self.held[bundle] = self.held.get(bundle, 0) | bits
+        if sums is not None:
+            self.steady[id(sums)] = sums
         if isinstance(instruction, Run):
             self._count(instruction)
 
@@ -200,9 +207,9 @@ class _Lane:
         raise _error(self.schedule, message)
 
     def _free(self, instruction: Free) -> None:
-        if instruction.values not in self.named:
-            self._check_names(instruction)
-            self.named.add(instruction.values)
+        self.named.of(instruction.values, lambda _: self._check_names(instruction))
+        if instruction.microbatch == ONCE:
+            self.steady.clear()
         for bundle, bits in self.values.frees(instruction):
             held = self.held.get(bundle, 0)
             if bits & ~held:

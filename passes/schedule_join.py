@@ -57,6 +57,8 @@ class _Grouping:
     received: dict[str, set[tuple[int, int]]] = field(default_factory=dict)
     """By submesh what was received since its open group began."""
     pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+    sources: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
+    """Of each op that a call reads one value: what holds for one holds for all of them."""
 
     def add(self, event: Event) -> None:
         """The next event of the step."""
@@ -81,11 +83,13 @@ class _Grouping:
         if not alike or (before.id, step.id) in self.apart:
             return False
         made = {member.id for member, _ in group}
-        return all(self._there(ref, microbatch, made, step.mesh) for ref in step.operands)
+        if step.id not in self.sources:
+            self.sources[step.id] = tuple({r.op: r for r in step.operands if not r.is_argument}.values())
+        return all(self._there(ref, microbatch, made, step.mesh) for ref in self.sources[step.id])
 
     def _there(self, ref: Ref, microbatch: int, made: set[int], mesh: str) -> bool:
         """J3 for a value that the group whose functions are `made` would have to read."""
-        if ref.is_argument or ref.op in made:
+        if ref.op in made:
             return True
         step = self.main.step(ref.op)
         if isinstance(step, (Accumulate, Stack)):

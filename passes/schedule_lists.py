@@ -13,7 +13,7 @@ where they can (`alpa_mlir.passes.schedule_join`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 
 from alpa_mlir.dialect.diagnostics import CompileError
@@ -73,12 +73,13 @@ def _microbatch_order(main: PlanMain, kind: str, stages: Sequence[str]) -> list[
     start = play(lanes, duration, after)
     finish = {job: at + duration[job] for job, at in start.items()}
     timed: list[tuple[tuple[float, int, int, int], Event]] = []
+    transfers = [s for s in main.steps if isinstance(s, Transfer) and main.runs_per_microbatch(s)]
+    readers = _readers(main, transfers)
     for m in range(main.microbatches):
         for f in fragments:
             timed.append(((start[f.id, m], 1, f.id, m), Event(f, m)))
-        for step in main.steps:
-            if isinstance(step, Transfer) and main.runs_per_microbatch(step):
-                timed.append(((_ready(main, step, m, start, finish), 0, step.id, m), Event(step, m)))
+        for step in transfers:
+            timed.append(((_ready(main, step, m, start, finish, readers), 0, step.id, m), Event(step, m)))
     return [event for _, event in sorted(timed, key=lambda pair: pair[0])]
 
 
@@ -130,14 +131,31 @@ def _sources(main: PlanMain, operands: Sequence[Ref]) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def _ready(main: PlanMain, step: Step, m: int, start: dict[Job, float], finish: dict[Job, float]) -> float:
+def _readers(main: PlanMain, steps: Sequence[Step]) -> dict[int, list[Step]]:
+    """For each of the ops what reads its first result."""
+    found: dict[int, list[Step]] = {step.id: [] for step in steps}
+    for step in main.steps:
+        for op in dict.fromkeys(r.op for r in step.operands if not r.is_argument and r.result == 0):
+            if op in found:
+                found[op].append(step)
+    return found
+
+
+def _ready(
+    main: PlanMain,
+    step: Step,
+    m: int,
+    start: dict[Job, float],
+    finish: dict[Job, float],
+    readers: Mapping[int, Sequence[Step]],
+) -> float:
     """When a transfer happens: its value is made; a slice or number is made when first wanted."""
     sources = _sources(main, step.operands)
     if sources:
         return max(finish[n, m] for n in sources)
-    readers = [s for s in main.steps if Ref(step.id) in s.operands]
-    times = [start[s.id, m] for s in readers if isinstance(s, Fragment) and (s.id, m) in start]
-    times += [_ready(main, s, m, start, finish) for s in readers if isinstance(s, Transfer)]
+    here = readers.get(step.id, ())
+    times = [start[s.id, m] for s in here if isinstance(s, Fragment) and (s.id, m) in start]
+    times += [_ready(main, s, m, start, finish, readers) for s in here if isinstance(s, Transfer)]
     return min(times, default=float("inf"))
 
 
@@ -149,15 +167,20 @@ class _Writer:
         self.lanes: dict[str, list[Instruction]] = {mesh: [] for mesh in meshes}
         self.cut: set[Job] = set()
         self.collected: set[int] = set()
-        self.collectors: dict[int, list[Step]] = {}
+        self.slices = {s.id: [r for r in s.operands if self._is_cut(r)] for s in main.steps}
+        """Slices and numbers of the microbatch that an op reads."""
+        found: dict[int, dict[str, list[int]]] = {}
         for step in main.steps:
             if isinstance(step, (Accumulate, Stack)):
-                self.collectors.setdefault(step.operands[0].op, []).append(step)
+                made = found.setdefault(step.operands[0].op, {})
+                made.setdefault(step.results[0].mesh, []).append(step.id)
+        self.collectors = {op: [(mesh, tuple(ids)) for mesh, ids in made.items()] for op, made in found.items()}
+        """What collects results of an op, by submesh."""
 
     def emit(self, group: Sequence[Event]) -> None:
         """Append an event, or runs that are one program, to the lists it takes part in, after the slices it reads."""
         for step, m in group:
-            for ref in step.operands:
+            for ref in self.slices[step.id]:
                 self._cut(ref, m)
         made: list[Event] = []
         for number, (step, m) in enumerate(group):
@@ -177,18 +200,22 @@ class _Writer:
             if m != ONCE:
                 self._combine(step, m)
 
+    def _is_cut(self, ref: Ref) -> bool:
+        return not ref.is_argument and isinstance(self.main.step(ref.op), (Slice, Index))
+
     def _cut(self, ref: Ref, m: int) -> None:
-        step = None if ref.is_argument else self.main.step(ref.op)
-        if isinstance(step, (Slice, Index)) and (step.id, m) not in self.cut:
+        step = self.main.step(ref.op)
+        if (step.id, m) not in self.cut:
             self.cut.add((step.id, m))
             self.lanes[step.results[0].mesh].append(Run(step.id, m))
             self._combine(step, m)
 
     def _combine(self, made: Step, m: int) -> None:
         """Add the results of `made` to whatever collects them."""
-        for step in self.collectors.get(made.id, ()):
-            self.lanes[step.results[0].mesh].append(Combine((step.id,), m))
-            self.collected.add(step.id)
+        for mesh, ids in self.collectors.get(made.id, ()):
+            self.lanes[mesh].append(Combine(ids, m))
+            if ids[0] not in self.collected:
+                self.collected.update(ids)
 
     def emit_rest(self) -> None:
         """What no run reads: slices that are only collected, and collected values of the whole step.
@@ -217,11 +244,15 @@ class _Writer:
 def _joined(lane: Sequence[Instruction]) -> list[Instruction]:
     """The list with neighbouring accumulations of one microbatch as one instruction."""
     joined: list[Instruction] = []
+    same: dict[tuple[int, ...], tuple[int, ...]] = {}
     for combining, group in groupby(lane, lambda i: i.microbatch if isinstance(i, Combine) else None):
         if combining is None:
             joined += group
         else:
-            joined.append(Combine(tuple([n for i in group if isinstance(i, Combine) for n in i.ids]), combining))
+            every = [i for i in group if isinstance(i, Combine)]
+            ids = tuple([n for i in every for n in i.ids]) if len(every) > 1 else every[0].ids
+            # One object for all microbatches.
+            joined.append(Combine(same.setdefault(ids, ids), combining) if len(every) > 1 else every[0])
     return joined
 
 
@@ -246,8 +277,16 @@ def _last_uses(values: Values, lane: Sequence[Instruction]) -> list[list[Bits]]:
     """By instruction the values that none after it reads or makes again."""
     dead: list[list[Bits]] = [[] for _ in lane]
     seen: dict[Bundle, int] = {}
+    summed: set[int] = set()
     for n in range(len(lane) - 1, -1, -1):
-        for bundle, bits in (*values.uses(lane[n]), *values.makes(lane[n])):
+        instruction = lane[n]
+        touched = values.uses(instruction)
+        # What an accumulation behind it makes is not dead here.
+        if not isinstance(instruction, Combine) or id(instruction.ids) not in summed:
+            touched = [*touched, *values.makes(instruction)]
+        if isinstance(instruction, Combine):
+            summed.add(id(instruction.ids))
+        for bundle, bits in touched:
             known = seen.get(bundle)
             if known is None:
                 known = values.returned.get(bundle[0], 0)

@@ -9,8 +9,10 @@ frees them, and while a function runs what it holds inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import NamedTuple
 
 from jaxlib.mlir import ir
 
@@ -20,7 +22,7 @@ from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv,
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.dialect.staged import Fragment, MeshTensor, PlanMain, Ref, Slice
 from alpa_mlir.passes.inter.simulate import Move, Span, Timeline, idle_share
-from alpa_mlir.passes.schedule_values import Bundle, Values, positions
+from alpa_mlir.passes.schedule_values import Bundle, Once, Values, positions
 
 ACCUMULATE = "accumulate"
 """The kind of spans that are no stage function's."""
@@ -120,6 +122,15 @@ class _Lane:
         self.at += 1
 
 
+class _Sums(NamedTuple):
+    """Accumulations of results of one op, which come once per microbatch or not: their seconds, and what they make."""
+
+    op: int
+    often: bool
+    seconds: list[float]
+    sums: list[Bundle]
+
+
 class _Player:
     """When values are ready, transfers arrive, and channels between submeshes are free."""
 
@@ -132,6 +143,9 @@ class _Player:
         self.channels: dict[tuple[int, int], float] = {}
         self.begun: set[int] = set()
         self.collected: dict[int, tuple[int, bool, float]] = {}
+        self.again = Once[tuple[int, ...], _Sums | None]()
+        self.added: set[int] = set()
+        """Lists of accumulations (kept by `again`) that were done for some microbatch."""
         self.moves: list[Move] = []
 
     def execute(self, lane: _Lane, instruction: Instruction) -> bool:
@@ -165,6 +179,18 @@ class _Player:
         """Accumulations one after the other; neighbours in time are one span."""
         ready, microbatch = self.ready[lane.number], combine.microbatch
         free = began = lane.free
+        again = self.again.of(combine.ids, self._evenly)
+        if again is not None and id(combine.ids) in self.added:
+            # All wait for the same op, and then for one another.
+            there = ready[again.op, microbatch if again.often else ONCE]
+            if there > free:
+                lane.accumulate(microbatch, began, free)
+                began = free = there
+            *_, lane.free = ends = list(accumulate(again.seconds, initial=free))
+            ready.update(zip(again.sums, ends[1:], strict=True))
+            lane.accumulate(microbatch, began, lane.free)
+            return
+        self.added.add(id(combine.ids))
         for number in combine.ids:
             op, often, seconds = self._collected(number)
             there = ready[op, microbatch if often else ONCE] if op >= 0 else 0.0
@@ -179,6 +205,14 @@ class _Player:
             ready[number, ONCE] = max(free, there)
         lane.accumulate(microbatch, began, free)
         lane.free = free
+
+    def _evenly(self, ids: Sequence[int]) -> _Sums | None:
+        """Accumulations that take some time each, of results of one op; None where they are not."""
+        found = [self._collected(number) for number in ids]
+        op, often, _ = found[0]
+        if op < 0 or any(f[:2] != (op, often) or f[2] <= 0.0 for f in found):
+            return None
+        return _Sums(op, often, [seconds for _, _, seconds in found], [(number, ONCE) for number in ids])
 
     def _collected(self, number: int) -> tuple[int, bool, float]:
         """The op whose result an accumulation adds (-1: an argument), whether once per microbatch; its seconds."""
@@ -210,6 +244,8 @@ class _Memory:
         """Bytes of results that lie in buffers of operands."""
         self.curve: list[tuple[float, float]] = [(0.0, self.now)]
         self.sizes: dict[tuple[int, int], float] = {}
+        self.begun: dict[int, tuple[int, ...]] = {}
+        """What accumulations have made: the next microbatch's make nothing new."""
 
     def _size(self, op: int, bits: int) -> float:
         """Bytes of results of an op, looked up once for all microbatches."""
@@ -239,6 +275,10 @@ class _Memory:
             self.most = max(self.most, busy)
             self.curve.append((began, busy))
             adopted = self._adopt(step, instruction.microbatch)
+        if isinstance(instruction, Combine):
+            if id(instruction.ids) in self.begun:
+                return
+            self.begun[id(instruction.ids)] = instruction.ids
         for bundle, bits in self.values.makes(instruction):
             if bundle not in self.held:
                 self.held[bundle] = bits

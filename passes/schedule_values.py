@@ -7,15 +7,34 @@ and a bit for each result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Recv, Send
 from alpa_mlir.dialect.staged import PlanMain, Ref
 
+Key = TypeVar("Key")
+Found = TypeVar("Found")
 Bundle = tuple[int, int]
 """(id of an op of `@main`, microbatch)."""
 Bits = tuple[Bundle, int]
 """Some values of a bundle: bit k for result k."""
+
+
+class Once(Generic[Key, Found]):
+    """What is found out once for each object: all microbatches share long lists, whose hashes would take as long as
+    they are."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Key, Found]] = {}
+
+    def of(self, key: Key, find: Callable[[Key], Found]) -> Found:
+        """What `find` gives for an object."""
+        known = self._known.get(id(key))
+        if known is None:
+            # The object is kept, so that no other gets its identity.
+            known = self._known[id(key)] = key, find(key)
+        return known[1]
 
 
 class Values:
@@ -26,9 +45,9 @@ class Values:
         self._reads = {s.id: self._parts(s.operands) for s in main.steps}
         self.results = {s.id: len(s.results) for s in main.steps}
         """The number of results of each op."""
-        self._collects: dict[tuple[int, ...], tuple[tuple[int, bool, int], ...]] = {}
-        self._collected: dict[tuple[int, ...], list[Bits]] = {}
-        self._frees: dict[tuple[Ref, ...], list[tuple[int, int]]] = {}
+        self._collects = Once[tuple[int, ...], tuple[tuple[int, bool, int], ...]]()
+        self._collected = Once[tuple[int, ...], list[Bits]]()
+        self._frees = Once[tuple[Ref, ...], list[tuple[int, int]]]()
         self._refs: dict[tuple[tuple[int, int], ...], tuple[Ref, ...]] = {}
         self.returned = dict(bits_of(main.results))
         """Which results of an op are results of the step."""
@@ -37,16 +56,17 @@ class Values:
         """(op, whether its results exist once per microbatch, bits)."""
         return tuple([(op, self.main.per_microbatch(Ref(op)), bits) for op, bits in bits_of(refs)])
 
+    def _sources(self, ids: Sequence[int]) -> tuple[tuple[int, bool, int], ...]:
+        """What accumulations read."""
+        return self._parts([r for n in ids for r in self.main.step(n).operands])
+
     def uses(self, instruction: Instruction) -> list[Bits]:
         """The values that an instruction reads."""
         m = instruction.microbatch
         if isinstance(instruction, (Recv, Free)):
             return []
         if isinstance(instruction, Combine):
-            ids = instruction.ids
-            if ids not in self._collects:
-                self._collects[ids] = self._parts([r for n in ids for r in self.main.step(n).operands])
-            parts = self._collects[ids]
+            parts = self._collects.of(instruction.ids, self._sources)
         else:
             parts = self._reads[instruction.id]
         return [((op, m if often else ONCE), bits) for op, often, bits in parts]
@@ -56,17 +76,12 @@ class Values:
         if isinstance(instruction, (Send, Free)):
             return ()
         if isinstance(instruction, Combine):
-            ids = instruction.ids
-            if ids not in self._collected:
-                self._collected[ids] = [((n, ONCE), 1) for n in ids]
-            return self._collected[ids]
+            return self._collected.of(instruction.ids, lambda ids: [((n, ONCE), 1) for n in ids])
         return (((instruction.id, instruction.microbatch), (1 << self.results[instruction.id]) - 1),)
 
     def frees(self, free: Free) -> list[Bits]:
         """The values that die."""
-        if free.values not in self._frees:
-            self._frees[free.values] = bits_of(free.values)
-        return [((op, free.microbatch), bits) for op, bits in self._frees[free.values]]
+        return [((op, free.microbatch), bits) for op, bits in self._frees.of(free.values, bits_of)]
 
     def refs(self, parts: Sequence[tuple[int, int]]) -> tuple[Ref, ...]:
         """The values of ops and bits, in order."""

@@ -166,6 +166,16 @@ class Program:
         return any(op.stage >= 0 for op in self.ops)
 
     @cached_property
+    def readers(self) -> dict[str, list[int]]:
+        """Slot -> the ops that read it."""
+        found: dict[str, list[int]] = {name: [] for name in self.slots}
+        for op in self.ops:
+            for source in op.operands:
+                if source.slot:
+                    found[source.slot].append(op.number)
+        return found
+
+    @cached_property
     def home_ops(self) -> dict[str, int]:
         """Slot -> the op in whose stage it lives: that which makes its next value, else its user of the lowest layer.
 

@@ -114,10 +114,7 @@ class _Builder:
         to be reduced once per step instead of once per microbatch."""
         found = {n for n, slot in self.program.slots.items() if slot.additive and self.program.microbatches > 1}
         found -= {*self.program.returned, *(f.source.slot for f in self.program.feeds)}
-        for op in self.program.ops:
-            if op.number not in self.inside:
-                found -= {s.slot for s in op.operands}
-        return {n for n in found if self.feed_of[n].source.op in self.inside}
+        return {n for n in found if self.inside.issuperset((self.feed_of[n].source.op, *self.program.readers[n]))}
 
     def _recipe(self, recipe: Recipe) -> int:
         return self.recipes.setdefault(recipe, len(self.recipes))
