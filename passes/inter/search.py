@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from jaxlib.mlir import ir
 
@@ -32,7 +33,8 @@ from alpa_mlir.passes.intra.words import needed_text
 SHORT = 0.1
 """The part by which a step takes longer where memory is called short."""
 FURTHER = (2, 4, 8, 16, 32, 64, 128)
-"""How many times as many microbatches are looked at then."""
+"""How many times as many microbatches are looked at then: the first NEAR of them, and as many as it takes to fit."""
+NEAR = 3
 
 
 @dataclass
@@ -145,7 +147,11 @@ class StageSearch:
         """Note what other settings may want to know."""
         self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
         if self.rough and (found is None or found.cost > (1 + SHORT) * table.unlimited):
-            self.ahead = tuple(table.ahead(stages, times) for times in FURTHER)
+            ahead: list[float] = []
+            for times in FURTHER:
+                if len(ahead) < NEAR or not isfinite(ahead[-1]):
+                    ahead.append(table.ahead(stages, times))
+            self.ahead = tuple(ahead)
 
     def check_state(self) -> None:
         """StateDoesNotFit where state, gradient sums and the gradients of a microbatch beside them (rules M1 and M6)
