@@ -6,10 +6,8 @@ cut in two or resharded on the way is in them.  `alpa-schedule` plays them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil
 from typing import ClassVar
 
@@ -28,11 +26,8 @@ from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.local.equal_functions import Anonymous
 from alpa_mlir.passes.registry import Pass, register
-from alpa_mlir.passes.streams import InOrder, side_by_side
 
 PARTS = ("forward", "backward", "weight", "update", "prologue")
-MANY = 4096
-"""Ops of distinct functions from which on it pays to price these in several processes."""
 
 
 @register
@@ -78,28 +73,18 @@ def local_bytes(kind: MeshTensor, stage: Stage) -> float:
 def _price_functions(
     module: ir.Module, main: PlanMain, links: Mapping[str, MeshLinks], parts: Mapping[str, Cluster]
 ) -> dict[str, FunctionCost]:
-    found, anonymous = functions(module), Anonymous()
-    distinct: dict[tuple[object, ...], Callable[[], Iterator[FunctionCost]]] = {}
-    ops: dict[tuple[object, ...], int] = {}
-    keys: dict[str, tuple[object, ...]] = {}
+    found = functions(module)
+    costs: dict[str, FunctionCost] = {}
+    equal: dict[tuple[object, ...], FunctionCost] = {}
+    anonymous = Anonymous()
     for call in (s for s in main.steps if isinstance(s, Fragment)):
         function, at = found[call.function], links[call.mesh]
-        keys[call.function] = key = (anonymous.key(function, call.mesh), at.content, parts[call.mesh])
-        distinct.setdefault(key, partial(_price, function, at, parts[call.mesh]))
-        ops.setdefault(key, len(function.regions[0].blocks[0].operations))
-    # Where several processes work, the last one is begun first, once the first one is done: the longest last.
-    order = sorted(distinct, key=ops.__getitem__)
-    makers = [distinct[key] for key in order]
-    with side_by_side(makers) if sum(ops.values()) >= MANY else nullcontext(InOrder(makers)) as streams:
-        known = dict(zip(order, streams.advance(range(len(order))), strict=True))
-    costs = {name: known[key] for name, key in keys.items()}
-    for name, cost in costs.items():
-        _write_cost(found[name], cost)
+        key = (anonymous.key(function, call.mesh), at.content, parts[call.mesh])
+        if key not in equal:
+            equal[key] = price_function(function, at, parts[call.mesh])
+        costs[call.function] = equal[key]
+        _write_cost(function, equal[key])
     return costs
-
-
-def _price(function: ir.Operation, links: MeshLinks, part: Cluster) -> Iterator[FunctionCost]:
-    yield price_function(function, links, part)
 
 
 def _write_cost(function: ir.Operation, cost: FunctionCost) -> None:
