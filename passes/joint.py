@@ -13,11 +13,14 @@ that fits in memory wins.  Not everything is tried:
   to the step that would be if memory were no object;
 * no rematerialisation only where prices for fewer microbatches do not say already that it would be slower than all of
   it;
+* some layers of each stage run again (`inter/partial_remat.py`) only where memory is short, for the best number of
+  microbatches and, as long as that is quicker, its neighbours;
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time while
   its pipeline fills and drains (that is what it shortens; stages that are uneven stay so), and exactly only where at
   its prices the step is less than DOUBT longer than the best. On large clusters it is not tried at all: the optima of
   its stages take minutes there.
 
+Where attempts are rough, those of up to SOLVED settings that look best are solved, and the best of these wins.
 What is more complicated (another schedule than 1F1B, recomputation) must gain more than WORTH.  The plan records
 what else was considered (`alpa.considered`).
 """
@@ -25,13 +28,12 @@ what else was considered (`alpa.considered`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from math import ceil
+from dataclasses import replace
 
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.estimates import read_estimates
@@ -39,97 +41,31 @@ from alpa_mlir.passes.inter.search import FURTHER
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
 from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
-from alpa_mlir.passes.intra.words import needed_text
+from alpa_mlir.passes.settings import (
+    AUTO,
+    FORWARD_ONLY,
+    FULL,
+    INTERLEAVED,
+    NONE,
+    PARTLY,
+    SIMPLE,
+    Attempt,
+    Considered,
+    Setting,
+    Wishes,
+    quickest,
+    too_large,
+)
 from alpa_mlir.passes.stages import has_backward
 
 FIRST, HALF, IDLE, WORTH = 8, 0.5, 0.1, 0.01
 AHEAD, AGAIN = 2, 0.1
 DOUBT = 0.15
+SOLVED = 2
+"""Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
 PATIENT = 2
 """How many numbers of microbatches in a row may be no better before the search ends, where memory is short."""
 INFINITE = float("inf")
-AUTO, NONE, FULL = "auto", "none", "full"
-INTERLEAVED, SIMPLE = "interleaved", "1f1b"
-FORWARD_ONLY = "inference"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What an attempt fixes: microbatches, which layers are rematerialised, whether stages share submeshes."""
-
-    microbatches: int
-    remat: str = NONE
-    interleaved: bool = False
-
-
-@dataclass(frozen=True)
-class Considered:
-    """A plan that was considered: its setting, schedule, simulated seconds and peak bytes, or why it cannot be.
-
-    Seconds are None where the stages were not searched, so that no estimate exists.
-    """
-
-    setting: Setting
-    schedule: str
-    seconds: float | None = None
-    bytes: float | None = None
-    bubble: float = 0.0
-    error: CompileError | None = None
-
-    @property
-    def complicated(self) -> bool:
-        """Whether it must be worth it."""
-        return self.schedule not in (SIMPLE, FORWARD_ONLY) or self.setting.remat != NONE
-
-    def attribute(self, context: ir.Context) -> ir.Attribute:
-        """As a dictionary for `alpa.considered`."""
-        entries = {
-            "microbatches": alpa.i64(self.setting.microbatches, context),
-            "schedule": alpa.string(self.schedule, context),
-            "remat": alpa.string(self.setting.remat, context),
-        }
-        if self.error is not None:
-            entries["error"] = alpa.string(self.error.message, context)
-        if self.bytes is not None:
-            entries["bytes"] = alpa.i64(ceil(self.bytes), context)
-        if self.seconds is not None:
-            with ir.Location.unknown(context):
-                entries["seconds"] = ir.FloatAttr.get(ir.F64Type.get(context), self.seconds)
-        return ir.DictAttr.get(entries, context)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A module staged under one setting, and the remarks of the passes; or the error."""
-
-    setting: Setting
-    module: ir.Module
-    remarks: tuple[Remark, ...] = ()
-    error: CompileError | None = None
-    floor: float = 0.0
-    """Seconds that a step takes at least, however much memory there is, as far as known."""
-    ahead: tuple[float, ...] = ()
-    """Where memory is short: about the seconds of a step with FURTHER times as many microbatches."""
-    exact: bool = False
-    """Whether the stages were solved, rather than priced."""
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user fixed: numbers of microbatches to choose from, a schedule or auto, layers to rematerialise or auto.
-
-    `memory` in bytes per device, of those that have least. `in_order`: the stages are not searched (they are given, or
-    there is one), so that nothing is known before all is done: the first setting that fits is taken. `given`: the
-    user says stages and meshes. `interleave`: interleaving may be tried where no schedule is given.
-    """
-
-    microbatches: tuple[int, ...]
-    schedule: str
-    remat: str
-    memory: float
-    in_order: bool = False
-    given: bool = False
-    interleave: bool = True
 
 
 class JointChoice:
@@ -149,6 +85,11 @@ class JointChoice:
         """Numbers of microbatches that memory is too short for without rematerialisation, untried."""
         self.divides = True
         """Whether the last number of microbatches could be made of the program at all."""
+        self.given: list[Considered] = []
+        """Possible plans given out; `postponed`: the settings of those that came back."""
+        self.postponed: set[Setting] = set()
+        self.solved: set[Setting] = set()
+        """Settings that were solved after rough attempts."""
         self.hopeless: StateDoesNotFit | None = None
         """Why no setting can be."""
 
@@ -175,12 +116,36 @@ class JointChoice:
 
     def _by_seconds(self) -> Iterator[Considered]:
         self._climb(sorted(self.wishes.microbatches))
+        self._try_partly()
         self._try_interleaving()
-        possible = [row for row in self.rows if row.error is None]
-        while possible and self.hopeless is None:
+        while self.hopeless is None:
+            possible = self._left()
+            if not possible:
+                return
             best = self._best(possible)
-            possible.remove(best)
+            if self._is_estimate(best):
+                if len(self.solved & {row.setting for row in possible}) < SOLVED:
+                    self._solve(best.setting)
+                    continue
+                best = self._best([row for row in possible if not self._is_estimate(row)])
+            self.given.append(best)
             yield best
+
+    def _left(self) -> list[Considered]:
+        return [row for row in self.rows if row.error is None and row not in self.given]
+
+    def _is_estimate(self, row: Considered) -> bool:
+        return self.closer is not None and not self.attempts[row.setting].exact
+
+    def _solve(self, setting: Setting) -> None:
+        """Put exact stages in place of a rough attempt, and what they say in place of its rows."""
+        assert self.closer is not None
+        self.solved.add(setting)
+        attempt = self.attempts[setting] = self.closer(setting)
+        rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
+        at = next(n for n, row in enumerate(self.rows) if row.setting == setting)
+        self.rows = [row for row in self.rows if row.setting != setting]
+        self.rows[at:at] = rows
 
     def _climb(self, counts: Sequence[int]) -> None:
         """Numbers of microbatches up from FIRST as long as it gets better, and down where up was no way."""
@@ -245,7 +210,7 @@ class JointChoice:
         expected = self._expected(whole) if chosen == AUTO and self.trains else None
         if expected is not None:
             # Memory is too short for it: what runs again is tried first, and alone where that is quicker.
-            least = _quickest(self._try(Setting(count, FULL, shared)))
+            least = quickest(self._try(Setting(count, FULL, shared)))
             if least < expected:
                 self.short.add(count)
                 return least
@@ -254,7 +219,7 @@ class JointChoice:
         tight = chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains
         if tight and self.hopeless is None and self._may_gain(whole):
             rows = rows + self._try(Setting(count, FULL, shared))
-        return _quickest(rows)
+        return quickest(rows)
 
     def _expected(self, setting: Setting) -> float | None:
         """About the seconds of a step without rematerialisation, as foreseen; None where nothing is known, where the
@@ -279,11 +244,11 @@ class JointChoice:
         """Whether rematerialisation may make the step quicker than the best one known without it."""
         least, divides = self.attempts[setting].floor * (1 + AGAIN), self.divides
         for further in self._further(setting) if least else ():
-            if _quickest(self.rows) <= least:
+            if quickest(self.rows) <= least:
                 break
             self._try(further)
             self.divides = divides
-        return _quickest(self.rows) > least
+        return quickest(self.rows) > least
 
     def _further(self, setting: Setting) -> list[Setting]:
         """The same with as many microbatches or more that may be as quick: the first that memory is not foreseen to
@@ -291,6 +256,37 @@ class JointChoice:
         more = [replace(setting, microbatches=c) for c in sorted(self.wishes.microbatches) if c >= setting.microbatches]
         free = [s for s in more if 0.0 < self._foreseen(s)[0] <= self._foreseen(s)[1]]
         return [*free[:1], *(s for s in more[: AHEAD + 1] if self._expected(s) is None)]
+
+    def _try_partly(self) -> None:
+        """Layers that run again chosen stage by stage, for the best number of microbatches, then for those next to the
+        best as long as that is quicker."""
+        possible = [r for r in self.rows if r.error is None and r.seconds is not None]
+        if not possible or self.wishes.remat != AUTO or not self.trains or self.wishes.given:
+            return
+        best = self._best(possible)
+        ample = (best.bytes or 0.0) <= HALF * self.wishes.memory
+        ample |= (best.seconds or 0.0) <= (1 + WORTH) * self.attempts[best.setting].floor
+        if best.setting.interleaved or (best.setting.remat == NONE and ample):
+            return
+        counts = sorted(self.wishes.microbatches)
+        at, least = counts.index(best.setting.microbatches), INFINITE
+        seconds = self._try_part(counts[at])
+        if seconds >= (best.seconds or 0.0):
+            return
+        for step in (1, -1):
+            while seconds < least and 0 <= at + step < len(counts):
+                least, at = seconds, at + step
+                seconds = self._try_part(counts[at])
+
+    def _try_part(self, count: int) -> float:
+        """Seconds of the best step if layers run again as memory demands; infinite where that is all or none."""
+        attempt = self.stage(Setting(count, PARTLY))
+        if attempt.error is not None or attempt.setting.remat in (NONE, FULL, PARTLY):
+            return INFINITE
+        self.attempts[attempt.setting] = attempt
+        rows = self._play(attempt)
+        self.rows += rows
+        return quickest(rows)
 
     def _try_interleaving(self) -> None:
         """Where the best step fills and drains long: stages that share submeshes, for about as many microbatches."""
@@ -356,8 +352,19 @@ class JointChoice:
 
     @staticmethod
     def _best(rows: Sequence[Considered]) -> Considered:
-        """The quickest, or a simple one that is nearly as quick."""
+        """The quickest, or a simple one nearly as quick."""
         return min(rows, key=lambda r: (r.seconds or 0.0) * (1 + WORTH if r.complicated else 1.0))
+
+    def postpone(self, row: Considered, attempt: Attempt) -> bool:
+        """Take a row back whose stages, chosen again, make a slower step than another setting, if that is so."""
+        now = next((r for r in self._play(attempt) if r.schedule == row.schedule and r.error is None), None)
+        others = [r for r in self._left() if r.setting != row.setting and r.seconds is not None]
+        if now is None or row.setting in self.postponed or not others or self._best([now, *others]) is now:
+            return False
+        self.postponed.add(row.setting)
+        self.attempts[row.setting] = attempt
+        self.rows[self.rows.index(row)] = now
+        return True
 
     def reject(self, row: Considered, error: CompileError) -> None:
         """Note that a row turned out to be impossible."""
@@ -390,14 +397,3 @@ class JointChoice:
         context = module.context
         rows = [row.attribute(context) for row in self.rows]
         module.operation.attributes[alpa.CONSIDERED] = ir.ArrayAttr.get(rows, context)
-
-
-def too_large(peak: float, memory: float, how: str = "") -> DoesNotFit:
-    """The error for a plan that does not fit."""
-    text = f"no plan fits in {memory / 1e6:.6g} MB per device: this one needs {needed_text(peak)}{how}"
-    return DoesNotFit(text, least=peak)
-
-
-def _quickest(rows: Sequence[Considered]) -> float:
-    """Seconds of the quickest plan; infinite where none can be."""
-    return min((r.seconds or 0.0 for r in rows if r.error is None), default=INFINITE)

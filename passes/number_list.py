@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
@@ -14,3 +15,14 @@ def number_ranges(text: str) -> list[tuple[int, int]] | None:
         return None
     parts = (part.partition("-") for part in text.split(","))
     return [(int(first), int(last or first)) for first, _, last in parts]
+
+
+def number_text(numbers: Sequence[int]) -> str:
+    """Ascending numbers written as such a list."""
+    ranges: list[list[int]] = []
+    for n in numbers:
+        if ranges and n == ranges[-1][1] + 1:
+            ranges[-1][1] = n
+        else:
+            ranges.append([n, n])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ranges)

@@ -16,11 +16,11 @@ from alpa_mlir.dialect.context import clone_module, replace_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.passes.costs.cluster import choose_cluster
 from alpa_mlir.passes.inter.meshes import MESH_AXES
-from alpa_mlir.passes.joint import AUTO
 from alpa_mlir.passes.memo import remembering_meanwhile
 from alpa_mlir.passes.plan_passes import PARTITIONERS, SCHEDULES, PlanOptions, normalize
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.road import Progress, Road
+from alpa_mlir.passes.settings import AUTO
 from alpa_mlir.passes.unroll import UNROLL
 
 

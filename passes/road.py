@@ -23,11 +23,14 @@ from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.fold import fold
 from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.interleave import MANY
+from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.intra.problem import DoesNotFit
-from alpa_mlir.passes.joint import FULL, NONE, Attempt, Considered, JointChoice, Setting, Wishes, too_large
+from alpa_mlir.passes.joint import JointChoice
+from alpa_mlir.passes.number_list import number_text
 from alpa_mlir.passes.pipeline import run_pipeline, verify
 from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, rest, until_layers, until_price, until_stages
 from alpa_mlir.passes.schedule_peak import expected_peaks
+from alpa_mlir.passes.settings import AUTO, FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes, too_large
 
 EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
@@ -90,13 +93,16 @@ class Road:
             tuple(counts), options.schedule, options.remat, memory, in_order, fixed, options.cluster.device_count < MANY
         )
         self.rough = len(counts) > 1 and not in_order
-        self.small = folded(normal) if self.rough and self.stop_after not in EARLY else None
+        priced = self.rough or (options.remat == AUTO and not fixed)
+        self.small = folded(normal) if priced and self.stop_after not in EARLY else None
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
         for row, attempt in choice.ranked():
             done = self._finished(normal, row, attempt, choice)
+            if done is None:
+                continue
             if done.error is not None:
                 choice.reject(row, done.error)
                 continue
@@ -107,11 +113,11 @@ class Road:
             return module
         raise choice.least_error()
 
-    def _finished(self, normal: ir.Module, row: Considered, attempt: Attempt, choice: JointChoice) -> Attempt:
+    def _finished(self, normal: ir.Module, row: Considered, attempt: Attempt, choice: JointChoice) -> Attempt | None:
         """The plan with the setting and schedule of a row; it says what was considered before.
 
         A finished plan may hold more than the stages were chosen for, copies that collectives make: then they are
-        chosen once more, with that much less memory.
+        chosen once more, with that much less memory. None where another setting is quicker than that.
         """
         memory = float(self.options.cluster.memory)
         full: DoesNotFit | None = None
@@ -122,6 +128,8 @@ class Road:
             try:
                 if attempt.error is not None:
                     raise attempt.error
+                if turn and choice.postpone(row, attempt):
+                    return None
                 if self.stop_after == "":
                     choice.record(module)
                 needed, there = self._carried_on(module, row.schedule, memory if turn else 0.0, remarks)
@@ -173,13 +181,30 @@ class Road:
 
         Rough ones are found on a folded program where that can be.
         """
-        if self.small is not None and not exact and setting.remat in (NONE, FULL):
+        if setting.remat == PARTLY:
+            return self._partly(normal, setting)
+        if self.rough and not exact:
+            return self._priced(normal, setting)
+        return replace(self._attempt(normal, setting, False, memory), exact=True)
+
+    def _priced(self, normal: ir.Module, setting: Setting) -> Attempt:
+        """A rough attempt."""
+        if self.small is not None and setting.remat in (NONE, FULL, PARTLY):
             try:
                 return self._attempt(self.small, setting, rough=True)
             except NotFoldable:
                 self.small = None
-        rough = self.rough and not exact
-        return replace(self._attempt(normal, setting, rough, memory), exact=not rough)
+        return self._attempt(normal, setting, rough=True)
+
+    def _partly(self, normal: ir.Module, setting: Setting) -> Attempt:
+        """The attempt with the layers run again that prices find best; its setting says which."""
+        found = self._priced(normal, setting)
+        if found.error is not None:
+            return found
+        layers = list(ir.DenseI64ArrayAttr(found.module.operation.attributes[alpa.REMAT]))
+        everything = len(layers) == read_layout(found.module).count
+        named = replace(setting, remat=FULL if everything else number_text(layers) if layers else NONE)
+        return replace(found, setting=named) if self.rough else self.attempt(normal, named, exact=True)
 
     def _attempt(self, normal: ir.Module, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
         layered = self._layers(normal, setting)

@@ -15,7 +15,7 @@ from typing import ClassVar
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.context import clone_module, functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
 from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
@@ -38,6 +38,7 @@ from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.registry import Pass, option, register
+from alpa_mlir.passes.rematerialize import Rematerialize
 from alpa_mlir.passes.schedule_lists import pipeline_of
 
 
@@ -85,6 +86,7 @@ class Stages(Pass):
         "", "how axes are used in every stage, for example x=zero2; other constraints say nothing here"
     )
     rough: bool = option(False, "compare plans: cost stages by prices, not by optima; say which meshes were of use")
+    remat: bool = option(False, "with rough: choose which layers of each stage are to run again (alpa.remat says)")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         self._check(module)
@@ -211,12 +213,19 @@ class Stages(Pass):
         search = StageSearch(
             module, cluster, flying, 0.0, self.solver, self.whole_sums, shapes, self.rough, self.axes, self._uses()
         )
+        if self.remat:
+            again = clone_module(module)
+            Rematerialize().apply(again, [])
+            search = replace(search, module=again, kept=search)
         try:
             search.check_state()
             found = search.run(counts)
         finally:
             if self.rough:
                 _write_useful(module, search.useful, search.floor, search.ahead)
+        if self.remat:
+            chosen = search.layers_again(found)
+            module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(chosen, module.context)
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages, devices_of_stages = [], search.place(found)
         assert devices_of_stages is not None

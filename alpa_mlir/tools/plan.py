@@ -208,7 +208,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         metavar="auto|none|full|0-3,5",
         type=_remat,
         default="auto",
-        help="layers that keep only their inputs and run forward again in the backward pass (default: auto)",
+        help="layers that keep only their inputs and run forward again in the backward pass (default: auto, as many of "
+        "each stage as memory demands)",
     )
     add(
         "--partitioner",

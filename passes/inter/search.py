@@ -21,6 +21,7 @@ from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.dp import Partition, StageChoice
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.meshes import MESH_AXES, idle_axes, node_sizes, pack, submesh_shapes
+from alpa_mlir.passes.inter.partial_remat import layers_again, offer_mixtures
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.inter.tables import Entry, InFlight, Tables, entry
 from alpa_mlir.passes.intra.constraints import AxisMode
@@ -57,6 +58,9 @@ class StageSearch:
     """The most axes that a logical mesh may have."""
     uses: tuple[AxisMode, ...] = ()
     """What users want of the axes of every stage's mesh."""
+    kept: StageSearch | None = None
+    """With `rough`, where all layers of the module run again: a search of the same layers none of which do. Then as
+    few of each stage run again as memory allows."""
     useful: tuple[tuple[int, ...], ...] = ()
     """The logical meshes that were the best of their size for some range that a good partition may have."""
     floor: float = 0.0
@@ -116,14 +120,14 @@ class StageSearch:
 
     def run(self, stages: Sequence[int]) -> Partition:
         """The cheapest partition into one of the given numbers of stages; CompileError where none fits."""
-        table = Tables(self, stages)
+        table = self._tables(stages)
         while True:
             found = table.partition(stages)
             if len(self.options) < len(self.shapes) and (
                 not table.shareable or (found is None and self.only and not self.rough)
             ):
                 self.options, self.only = list(range(len(self.shapes))), ()
-                table = Tables(self, stages)
+                table = self._tables(stages)
                 continue
             if found is None and self.rough and table.widen():
                 continue
@@ -143,8 +147,22 @@ class StageSearch:
                 self._evaluate(choice)
                 table.correct(choice)
 
+    def _tables(self, stages: Sequence[int]) -> Tables:
+        table = Tables(self, stages)
+        if self.kept is not None:
+            self.kept.options = self.options
+            offer_mixtures(table, Tables(self.kept, stages))
+        return table
+
+    def layers_again(self, found: Partition) -> list[int]:
+        """With `kept`: the layers of a partition that run again."""
+        chosen = ((self.estimates[entry(c)], c) for c in found.stages)
+        return [k for prices, c in chosen for k in layers_again(prices, c.first, c.last)]
+
     def _look_around(self, table: Tables, found: Partition | None, stages: Sequence[int]) -> None:
         """Note what other settings may want to know."""
+        if self.kept is not None:
+            return
         self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
         if self.rough and (found is None or found.cost > (1 + SHORT) * table.unlimited):
             ahead: list[float] = []

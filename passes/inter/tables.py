@@ -343,6 +343,10 @@ class Tables:
         found = self._cheapest(latency, bottleneck, stages)
         return found.cost if found is not None else None
 
+    def offer(self, option: int, prices: RangePrices) -> None:
+        """Take more prices on an option into account."""
+        self._add(Offer(option, prices))
+
     def _add(self, offer: Offer) -> None:
         """Take an offer into account."""
         self.offers.append(offer)

@@ -19,7 +19,8 @@ from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.interleave import even_cut
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_parts import StageParts
-from alpa_mlir.passes.joint import Attempt, JointChoice, Setting, Wishes
+from alpa_mlir.passes.joint import JointChoice
+from alpa_mlir.passes.settings import Attempt, Setting, Wishes
 from alpa_mlir.planner import PlanOptions, plan
 from alpa_mlir.runtime.execute import run_plan
 
@@ -34,7 +35,7 @@ UNITS = StageParts(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 100.0, 10.0, 0.0, 10.0)
 
 class Fake:
     """Attempts without passes: `stages` equal stages on `lanes` submeshes, a step's work spread over microbatches,
-    interleaved so much slower."""
+    interleaved so much slower, all in `pace` times as long."""
 
     def __init__(
         self,
@@ -43,8 +44,10 @@ class Fake:
         fails: tuple[Setting, ...] = (),
         mixes: tuple[int, ...] = (),
         slower: float = 1.0,
+        pace: float = 1.0,
     ) -> None:
-        self.stages, self.phase, self.fails, self.mixes, self.slower = stages, phase, fails, mixes, slower
+        self.stages, self.phase, self.fails, self.mixes = stages, phase, fails, mixes
+        self.slower, self.pace = slower, pace
         self.asked: list[Setting] = []
 
     def __call__(self, setting: Setting) -> Attempt:
@@ -55,9 +58,9 @@ class Fake:
             return Attempt(setting, module, error=CompileError("this mixes examples"))
         if setting in self.fails:
             return Attempt(setting, module, error=CompileError(f"no plan for {setting.microbatches}"))
-        again, share = (1.0, 0.2) if setting.remat == "full" else (0.0, 1.0)
+        again, share = {"full": (1.0, 0.2), "0-1": (0.5, 0.4)}.get(setting.remat, (0.0, 1.0))
         chunks = 2 if setting.interleaved else 1
-        work = 8.0 / setting.microbatches / chunks * (self.slower if setting.interleaved else 1.0)
+        work = self.pace * 8.0 / setting.microbatches / chunks * (self.slower if setting.interleaved else 1.0)
         kept = 80.0 / setting.microbatches * share
         parts = StageParts(work, work * (1 + again), work, 0, 0, 0, 100.0, kept, 0.0, kept)
         lanes = [f"stage_{s}" for s in range(self.stages)] * chunks
@@ -120,7 +123,7 @@ def test_interleaved_stages_are_solved_unless_much_worse_at_their_prices(slower:
 
     choice = JointChoice(Wishes((8,), "auto", "auto", 1e6), fake, closer)
     next(choice.ranked())
-    assert solved == [Setting(8, "none", True)] * exact
+    assert solved == [Setting(8, "none", True)] * exact + [Setting(8)]
     assert choice.attempts[Setting(8, "none", True)].exact == exact
 
 
@@ -134,6 +137,36 @@ def test_memory_brings_rematerialisation_and_no_more_than_that() -> None:
     inference = Fake(4, phase="forward")
     row = next(choose(inference, memory=125.0, microbatches=(8,)).ranked())[0]
     assert (row.schedule, row.setting.remat) == ("inference", "none") and len(inference.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("memory", "layers", "chosen"), [(125.0, "0-1", "0-1"), (125.0, "none", "full"), (1e6, "0-1", "none")]
+)
+def test_layers_run_again_in_part_where_memory_is_short(memory: float, layers: str, chosen: str) -> None:
+    asked = list[Setting]()
+
+    def stage(setting: Setting) -> Attempt:
+        asked.append(setting)
+        return Fake(4)(replace(setting, remat=layers) if setting.remat == "partly" else setting)
+
+    choice = JointChoice(Wishes((4, 8), "1f1b", "auto", memory), stage)
+    assert first(choice)[2] == chosen
+    assert (Setting(8, "partly") in asked) == (memory < 1e6)
+
+
+@pytest.mark.parametrize(("slow", "best"), [({8: 1.3}, 4), ({8: 1.3, 4: 1.5}, 8), ({8: 1.2}, 8)])
+def test_the_second_is_solved_where_the_first_turns_out_slower(slow: dict[int, float], best: int) -> None:
+    """At prices a step takes 33 s with 8 microbatches and 42 s with 4, each solved so many times as long."""
+    solved = list[int]()
+
+    def closer(setting: Setting) -> Attempt:
+        solved.append(setting.microbatches)
+        return replace(Fake(4, pace=slow.get(setting.microbatches, 1.0))(setting), exact=True)
+
+    choice = JointChoice(Wishes((4, 8), "1f1b", "none", 1e6), Fake(4), closer)
+    row, attempt = next(choice.ranked())
+    assert attempt.exact and row.setting.microbatches == best
+    assert solved == [8, 4][: 1 + (slow[8] > 1.2)]
 
 
 def test_counts_are_tried_up_while_that_is_better_else_down() -> None:
@@ -163,7 +196,7 @@ def test_what_memory_makes_slow_is_not_tried_where_recomputing_is_quicker(ahead:
 
     choice = JointChoice(Wishes((8, 16), "1f1b", "auto", 1e6), stage)
     best = next(choice.ranked())[0]
-    assert [s.remat for s in fake.asked if s.microbatches == 16] == list(tried)
+    assert [s.remat for s in fake.asked if s.microbatches == 16 and s.remat != "partly"] == list(tried)
     assert best.setting == Setting(16, tried[-1])
     assert tried[-1] == "none" or best.seconds == pytest.approx(38.0)
 
