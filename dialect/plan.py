@@ -10,8 +10,9 @@ order with blocking sends and receives without a deadlock (`alpa-check-schedule`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jaxlib.mlir import ir
 
@@ -71,6 +72,7 @@ class Free:
     microbatch: int
 
 
+Listed = TypeVar("Listed")
 Instruction = Run | Send | Recv | Combine | Free
 
 _BY_NAME: dict[str, type[Run] | type[Send] | type[Recv]] = {"alpa.run": Run, "alpa.send": Send, "alpa.recv": Recv}
@@ -79,6 +81,12 @@ _RUN = "alpa.run"
 _JOINED = "joined"
 _COMBINE = "alpa.accumulate"
 _FREE = "alpa.free"
+_VALUES, _RANGES = "values", "ranges"
+LONG = 4
+"""Results of an op in a row from which on `alpa.free` names the first and the last of them: every microbatch of a deep
+program frees thousands."""
+MOST = 1_000_000
+"""More results than an op has, whatever a plan says."""
 
 
 @dataclass(frozen=True)
@@ -196,20 +204,20 @@ class _Reader:
     def __init__(self) -> None:
         self.single: dict[ir.Attribute, int] = {}
         self.ids: dict[ir.Attribute, tuple[int, ...]] = {}
-        self.values: dict[ir.Attribute, tuple[Ref, ...]] = {}
+        self.values: dict[tuple[ir.Attribute, ir.Attribute | None], tuple[Ref, ...]] = {}
 
     def read(self, op: ir.Operation) -> Instruction:
         """The instruction that an op stands for."""
         name, attributes = op.name, op.attributes
-        said = {_FREE: "values", _COMBINE: "ids"}.get(name, "id")
+        said = {_FREE: _VALUES, _COMBINE: "ids"}.get(name, "id")
         if "microbatch" not in attributes or said not in attributes:
             raise CompileError(f"{name} is not an instruction with its attributes", op.location)
         microbatch, what = self._number(attributes["microbatch"]), attributes[said]
         if name == _FREE:
-            if what not in self.values:
-                numbers = [int(n) for n in ir.DenseI64ArrayAttr(what)]
-                self.values[what] = tuple([Ref(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)])
-            return Free(self.values[what], microbatch)
+            key = what, attributes.get(_RANGES)
+            if key not in self.values:
+                self.values[key] = _freed(*key)
+            return Free(self.values[key], microbatch)
         if name == _COMBINE:
             if what not in self.ids:
                 self.ids[what] = tuple([int(n) for n in ir.DenseI64ArrayAttr(what)])
@@ -224,6 +232,36 @@ class _Reader:
         if attribute not in self.single:
             self.single[attribute] = int(ir.IntegerAttr(attribute).value)
         return self.single[attribute]
+
+
+def _freed(values: ir.Attribute, ranges: ir.Attribute | None) -> tuple[Ref, ...]:
+    """The values that an `alpa.free` names: (op, result), …, and from `ranges` (op, first result, last result), …"""
+    numbers = [int(n) for n in ir.DenseI64ArrayAttr(values)]
+    found = [Ref(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+    if ranges is None:
+        return tuple(found)
+    numbers = [int(n) for n in ir.DenseI64ArrayAttr(ranges)]
+    for op, first, last in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+        found += [Ref(op, k) for k in range(first, min(last, first + MOST) + 1)]
+    return tuple(sorted(found))
+
+
+def _in_ranges(values: Sequence[Ref]) -> tuple[list[int], list[int]]:
+    """The numbers of `values` and `ranges` that name these values; those out of order are all named one by one."""
+    single: list[int] = []
+    ranges: list[int] = []
+    runs: list[tuple[int, int, int]] = []
+    for op, result in values:
+        if runs and runs[-1][0] == op and runs[-1][2] + 1 == result:
+            runs[-1] = op, runs[-1][1], result
+        else:
+            runs.append((op, result, result))
+    for op, first, last in runs if runs == sorted(runs) else [(op, k, k) for op, k in values]:
+        if last - first + 1 >= LONG:
+            ranges += [op, first, last]
+        else:
+            single += [n for k in range(first, last + 1) for n in (op, k)]
+    return single, ranges
 
 
 def write_schedules(module: ir.Module, schedules: Sequence[Schedule]) -> None:
@@ -251,17 +289,17 @@ class _Writer:
     def __init__(self, context: ir.Context) -> None:
         self.context = context
         self.single: dict[int, ir.Attribute] = {}
-        self.lists: dict[int, tuple[object, ir.Attribute]] = {}
+        self.lists: dict[int, tuple[object, dict[str, ir.Attribute]]] = {}
         """Lists by identity (and kept for it): hashes of long ones would take as long as they are."""
 
     def write(self, instruction: Instruction, ip: ir.InsertionPoint) -> None:
         """The op of an instruction; within the context."""
         attributes = {"microbatch": self._number(instruction.microbatch)}
         if isinstance(instruction, Free):
-            attributes["values"] = self._list(instruction.values)
+            attributes |= self._list(instruction.values, self._free)
             ir.Operation.create(_FREE, attributes=attributes, ip=ip)
         elif isinstance(instruction, Combine):
-            attributes["ids"] = self._list(instruction.ids)
+            attributes |= self._list(instruction.ids, self._ids)
             ir.Operation.create(_COMBINE, attributes=attributes, ip=ip)
         else:
             attributes["id"] = self._number(instruction.id)
@@ -269,12 +307,19 @@ class _Writer:
                 attributes[_JOINED] = ir.UnitAttr.get(self.context)
             ir.Operation.create(_NAMES[type(instruction)], attributes=attributes, ip=ip)
 
-    def _list(self, values: Sequence[int] | Sequence[Ref]) -> ir.Attribute:
+    def _list(self, values: Listed, write: Callable[[Listed], dict[str, ir.Attribute]]) -> dict[str, ir.Attribute]:
         known = self.lists.get(id(values))
         if known is None:
-            numbers = [n for v in values for n in (v if isinstance(v, Ref) else (v,))]
-            known = self.lists[id(values)] = values, ir.DenseI64ArrayAttr.get(numbers, self.context)
+            known = self.lists[id(values)] = values, write(values)
         return known[1]
+
+    def _ids(self, ids: Sequence[int]) -> dict[str, ir.Attribute]:
+        return {"ids": ir.DenseI64ArrayAttr.get(list(ids), self.context)}
+
+    def _free(self, values: Sequence[Ref]) -> dict[str, ir.Attribute]:
+        single, ranges = _in_ranges(values)
+        named = {_VALUES: single, _RANGES: ranges} if ranges else {_VALUES: single}
+        return {name: ir.DenseI64ArrayAttr.get(numbers, self.context) for name, numbers in named.items()}
 
     def _number(self, value: int) -> ir.Attribute:
         if value not in self.single:

@@ -11,6 +11,7 @@ from alpa_mlir.dialect.plan import (
     Free,
     Recv,
     Run,
+    Schedule,
     Send,
     check_digest,
     digest,
@@ -56,6 +57,22 @@ module attributes {{alpa.level = "plan", alpa.microbatches = 4 : i64, alpa.cost 
   }}) {{mesh = "stage_1", kind = "1f1b"}} : () -> ()
 }}
 """
+
+
+def test_writes_long_lists_of_dead_values_as_ranges() -> None:
+    module = parse_module(PLAN, make_context())
+    lists = [
+        tuple(Ref(2, k) for k in range(1000)),
+        (*(Ref(2, k) for k in range(3)), Ref(2, 5), *(Ref(3, k) for k in range(7, 17))),
+        (Ref(3, 5), Ref(3, 6), Ref(3, 7), Ref(3, 8), Ref(2, 0)),
+    ]
+    lane = tuple(Free(values, m) for m, values in enumerate(lists))
+    write_schedules(module, [Schedule("stage_0", "1f1b", lane)])
+    text = print_module(module)
+    assert "ranges = array<i64: 2, 0, 999>, values = array<i64>" in text
+    assert "ranges = array<i64: 3, 7, 16>, values = array<i64: 2, 0, 2, 1, 2, 2, 2, 5>" in text
+    assert "values = array<i64: 3, 5, 3, 6, 3, 7, 3, 8, 2, 0>" in text
+    assert read_schedules(parse_module(text, make_context()))[0].instructions == lane
 
 
 def test_reads_a_plan() -> None:
