@@ -41,13 +41,13 @@ from alpa_mlir.passes.inter.search import FURTHER
 from alpa_mlir.passes.inter.simulate import simulate, training_kinds
 from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
+from alpa_mlir.passes.recomputing import AGAIN, HALF, WORTH, try_full, try_partly
 from alpa_mlir.passes.settings import (
     AUTO,
     FORWARD_ONLY,
     FULL,
     INTERLEAVED,
     NONE,
-    PARTLY,
     SIMPLE,
     Attempt,
     Considered,
@@ -58,8 +58,8 @@ from alpa_mlir.passes.settings import (
 )
 from alpa_mlir.passes.stages import has_backward
 
-FIRST, HALF, IDLE, WORTH = 8, 0.5, 0.1, 0.01
-AHEAD, AGAIN = 2, 0.1
+FIRST, IDLE = 8, 0.1
+AHEAD = 2
 DOUBT = 0.15
 SOLVED = 2
 """Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
@@ -107,7 +107,7 @@ class JointChoice:
         """Possible plans: without rematerialisation before with it, few microbatches before many."""
         for remat in (NONE, FULL) if self.wishes.remat == AUTO else (self.wishes.remat,):
             for count in self.wishes.microbatches:
-                rows = self._try(Setting(count, remat)) if self.trains or remat != FULL else []
+                rows = self.try_setting(Setting(count, remat)) if self.trains or remat != FULL else []
                 for row in rows:
                     if row.error is None:
                         yield row
@@ -116,22 +116,24 @@ class JointChoice:
 
     def _by_seconds(self) -> Iterator[Considered]:
         self._climb(sorted(self.wishes.microbatches))
-        self._try_partly()
+        try_partly(self)
         self._try_interleaving()
         while self.hopeless is None:
-            possible = self._left()
+            possible = self.left()
             if not possible:
                 return
-            best = self._best(possible)
+            best = self.best(possible)
             if self._is_estimate(best):
                 if len(self.solved & {row.setting for row in possible}) < SOLVED:
                     self._solve(best.setting)
+                    try_full(self)
                     continue
-                best = self._best([row for row in possible if not self._is_estimate(row)])
+                best = self.best([row for row in possible if not self._is_estimate(row)])
             self.given.append(best)
             yield best
 
-    def _left(self) -> list[Considered]:
+    def left(self) -> list[Considered]:
+        """Possible plans not yet given out."""
         return [row for row in self.rows if row.error is None and row not in self.given]
 
     def _is_estimate(self, row: Considered) -> bool:
@@ -141,8 +143,8 @@ class JointChoice:
         """Put exact stages in place of a rough attempt, and what they say in place of its rows."""
         assert self.closer is not None
         self.solved.add(setting)
-        attempt = self.attempts[setting] = self.closer(setting)
-        rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
+        attempt = self.attempts[setting] = replace(self.closer(setting), floor=self.attempts[setting].floor)
+        rows = self.play(attempt) if attempt.error is None else [self._failed(attempt)]
         at = next(n for n, row in enumerate(self.rows) if row.setting == setting)
         self.rows = [row for row in self.rows if row.setting != setting]
         self.rows[at:at] = rows
@@ -210,15 +212,15 @@ class JointChoice:
         expected = self._expected(whole) if chosen == AUTO and self.trains else None
         if expected is not None:
             # Memory is too short for it: what runs again is tried first, and alone where that is quicker.
-            least = quickest(self._try(Setting(count, FULL, shared)))
+            least = quickest(self.try_setting(Setting(count, FULL, shared)))
             if least < expected:
                 self.short.add(count)
                 return least
-        rows = self._try(whole)
+        rows = self.try_setting(whole)
         fitting = [r.bytes or 0.0 for r in rows if r.error is None]
         tight = chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains
         if tight and self.hopeless is None and self._may_gain(whole):
-            rows = rows + self._try(Setting(count, FULL, shared))
+            rows = rows + self.try_setting(Setting(count, FULL, shared))
         return quickest(rows)
 
     def _expected(self, setting: Setting) -> float | None:
@@ -246,7 +248,7 @@ class JointChoice:
         for further in self._further(setting) if least else ():
             if quickest(self.rows) <= least:
                 break
-            self._try(further)
+            self.try_setting(further)
             self.divides = divides
         return quickest(self.rows) > least
 
@@ -257,50 +259,20 @@ class JointChoice:
         free = [s for s in more if 0.0 < self._foreseen(s)[0] <= self._foreseen(s)[1]]
         return [*free[:1], *(s for s in more[: AHEAD + 1] if self._expected(s) is None)]
 
-    def _try_partly(self) -> None:
-        """Layers that run again chosen stage by stage, for the best number of microbatches, then for those next to the
-        best as long as that is quicker."""
-        possible = [r for r in self.rows if r.error is None and r.seconds is not None]
-        if not possible or self.wishes.remat != AUTO or not self.trains or self.wishes.given:
-            return
-        best = self._best(possible)
-        ample = (best.bytes or 0.0) <= HALF * self.wishes.memory
-        ample |= (best.seconds or 0.0) <= (1 + WORTH) * self.attempts[best.setting].floor
-        if best.setting.interleaved or (best.setting.remat == NONE and ample):
-            return
-        counts = sorted(self.wishes.microbatches)
-        at, least = counts.index(best.setting.microbatches), INFINITE
-        seconds = self._try_part(counts[at])
-        if seconds >= (best.seconds or 0.0):
-            return
-        for step in (1, -1):
-            while seconds < least and 0 <= at + step < len(counts):
-                least, at = seconds, at + step
-                seconds = self._try_part(counts[at])
-
-    def _try_part(self, count: int) -> float:
-        """Seconds of the best step if layers run again as memory demands; infinite where that is all or none."""
-        attempt = self.stage(Setting(count, PARTLY))
-        if attempt.error is not None or attempt.setting.remat in (NONE, FULL, PARTLY):
-            return INFINITE
-        self.attempts[attempt.setting] = attempt
-        rows = self._play(attempt)
-        self.rows += rows
-        return quickest(rows)
-
     def _try_interleaving(self) -> None:
         """Where the best step fills and drains long: stages that share submeshes, for about as many microbatches."""
         possible = [r for r in self.rows if r.error is None and r.seconds is not None]
         if self.wishes.schedule != AUTO or not self.wishes.interleave or not possible:
             return
-        best = self._best(possible)
+        best = self.best(possible)
         waiting = len(set(read_pipeline(self.attempts[best.setting].module))) - 1
         if min(best.bubble, waiting / (best.setting.microbatches + waiting)) > IDLE:
             for count in self.wishes.microbatches:
                 if best.setting.microbatches <= 2 * count <= 4 * best.setting.microbatches:
-                    self._try(Setting(count, best.setting.remat, interleaved=True))
+                    self.try_setting(Setting(count, best.setting.remat, interleaved=True))
 
-    def _try(self, setting: Setting) -> list[Considered]:
+    def try_setting(self, setting: Setting) -> list[Considered]:
+        """The rows of a setting, tried unless it was."""
         known = setting in self.attempts
         attempt = self.attempts[setting] = self.attempts[setting] if known else self._stage(setting)
         self.divides = alpa.get_string(attempt.module.operation, alpa.LEVEL) != "normal"
@@ -308,7 +280,7 @@ class JointChoice:
             self.hopeless = attempt.error
         if known:
             return [r for r in self.rows if r.setting == setting]
-        rows = self._play(attempt) if attempt.error is None else [self._failed(attempt)]
+        rows = self.play(attempt) if attempt.error is None else [self._failed(attempt)]
         self.rows += rows
         return rows
 
@@ -321,7 +293,7 @@ class JointChoice:
             if attempt.error is not None:
                 return attempt
             best = min((r.seconds or 0.0 for r in self.rows if r.error is None), default=INFINITE)
-            if min(r.seconds or 0.0 for r in self._play(attempt)) > (1 + DOUBT) * best:
+            if min(r.seconds or 0.0 for r in self.play(attempt)) > (1 + DOUBT) * best:
                 return attempt
         return self.closer(setting)
 
@@ -330,7 +302,7 @@ class JointChoice:
         usual = INTERLEAVED if attempt.setting.interleaved else SIMPLE
         return Considered(attempt.setting, usual if asked == AUTO else asked, error=attempt.error)
 
-    def _play(self, attempt: Attempt) -> list[Considered]:
+    def play(self, attempt: Attempt) -> list[Considered]:
         """The schedules that suit the stages of an attempt, simulated."""
         setting, costs = attempt.setting, read_estimates(attempt.module)
         pipeline = read_pipeline(attempt.module)
@@ -351,15 +323,15 @@ class JointChoice:
         return rows
 
     @staticmethod
-    def _best(rows: Sequence[Considered]) -> Considered:
+    def best(rows: Sequence[Considered]) -> Considered:
         """The quickest, or a simple one nearly as quick."""
         return min(rows, key=lambda r: (r.seconds or 0.0) * (1 + WORTH if r.complicated else 1.0))
 
     def postpone(self, row: Considered, attempt: Attempt) -> bool:
         """Take a row back whose stages, chosen again, make a slower step than another setting, if that is so."""
-        now = next((r for r in self._play(attempt) if r.schedule == row.schedule and r.error is None), None)
-        others = [r for r in self._left() if r.setting != row.setting and r.seconds is not None]
-        if now is None or row.setting in self.postponed or not others or self._best([now, *others]) is now:
+        now = next((r for r in self.play(attempt) if r.schedule == row.schedule and r.error is None), None)
+        others = [r for r in self.left() if r.setting != row.setting and r.seconds is not None]
+        if now is None or row.setting in self.postponed or not others or self.best([now, *others]) is now:
             return False
         self.postponed.add(row.setting)
         self.attempts[row.setting] = attempt
@@ -386,14 +358,10 @@ class JointChoice:
         error = closer if isinstance(closer, DoesNotFit) else error
         if len(small) == 1:
             return error
-        count = f"{setting.microbatches} microbatch{'es' * (setting.microbatches > 1)}"
-        remat = f", layers {setting.remat} rematerialised" if setting.remat not in (NONE, FULL) else ""
-        remat = ", all layers rematerialised" if setting.remat == FULL else remat
-        note = f"of {len(small)} settings that do not fit this one needs least: {count}{remat}"
+        note = f"of {len(small)} settings that do not fit this one needs least: {setting.told}"
         return DoesNotFit(error.message, error.location, [*error.notes, note], error.least)
 
     def record(self, module: ir.Module) -> None:
         """Write what was considered into the plan."""
-        context = module.context
-        rows = [row.attribute(context) for row in self.rows]
-        module.operation.attributes[alpa.CONSIDERED] = ir.ArrayAttr.get(rows, context)
+        rows = [row.attribute(module.context) for row in self.rows]
+        module.operation.attributes[alpa.CONSIDERED] = ir.ArrayAttr.get(rows, module.context)

@@ -14,7 +14,7 @@ from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
-from alpa_mlir.passes.settings import AUTO, NONE, PARTLY, Setting
+from alpa_mlir.passes.settings import AUTO, NONE, PARTLY, SIMPLE, Setting
 from alpa_mlir.passes.unroll import UNROLL
 
 SCHEDULES = (AUTO, *KINDS)
@@ -82,7 +82,8 @@ def until_layers(options: PlanOptions, normal: ir.Module, setting: Setting) -> l
 
 def until_stages(options: PlanOptions, setting: Setting, meshes: str, rough: bool, memory: float = 0.0) -> list[str]:
     """The passes from level 3 to level 4; `meshes`: the logical meshes to search (empty: all)."""
-    kind = "interleaved" if setting.interleaved else options.schedule if options.schedule != AUTO else "1f1b"
+    asked = options.schedule if options.schedule != AUTO else setting.flying or SIMPLE
+    kind = "interleaved" if setting.interleaved else asked
     remat = [_text("alpa-remat", layers=setting.remat)] if setting.remat not in (NONE, PARTLY) else []
     return [
         *remat,

@@ -15,7 +15,7 @@ from alpa_mlir.passes.intra.words import needed_text
 
 AUTO, NONE, FULL, PARTLY = "auto", "none", "full", "partly"
 """Rematerialisation: to be chosen; of no layers, of all; of those that memory demands, stage by stage."""
-INTERLEAVED, SIMPLE = "interleaved", "1f1b"
+INTERLEAVED, SIMPLE, EAGER = "interleaved", "1f1b", "eager-1f1b"
 FORWARD_ONLY = "inference"
 
 
@@ -26,6 +26,15 @@ class Setting:
     microbatches: int
     remat: str = NONE
     interleaved: bool = False
+    flying: str = ""
+    """The schedule whose microbatches in flight stages are chosen for, where it is not the usual one."""
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        count = f"{self.microbatches} microbatch{'es' * (self.microbatches > 1)}"
+        layers = {NONE: "", FULL: ", all layers rematerialised"}
+        return count + layers.get(self.remat, f", layers {self.remat} rematerialised")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""Rematerialisation once more in the joint choice (`joint.py`): in part, and where solved stages say otherwise.
+
+In part (`inter/partial_remat.py`) layers run again only where memory is short, for the best number of microbatches and,
+as long as that is quicker, for its neighbours. All of them are tried once more where the best step, now that its stages
+are solved, takes longer than one that runs them again may: HOPEFUL numbers of microbatches that would take least if
+memory were no object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from alpa_mlir.passes.settings import AUTO, EAGER, FULL, NONE, PARTLY, Considered, Setting, quickest
+
+if TYPE_CHECKING:
+    from alpa_mlir.passes.joint import JointChoice
+
+HALF, WORTH, AGAIN = 0.5, 0.01, 0.1
+HOPEFUL = 2
+
+
+def try_full(choice: JointChoice) -> None:
+    """All layers run again, where that was not tried and may be quicker than what is possible; then some of them."""
+    least = quickest(choice.left())
+    if not _may_recompute(choice):
+        return
+    open_counts = sorted(
+        (attempt.floor, s.microbatches)
+        for s, attempt in choice.attempts.items()
+        if s.remat == NONE and not s.interleaved and replace(s, remat=FULL) not in choice.attempts
+        if 0.0 < (1 + AGAIN) * attempt.floor < least
+    )
+    for _, count in open_counts[:HOPEFUL]:
+        choice.try_setting(Setting(count, FULL))
+    if quickest(choice.left()) < least:
+        try_partly(choice)
+
+
+def try_partly(choice: JointChoice) -> None:
+    """Layers that run again chosen stage by stage."""
+    possible = [r for r in choice.left() if r.seconds is not None]
+    if not possible or not _may_recompute(choice):
+        return
+    best = choice.best(possible)
+    ample = (best.bytes or 0.0) <= HALF * choice.wishes.memory
+    ample |= (best.seconds or 0.0) <= (1 + WORTH) * choice.attempts[best.setting].floor
+    if best.setting.interleaved or (best.setting.remat == NONE and ample):
+        return
+    counts = sorted(choice.wishes.microbatches)
+    at, least = counts.index(best.setting.microbatches), float("inf")
+    eager = best.schedule == EAGER and choice.wishes.schedule == AUTO
+    seconds = _try_part(choice, counts[at], eager)
+    if seconds >= (best.seconds or 0.0):
+        return
+    for step in (1, -1):
+        while seconds < least and 0 <= at + step < len(counts):
+            least, at = seconds, at + step
+            seconds = _try_part(choice, counts[at], eager)
+
+
+def _may_recompute(choice: JointChoice) -> bool:
+    return choice.wishes.remat == AUTO and choice.trains and not choice.wishes.given
+
+
+def _try_part(choice: JointChoice, count: int, eager: bool) -> float:
+    """Seconds of the best step if layers run again as memory demands, with `eager` also for what EAGER has in
+    flight; infinite where that is all or none, or was tried."""
+    tried = list[Considered]()
+    for flying in ("", EAGER) if eager else ("",):
+        asked = Setting(count, PARTLY, flying=flying)
+        if asked in choice.attempts:
+            continue
+        attempt = choice.attempts[asked] = choice.stage(asked)
+        if attempt.error is None and attempt.setting.remat not in (NONE, FULL, PARTLY):
+            choice.attempts[attempt.setting] = attempt
+            tried += choice.play(attempt)
+    choice.rows += tried
+    return quickest(tried)
