@@ -30,6 +30,8 @@ Bytes = npt.NDArray[np.float64]
 
 BLOCK = 4096
 """Moments that are counted at once."""
+AHEAD = 8
+"""Columns in which rows are compared before all others."""
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,27 @@ class Moments:
 
 
 def undominated(rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Rows without those that another row counts at least as much of everything (the first of equals stays)."""
+    """Rows without those that another row counts at least as much of everything (the first of equals stays).
+
+    Rows are compared where they differ at all, and where they differ most first: few of them have to be further.
+    """
     order = np.argsort(-rows.sum(axis=1, dtype=np.int64), kind="stable")
-    kept = np.zeros_like(rows)
+    spread = rows.max(axis=0) - rows.min(axis=0)
+    columns = np.argsort(-spread, kind="stable")[: np.count_nonzero(spread)]
+    compared = np.ascontiguousarray(rows[:, columns])
+    ahead, behind = np.zeros_like(compared[:, :AHEAD]), np.zeros_like(compared[:, AHEAD:])
+    seen: set[bytes] = set()
     found: list[int] = []
-    for r in order:
-        if not (kept[: len(found)] >= rows[r]).all(axis=1).any():
-            kept[len(found)] = rows[r]
-            found.append(int(r))
+    for r in order.tolist():
+        row, known = compared[r], len(seen)
+        seen.add(row.tobytes())
+        if len(seen) == known:
+            continue
+        n = len(found)
+        above = np.flatnonzero((ahead[:n] >= row[:AHEAD]).all(axis=1))
+        if not above.size or not (behind[above] >= row[AHEAD:]).all(axis=1).any():
+            ahead[n], behind[n] = row[:AHEAD], row[AHEAD:]
+            found.append(r)
     return rows[np.sort(np.array(found, dtype=np.int64))]
 
 

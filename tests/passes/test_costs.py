@@ -18,7 +18,7 @@ from alpa_mlir.passes.costs.cluster_table import parse_bytes
 from alpa_mlir.passes.costs.communication import ReshardTable, reshard_cost, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_kind, compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import AxisLink, MeshLinks, mesh_links
-from alpa_mlir.passes.costs.memory import Lifetime, Moments, live_rows
+from alpa_mlir.passes.costs.memory import Lifetime, Moments, live_rows, undominated
 from alpa_mlir.passes.costs.presets import preset_names, preset_text
 
 MESH = Mesh.from_shape("m", (2, 4))
@@ -228,3 +228,15 @@ def test_amounts_of_memory() -> None:
 def test_unknown_presets_are_refused_with_the_known_ones() -> None:
     with pytest.raises(CompileError, match=r"p3\.16xlarge"):
         load_cluster("dgx")
+
+
+def test_rows_stay_that_no_other_row_dominates() -> None:
+    """Against the definition, for rows of more columns than are compared at first, many of them equal."""
+    generator = np.random.default_rng(0)
+    for columns in (1, 5, 8, 9, 14):
+        rows = generator.integers(0, 3, (25, columns)).astype(np.int32)
+        rows[:, columns // 2] = 1
+        above = [
+            (rows >= row).all(axis=1) & ((rows > row).any(axis=1) | (np.arange(25) < r)) for r, row in enumerate(rows)
+        ]
+        assert undominated(rows).tolist() == [row.tolist() for row, a in zip(rows, above, strict=True) if not a.any()]
