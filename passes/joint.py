@@ -61,7 +61,7 @@ from alpa_mlir.passes.stages import has_backward
 FIRST, IDLE = 8, 0.1
 AHEAD = 2
 DOUBT = 0.15
-SOLVED = 2
+SOLVED = 3
 """Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
 PATIENT = 2
 """How many numbers of microbatches in a row may be no better before the search ends, where memory is short."""
