@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.inter.cover import enough
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.inter.meshes import chain_sizes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
@@ -31,9 +32,6 @@ SLACK = 0.02
 prices find is the result, only if there is none without.)"""
 INTEREST = 2.0
 """Ranges whose step would take this many times the best without memory may stay without a labelling that fits."""
-
-ALIKE = 0.01
-"""Options whose steps (or bytes) differ by this part for a range are as good as one another there."""
 
 Entry = tuple[int, int, int, int]
 """(q-1, first layer, last layer, option)."""
@@ -92,6 +90,9 @@ class SearchSpace(Protocol):
     def limit(self, option: int) -> float:
         """Bytes per device of an option."""
 
+    def place(self, found: Partition) -> list[tuple[int, ...]] | None:
+        """The devices of each stage; None where the submeshes cannot be packed into the nodes."""
+
 
 class Tables:
     """The tables of the dynamic program, one option per number of devices (of each group): the best offer for each
@@ -102,7 +103,7 @@ class Tables:
         depth = self.depth
         self.limit = search.memory or float(search.cluster.memory)
         """Bytes per device, of the group that has least."""
-        self.allowed = 1 + SLACK if not search.rough else 1.0
+        self.allowed = 1.0
         """What an entry's price may need, in parts of what its devices have."""
         self.crowded = np.inf
         self.sizes = sorted({self._size(m) for m in search.options})
@@ -123,6 +124,8 @@ class Tables:
         self.shareable = True
         """Whether the options' sizes add up to the cluster at all."""
         self._collect(stages)
+        if not search.rough:
+            self.widen()
         for q, i, j, m in search.evaluated:
             self.correct(StageChoice(i, j, m, q + 1))
 
@@ -171,10 +174,8 @@ class Tables:
             members = np.flatnonzero(size == n)
             near = ordered & (steps[members].min(axis=0) <= INTEREST * self.unlimited)
             bought = np.isfinite(fitting[members]) & (fitting[members] <= INTEREST * self.unlimited)
-            cells = [bought & _alike(fitting[members]), near & _alike(steps[members]), near & _alike(least[members])]
-            found.update(
-                members[k] for k in _cover(np.concatenate([c.reshape(len(members), -1) for c in cells], axis=1))
-            )
+            figures = (fitting[members], bought), (steps[members], near), (least[members], near)
+            found.update(members[k] for k in enough(figures))
         return sorted(self.asked[k][0] for k in found)
 
     def _fitting(self) -> Table:
@@ -295,7 +296,7 @@ class Tables:
             self.unlimited = unlimited
             tight = {k: free for k, (_, _, free) in enumerate(self.asked)}
             left = list(tight)
-            while left := [k for k in left if self._needs_less(k, tight[k])]:
+            while left := self._needing_less(left, tight, stages):
                 for k, following in zip(list(left), streams.advance(left), strict=True):
                     if following is None:
                         left.remove(k)
@@ -310,10 +311,13 @@ class Tables:
             self.crowded = min([*held[held > self.limit].tolist(), self.crowded])
 
     def _flying(self, option: int) -> int:
-        """Microbatches in flight that prices on an option reckon with: as in a pipeline of such submeshes."""
-        search = self.search
-        stages = search.cluster.device_count // search.mesh(option).device_count
-        return search.in_flight.at(max(1, min(self.depth, stages)))
+        """Microbatches in flight that prices on an option reckon with."""
+        return self.search.in_flight.at(self._stages_left(option))
+
+    def _stages_left(self, option: int) -> int:
+        """Stages from one on an option to the end that prices reckon with: as in a pipeline of such submeshes."""
+        stages = self.search.cluster.device_count // self.search.mesh(option).device_count
+        return max(1, min(self.depth, stages))
 
     def _prices(self, option: int) -> Iterator[RangePrices]:
         search = self.search
@@ -321,13 +325,23 @@ class Tables:
         share = mesh.device_count / search.cluster.device_count
         return search.pricer.prices(mesh, self._flying(option), share, group)
 
-    def _needs_less(self, number: int, tight: RangePrices) -> bool:
-        """Whether a range of interest does not fit at the last prices of an option, but may."""
+    def _needing_less(self, options: Sequence[int], tight: dict[int, RangePrices], stages: Sequence[int]) -> list[int]:
+        """Those of the options on which a range of interest does not fit at the last prices, but may, and would cost
+        less than what fits on as many devices and than the best partition that fits."""
+        found = self.partition(stages)
+        most = INTEREST * self.unlimited
+        if found is not None and self.search.place(found) is not None:
+            most = min(most, found.cost)
+        return [k for k in options if self._needs_less(k, tight[k], most)]
+
+    def _needs_less(self, number: int, tight: RangePrices, most: float) -> bool:
         option, in_flight, free = self.asked[number]
         limit = self.search.limit(option)
-        cost = free.repeated * self.search.in_flight.microbatches + free.once
-        ordered = np.triu(np.ones_like(cost, dtype=bool))
-        wanted = ordered & (cost <= INTEREST * self.unlimited) & (free.least_memory(in_flight) <= limit)
+        step = free.repeated * self.search.in_flight.microbatches + free.once
+        row, size = self._stages_left(option) - 1, self.sizes.index(self._size(option))
+        known = self.latency[row, :, :, size] + self.bottleneck[row, :, :, size]
+        ordered = np.triu(np.ones_like(step, dtype=bool))
+        wanted = ordered & (step <= np.minimum(most, (1 - GAP) * known)) & (free.least_memory(in_flight) <= limit)
         return bool((tight.memory(in_flight)[wanted] > limit).any())
 
     def _without_memory(self, stages: Sequence[int]) -> float | None:
@@ -377,19 +391,3 @@ def _lower(
     better: npt.NDArray[np.bool_] = fits & (repeated + wait < latency + bottleneck)
     latency[better], bottleneck[better] = repeated[better], wait[better]
     return better
-
-
-def _alike(figures: Table) -> npt.NDArray[np.bool_]:
-    """[options, …]: whether an option's figure is within ALIKE of the best."""
-    found: npt.NDArray[np.bool_] = figures <= (1 + ALIKE) * figures.min(axis=0)
-    return found
-
-
-def _cover(good: npt.NDArray[np.bool_]) -> list[int]:
-    """Rows of which one is good in each column where any is: that which is in most columns left, then the next."""
-    found = []
-    left = good
-    while left.any():
-        found.append(int(left.sum(axis=1).argmax()))
-        left = left & ~left[found[-1]]
-    return found

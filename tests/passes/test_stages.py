@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise, product
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from alpa_mlir.passes.inter.layout import Layout
 from alpa_mlir.passes.inter.meshes import chain_sizes, node_counts, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import RangePrices
 from alpa_mlir.passes.inter.search import StageSearch
-from alpa_mlir.passes.inter.tables import GAP, InFlight
+from alpa_mlir.passes.inter.tables import GAP, InFlight, Tables
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.stages import Stages
 
@@ -166,6 +166,44 @@ def test_a_rough_search_allows_for_its_error_where_nothing_else_is_left() -> Non
     assert len(rough_search([2.02], {(1,): 1.0, (2,): 1.0}).run([1]).stages) == 1
     with pytest.raises(CompileError, match="no plan fits in"):
         rough_search([2.06], {(1,): 1.0, (2,): 1.0}).run([1])
+
+
+@dataclass
+class TighterPricer(RoughPricer):
+    """One labelling after another, each slower than the one before and smaller."""
+
+    given: int = 0
+
+    def prices(self, mesh: Mesh, in_flight: int, share: float, cluster: Cluster) -> Iterator[RangePrices]:
+        free = next(super().prices(mesh, in_flight, share, cluster))
+        for slower, smaller in ((1.0, 1.0), (1.2, 0.6), (1.5, 0.4), (2.0, 0.2)):
+            self.given += 1
+            yield replace(free, seconds=slower * free.seconds, kept=smaller * free.kept, least_kept=0.2 * free.kept)
+
+
+@pytest.mark.parametrize("rough", [True, False])
+def test_labellings_that_cannot_be_of_use_are_not_asked_for(rough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the search over all that are smaller, at the prices themselves."""
+    given = {True: 0, False: 0}
+    for trial in range(25):
+        costs = {}
+        for pruned in (False, True):
+            rng = np.random.default_rng(trial)
+            search = StageSearch(chain_of(4), load_cluster("cpu", devices_per_node=8), InFlight("1f1b", 4), rough=rough)
+            shape = (4, len(search.shapes))
+            table = TableProfiler(rng.uniform(0.5, 3, shape), rng.uniform(0, 2, shape), rng.uniform(0.2, 2, 4), 1.5)
+            table.inner /= np.array([np.prod(s) for s in search.shapes])[None, :]
+            table.shapes = {s: m for m, s in enumerate(search.shapes)}
+            pricer = TighterPricer(table, 0.0, rng)
+            search.profiler, search.memory, search.pricer = table, 1.5, pricer
+            with monkeypatch.context() as patch:
+                if not pruned:
+                    patch.setattr(Tables, "_needing_less", lambda _, options, *rest: list(options))
+                found = Tables(search, [1, 2, 3, 4]).partition([1, 2, 3, 4])
+            costs[pruned] = found.cost if found is not None else np.inf
+            given[pruned] += pricer.given
+        assert costs[True] <= costs[False] * (1 + 2 * GAP), trial
+    assert given[True] < 0.7 * given[False]
 
 
 def test_three_axes_are_searched_where_asked_for() -> None:
