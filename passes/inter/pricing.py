@@ -271,24 +271,29 @@ class Pricer:
         """
         enumerator = Enumerator(mesh_links(mesh, cluster, cluster.first), cluster)
         made: list[TiedGraph] = []
+        units, labellings = [0.0], list[Ids]()
 
-        def compute(unit: float) -> dict[str, Table]:
+        def compute(number: int) -> dict[str, Table]:
             skeleton, tied = self.skeleton, self.tied
             if not made:
                 made.append(TiedGraph(tied, enumerator))
             copies = (skeleton.stored + in_flight * skeleton.kept)[tied.first]
-            labels = made[0].labelling((unit * copies).tolist() if unit else ())
-            return vars(_read_prices(made[0], skeleton, labels))
+            # Each labelling begins with the one before, which may have been remembered.
+            for unit in units[len(labellings) : number + 1]:
+                labellings.append(made[0].labelling((unit * copies).tolist() if unit else ()))
+            return vars(_read_prices(made[0], skeleton, labellings[number]))
 
-        def prices(unit: float) -> RangePrices:
+        def prices(number: int) -> RangePrices:
+            unit = units[number]
             key = lambda: digest("prices", self.skeleton.content, enumerator.content, in_flight, unit)  # noqa: E731
-            return RangePrices(**remembered(key, lambda: compute(unit)))
+            return RangePrices(**remembered(key, lambda: compute(number)))
 
-        free = prices(0.0)
+        free = prices(0)
         yield free
         unit = share * free.step(self.program.microbatches) / cluster.memory
-        for price in PRICES:
-            yield prices(price * unit)
+        units += [price * unit for price in PRICES]
+        for number in range(1, len(units)):
+            yield prices(number)
 
 
 def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePrices:

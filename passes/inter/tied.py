@@ -17,7 +17,7 @@ import numpy.typing as npt
 from alpa_mlir.passes.intra.shared import Matrices, SharedGraph
 from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.strategies import Enumerator, StrategySet
-from alpa_mlir.passes.intra.sweeps import near_optimum
+from alpa_mlir.passes.intra.sweeps import Start, near_optimum
 from alpa_mlir.passes.intra.tying import numbered, refined
 
 Ids = npt.NDArray[np.int64]
@@ -86,6 +86,8 @@ class TiedGraph:
             found.append(known[key])
         self.numbers = np.array(found, dtype=np.int64)
         self.matrices = Matrices.of(scaled)
+        self.start: Start | None = None
+        """What led to the last labelling: the next begins with it."""
 
     def labelling(self, rates: Sequence[float] = ()) -> Ids:
         """The label of each class in a cheap labelling; `rates`: seconds charged per byte that a node of it holds."""
@@ -99,7 +101,8 @@ class TiedGraph:
             costs[tied.ends[e, 0]] = costs[tied.ends[e, 0]] + tied.edge_count[e] * np.diag(self.edge_tables[e])
         graph = SharedGraph.of_numbered(costs, tied.ends[self.between], self.numbers, self.matrices)
         graph.eliminate()
-        return np.array(graph.invert(near_optimum(graph)), dtype=np.int64)
+        labels, self.start = near_optimum(graph, self.start)
+        return np.array(graph.invert(labels), dtype=np.int64)
 
     def per_node(self, figure: Callable[[int], float]) -> Table:
         """[nodes]: the figure of each one's class."""

@@ -7,6 +7,8 @@ an estimate each, so that a proven optimum is not worth its time.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from alpa_mlir.passes.costs.memory import Ids
@@ -19,8 +21,8 @@ NEAR = 1e-3
 """The part of a labelling's cost that it may lie above the bound: then it is near enough."""
 ROUNDS, ROUNDING = 60, 5
 """How many rounds of sweeps are tried to get there, and after how many of them their labels are improved."""
-FASTER = 0.95
-"""The part of the gap that may be left from one rounding to the next; where more is, it stands still."""
+FASTER, PATIENCE = 0.95, 2
+"""The part of the gap that may be left from one rounding to the next; where more is, it stands still, and how often."""
 
 
 class Sweeps:
@@ -46,13 +48,25 @@ class Sweeps:
         return labels, cost
 
 
-def near_optimum(graph: SharedGraph) -> dict[int, int]:
-    """A labelling of the nodes left that costs little more than the optimum."""
+class Start(NamedTuple):
+    """Where sweeps of a problem may begin that differs from another in costs only: the other's messages and labels."""
+
+    messages: Array
+    labels: Ids
+
+
+def near_optimum(graph: SharedGraph, start: Start | None = None) -> tuple[dict[int, int], Start | None]:
+    """A labelling of the nodes left that costs little more than the optimum, and where to begin with other costs."""
     nodes = graph.left
     if not nodes:
-        return {}
+        return {}, None
     sweeps = Sweeps(flat_graph(graph, nodes))
     best, cost, gap = sweeps.labels[0], float("inf"), float("inf")
+    if start is not None:
+        sweeps.messages[:] = start.messages
+        best = start.labels.copy()
+        cost = float(descend(sweeps.flat, best))
+    still = 0
     for count in range(1, ROUNDS + 1):
         bound = sweeps.round()
         if count % ROUNDING:
@@ -61,9 +75,10 @@ def near_optimum(graph: SharedGraph) -> dict[int, int]:
         if found < cost:
             best, cost = labels, found
         last, gap = gap, cost - bound
-        if gap <= NEAR * (cost + graph.constant) or gap > FASTER * last:
+        still = still + 1 if gap > FASTER * last else 0
+        if gap <= NEAR * (cost + graph.constant) or still == PATIENCE:
             break
-    return dict(zip(nodes, best.tolist(), strict=True))
+    return dict(zip(nodes, best.tolist(), strict=True)), Start(sweeps.messages, best)
 
 
 def flat_graph(graph: SharedGraph, nodes: list[int]) -> Flat:
