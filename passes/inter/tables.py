@@ -328,11 +328,12 @@ class Tables:
     def _needing_less(self, options: Sequence[int], tight: dict[int, RangePrices], stages: Sequence[int]) -> list[int]:
         """Those of the options on which a range of interest does not fit at the last prices, but may, and would cost
         less than what fits on as many devices and than the best partition that fits."""
-        found = self.partition(stages)
         most = INTEREST * self.unlimited
+        needing = [k for k in options if self._needs_less(k, tight[k], most)]
+        found = self.partition(stages) if needing else None
         if found is not None and self.search.place(found) is not None:
-            most = min(most, found.cost)
-        return [k for k in options if self._needs_less(k, tight[k], most)]
+            needing = [k for k in needing if self._needs_less(k, tight[k], min(most, found.cost))]
+        return needing
 
     def _needs_less(self, number: int, tight: RangePrices, most: float) -> bool:
         option, in_flight, free = self.asked[number]
