@@ -44,11 +44,12 @@ IMPROVED = 4e8
 """Table entries that the neighbourhoods are cut out of, about, all together."""
 LITTLE = 0.1
 """The part of the pairs that must have gone for another ascent."""
-SMALL = 40_000
-"""Pairs of labels left up to which branch and bound is tried."""
+SMALL, SMALLER = 40_000, 10_000
+"""Pairs of labels left up to which branch and bound is tried; `SMALLER` where a gap is allowed: more of them take ten
+seconds to prove a few tenths of a percent."""
 LOOKS = 3000
 """How often the branch and bound of the rest looks at its limits at most; `SOON` where a gap is allowed."""
-SOON = 100
+SOON = 20
 AIM = 0.2
 """How far above the bound the ascent aims at most, in parts of it."""
 FINE = 1e-9
@@ -60,16 +61,19 @@ def search(
     progress: Progress = quiet,
     stop: Stop = never,
     *,
-    small: int = SMALL,
+    small: int | None = None,
     neighbourhoods: int = MOST_NEIGHBOURHOODS,
     start: Sequence[int] = (),
     gap: float = 0.0,
 ) -> Solution:
     """A labelling within memory and a bound on all; DoesNotFit where none exists or none was found.
 
-    `small`: pairs of labels left up to which branch and bound is tried; `neighbourhoods` at most are tried; `start`:
-    a labelling that is known; `gap`: what the labelling may cost above the bound, in parts of its cost.
+    `small`: pairs of labels left up to which branch and bound is tried (None: as many as suit); `neighbourhoods` at
+    most are tried; `start`: a labelling that is known; `gap`: what the labelling may cost above the bound, in parts of
+    its cost.
     """
+    if small is None:
+        small = SMALLER if gap else SMALL
     found = _Search(problem, progress, stop, small, neighbourhoods, gap)
     found.begin(start)
     found.run()

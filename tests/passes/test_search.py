@@ -186,6 +186,15 @@ def test_neighbourhoods_are_small_where_a_gap_is_allowed(gap: float, monkeypatch
     assert (max(asked, default=0) > 500) == (gap == 0)
 
 
+@pytest.mark.parametrize("gap", [0.0, 1e-6])
+def test_what_is_left_is_branched_on_only_where_it_is_small_for_a_gap(
+    gap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alpa_mlir.passes.intra.search.SMALLER", 0)
+    steps = "\n".join(search(large_problem(3), neighbourhoods=0, gap=gap).steps)
+    assert ("branch and bound" in steps) == (gap == 0)
+
+
 def test_branch_and_bound_looks_below_a_cost_only() -> None:
     problem = next(p for p in map(intervals_problem, range(100)) if np.isfinite(brute_force(p)))
     flat, best = flat_of(problem), brute_force(problem)
