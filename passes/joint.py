@@ -29,32 +29,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import isfinite
 
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_pipeline
-from alpa_mlir.passes.costs.limits import fullest, memory_limits
-from alpa_mlir.passes.inter.estimates import read_estimates
+from alpa_mlir.passes.fewest import Hunt
 from alpa_mlir.passes.inter.search import FURTHER
-from alpa_mlir.passes.inter.simulate import simulate, training_kinds
 from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
+from alpa_mlir.passes.no_plan import least_bytes, least_error, short_of_memory
+from alpa_mlir.passes.played import played
 from alpa_mlir.passes.recomputing import AGAIN, HALF, WORTH, try_full, try_partly
 from alpa_mlir.passes.settings import (
     AUTO,
-    FORWARD_ONLY,
     FULL,
     INTERLEAVED,
     NONE,
-    SIMPLE,
     Attempt,
     Considered,
     Setting,
     Wishes,
     quickest,
-    too_large,
 )
 from alpa_mlir.passes.stages import has_backward
 
@@ -92,27 +90,60 @@ class JointChoice:
         """Settings that were solved after rough attempts."""
         self.hopeless: StateDoesNotFit | None = None
         """Why no setting can be."""
+        self.rejected = False
+        """Whether a plan turned out to be impossible that had been found to be possible."""
 
     def ranked(self) -> Iterator[tuple[Considered, Attempt]]:
         """Possible plans, best first. CompileError where there is none: memory that would do, or the last error."""
-        rows = self._in_order() if self.wishes.in_order else self._by_seconds()
         found = False
-        for row in rows:
-            found = True
-            yield row, self.attempts[row.setting]
+        for rows in (self._fewest, self._by_seconds, self._in_order, self._closest):
+            for row in rows() if self.hopeless is None else ():
+                found = True
+                yield row, self.attempts[row.setting]
         if not found:
             raise self.least_error()
 
+    def _fewest(self) -> Iterator[Considered]:
+        """One stage never idles: the fewest microbatches are quickest where they fit, and nothing need be compared."""
+        if self.wishes.single:
+            setting = Setting(self.wishes.microbatches[0], NONE if self.wishes.remat == AUTO else self.wishes.remat)
+            for row in self.try_setting(setting, self.closer):
+                if row.error is None and self.hopeless is None:
+                    yield row
+
     def _in_order(self) -> Iterator[Considered]:
-        """Possible plans: without rematerialisation before with it, few microbatches before many."""
+        """Possible plans not tried yet, where others were rejected: prices know nothing of pinned shardings.
+
+        Without rematerialisation before with it, few microbatches before many.
+        """
+        if not self.rejected:
+            return
         for remat in (NONE, FULL) if self.wishes.remat == AUTO else (self.wishes.remat,):
-            for count in self.wishes.microbatches:
-                rows = self.try_setting(Setting(count, remat)) if self.trains or remat != FULL else []
-                for row in rows:
+            shared = self.wishes.schedule == INTERLEAVED
+            settings = {count: Setting(count, remat, shared) for count in self.wishes.microbatches}
+            known = {count: setting for count, setting in settings.items() if setting in self.attempts}
+            hunt = Hunt([count for count in settings if count not in known], self.wishes.memory)
+            for count, setting in known.items():
+                hunt.needs(count, least_bytes(self._of(setting)))
+            while (self.trains or remat != FULL) and (found := hunt.next()) is not None:
+                for row in self.try_setting(settings[found]):
                     if row.error is None:
                         yield row
                     if self.hopeless is not None:
                         return
+                if short_of_memory(self._of(settings[found])):
+                    hunt.needs(found, least_bytes(self._of(settings[found])))
+
+    def _closest(self) -> Iterator[Considered]:
+        """Of given stages that prices found too large the setting that needs least, solved: it may fit, or says why."""
+        rows = [row for row in self.rows if isfinite(least_bytes([row]))]
+        row = min(rows, key=lambda row: least_bytes([row]), default=None)
+        if row is not None and self._is_estimate(row) and (self.wishes.given or self.wishes.single):
+            self._solve(row.setting)
+            yield from [solved for solved in self._of(row.setting) if solved.error is None]
+
+    def _of(self, setting: Setting) -> list[Considered]:
+        return [row for row in self.rows if row.setting == setting]
 
     def _by_seconds(self) -> Iterator[Considered]:
         self._climb(sorted(self.wishes.microbatches))
@@ -144,7 +175,7 @@ class JointChoice:
         assert self.closer is not None
         self.solved.add(setting)
         attempt = self.attempts[setting] = replace(self.closer(setting), floor=self.attempts[setting].floor)
-        rows = self.play(attempt) if attempt.error is None else [self._failed(attempt)]
+        rows = self.play(attempt)
         at = next(n for n, row in enumerate(self.rows) if row.setting == setting)
         self.rows = [row for row in self.rows if row.setting != setting]
         self.rows[at:at] = rows
@@ -271,16 +302,16 @@ class JointChoice:
                 if best.setting.microbatches <= 2 * count <= 4 * best.setting.microbatches:
                     self.try_setting(Setting(count, best.setting.remat, interleaved=True))
 
-    def try_setting(self, setting: Setting) -> list[Considered]:
-        """The rows of a setting, tried unless it was."""
+    def try_setting(self, setting: Setting, stage: Callable[[Setting], Attempt] | None = None) -> list[Considered]:
+        """The rows of a setting, tried unless it was; by `stage`, or as is usual."""
         known = setting in self.attempts
-        attempt = self.attempts[setting] = self.attempts[setting] if known else self._stage(setting)
+        attempt = self.attempts[setting] = self.attempts[setting] if known else (stage or self._stage)(setting)
         self.divides = alpa.get_string(attempt.module.operation, alpa.LEVEL) != "normal"
         if isinstance(attempt.error, StateDoesNotFit):
             self.hopeless = attempt.error
         if known:
-            return [r for r in self.rows if r.setting == setting]
-        rows = self.play(attempt) if attempt.error is None else [self._failed(attempt)]
+            return self._of(setting)
+        rows = self.play(attempt)
         self.rows += rows
         return rows
 
@@ -297,30 +328,11 @@ class JointChoice:
                 return attempt
         return self.closer(setting)
 
-    def _failed(self, attempt: Attempt) -> Considered:
-        asked = self.wishes.schedule
-        usual = INTERLEAVED if attempt.setting.interleaved else SIMPLE
-        return Considered(attempt.setting, usual if asked == AUTO else asked, error=attempt.error)
-
     def play(self, attempt: Attempt) -> list[Considered]:
         """The schedules that suit the stages of an attempt, simulated."""
-        setting, costs = attempt.setting, read_estimates(attempt.module)
-        pipeline = read_pipeline(attempt.module)
-        lanes = len(set(pipeline))
-        self.trains = has_backward(attempt.module)
-        kinds = training_kinds(len(pipeline), lanes, bool(costs)) if self.trains else (FORWARD_ONLY,)
-        if self.wishes.schedule != AUTO:
-            kinds = (self.wishes.schedule,)
-        if not costs:
-            return [Considered(setting, kinds[0])]
-        limits, rows = memory_limits(attempt.module, self.wishes.memory), []
-        allowed = 1 + SLACK if self.closer is not None else 1.0
-        for kind in kinds:
-            step = simulate(kind, costs, setting.microbatches, lanes)
-            needed, there = fullest(step.peak_bytes, limits)
-            error = None if needed <= there * allowed else too_large(needed, there)
-            rows.append(Considered(setting, kind, step.makespan, max(step.peak_bytes), step.bubble, error))
-        return rows
+        if attempt.error is None:
+            self.trains = has_backward(attempt.module)
+        return played(attempt, self.wishes, SLACK if self.closer is not None else 0.0)
 
     @staticmethod
     def best(rows: Sequence[Considered]) -> Considered:
@@ -340,26 +352,15 @@ class JointChoice:
 
     def reject(self, row: Considered, error: CompileError) -> None:
         """Note that a row turned out to be impossible."""
+        self.rejected |= row.seconds is not None
         if self.wishes.given and isinstance(error, StateDoesNotFit):
             self.hopeless = error
         at = self.rows.index(row)
         self.rows[at] = Considered(row.setting, row.schedule, row.seconds, row.bytes, row.bubble, error)
 
     def least_error(self) -> CompileError:
-        """Why nothing is possible: of the settings that memory is too small for, the one that needs least."""
-        if self.hopeless is not None:
-            return self.hopeless
-        failed = [(row.error, row.setting) for row in self.rows if row.error is not None]
-        small = [(e, s) for e, s in failed if isinstance(e, DoesNotFit) and e.least < INFINITE]
-        if not small:
-            return failed[-1][0]
-        error, setting = min(small, key=lambda found: found[0].least)
-        closer = self.closer(setting).error if self.closer is not None else None
-        error = closer if isinstance(closer, DoesNotFit) else error
-        if len(small) == 1:
-            return error
-        note = f"of {len(small)} settings that do not fit this one needs least: {setting.told}"
-        return DoesNotFit(error.message, error.location, [*error.notes, note], error.least)
+        """Why nothing is possible."""
+        return self.hopeless or least_error(self.rows, self.closer)
 
     def record(self, module: ir.Module) -> None:
         """Write what was considered into the plan."""

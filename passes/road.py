@@ -86,13 +86,12 @@ class Road:
         options = self.options
         counts = self.counts(normal)
         given = read_pipeline(normal) if alpa.STAGES in normal.operation.attributes else ()
-        in_order = bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
         memory = float(options.cluster.memory)
-        fixed = bool(options.mesh or given)
+        fixed, single = bool(options.mesh or given), bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
         wishes = Wishes(
-            tuple(counts), options.schedule, options.remat, memory, in_order, fixed, options.cluster.device_count < MANY
+            tuple(counts), options.schedule, options.remat, memory, single, fixed, options.cluster.device_count < MANY
         )
-        self.rough = len(counts) > 1 and not in_order
+        self.rough = len(counts) > 1
         priced = self.rough or (options.remat == AUTO and not fixed)
         self.small = folded(normal) if priced and self.stop_after not in EARLY else None
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None

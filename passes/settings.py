@@ -93,16 +93,15 @@ class Attempt:
 class Wishes:
     """What the user fixed: numbers of microbatches to choose from, a schedule or auto, layers to rematerialise or auto.
 
-    `memory` in bytes per device, of those that have least. `in_order`: the stages are not searched (they are given, or
-    there is one), so that nothing is known before all is done: the first setting that fits is taken. `given`: the
-    user says stages and meshes. `interleave`: interleaving may be tried where no schedule is given.
+    `memory` in bytes per device, of those that have least. `single`: there is one stage. `given`: the user says stages
+    and meshes. `interleave`: interleaving may be tried where no schedule is given.
     """
 
     microbatches: tuple[int, ...]
     schedule: str
     remat: str
     memory: float
-    in_order: bool = False
+    single: bool = False
     given: bool = False
     interleave: bool = True
 

@@ -34,8 +34,8 @@ UNITS = StageParts(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 100.0, 10.0, 0.0, 10.0)
 
 
 class Fake:
-    """Attempts without passes: `stages` equal stages on `lanes` submeshes, a step's work spread over microbatches,
-    interleaved so much slower, all in `pace` times as long; with `transfer` seconds from
+    """Attempts without passes: `stages` equal stages on `lanes` submeshes, a step's work spread over microbatches (else
+    each has as much), interleaved so much slower, all in `pace` times as long; with `transfer` seconds from
     stage to stage, and then the weight part in the backward part."""
 
     def __init__(
@@ -47,9 +47,10 @@ class Fake:
         slower: float = 1.0,
         pace: float = 1.0,
         transfer: float = 0.0,
+        spread: bool = True,
     ) -> None:
         self.stages, self.phase, self.fails, self.mixes = stages, phase, fails, mixes
-        self.slower, self.pace, self.transfer = slower, pace, transfer
+        self.slower, self.pace, self.transfer, self.spread = slower, pace, transfer, spread
         self.asked: list[Setting] = []
 
     def __call__(self, setting: Setting) -> Attempt:
@@ -62,7 +63,8 @@ class Fake:
             return Attempt(setting, module, error=CompileError(f"no plan for {setting.microbatches}"))
         again, share = {"full": (1.0, 0.2), "0-1": (0.5, 0.4), "0-2": (0.7, 0.25)}.get(setting.remat, (0.0, 1.0))
         chunks = 2 if setting.interleaved else 1
-        work = self.pace * 8.0 / setting.microbatches / chunks * (self.slower if setting.interleaved else 1.0)
+        each = 8.0 / setting.microbatches if self.spread else 1.0
+        work = self.pace * each / chunks * (self.slower if setting.interleaved else 1.0)
         kept = 80.0 / setting.microbatches * share
         apart, move = (0.0 if self.transfer else work), self.transfer
         parts = StageParts(work, work * (2 + again) - apart, apart, move, move, 0, 100.0, kept, 0.0, kept)
@@ -284,9 +286,9 @@ def test_state_that_does_not_fit_ends_the_search_at_once() -> None:
     assert asked == [Setting(8)]
 
 
-@pytest.mark.parametrize("in_order", [False, True])
-def test_given_stages_whose_state_does_not_fit_end_the_search_at_once(in_order: bool) -> None:
-    choice = choose(Fake(2), memory=130.0, in_order=in_order)
+@pytest.mark.parametrize("single", [False, True])
+def test_given_stages_whose_state_does_not_fit_end_the_search_at_once(single: bool) -> None:
+    choice = choose(Fake(2), memory=130.0, single=single)
     choice.wishes = replace(choice.wishes, given=True)
     with pytest.raises(StateDoesNotFit, match="too large"):
         for tried, (row, _) in enumerate(choice.ranked()):
@@ -295,12 +297,33 @@ def test_given_stages_whose_state_does_not_fit_end_the_search_at_once(in_order: 
         raise choice.least_error()
 
 
-def test_one_stage_takes_the_first_setting_that_fits() -> None:
+def test_one_stage_takes_the_fewest_microbatches_where_they_fit() -> None:
     fake = Fake(1)
-    rows = choose(fake, memory=130.0, in_order=True, microbatches=(1, 2, 4, 8)).ranked()
-    found = [next(rows)[0].setting for _ in range(3)]
-    assert found == [Setting(4), Setting(8), Setting(1, "full")]
-    assert fake.asked == [Setting(1), Setting(2), Setting(4), Setting(8), Setting(1, "full")]
+    assert first(choose(fake, single=True, microbatches=(1, 2, 4, 8))) == (1, "1f1b", "none")
+    assert fake.asked == [Setting(1)]
+
+
+def test_one_stage_that_does_not_fit_so_is_compared() -> None:
+    fake = Fake(1, spread=False)
+    found = first(choose(fake, memory=110.5, single=True, microbatches=(1, 2, 4, 8)))
+    assert found == (2, "1f1b", "full")  # 8 would do without recomputation, and take three times as long
+
+
+def test_what_is_rejected_leads_on_to_more_microbatches() -> None:
+    """Prices (here: all of `Fake`) say that few microbatches fit, the finished plan needs more: pinned shardings."""
+    fake, counts = Fake(2, spread=False), tuple(2**k for k in range(11))
+    choice = choose(fake, microbatches=counts, memory=1000.0)
+    tried = []
+    for row, _ in choice.ranked():
+        needed = 900.0 + 20_000.0 / row.setting.microbatches
+        if needed <= 1000.0:
+            break
+        tried.append(row.setting.microbatches)
+        choice.reject(row, DoesNotFit("too full", least=needed))
+    else:
+        raise AssertionError("nothing found")
+    assert row.setting == Setting(256)
+    assert len(set(tried)) < 8
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""The fewest microbatches that fit in memory, looked for by what those need that do not.
+
+A part of what a step needs is the same for all numbers of microbatches (state, sums), the rest is shared among them:
+about a + b/M bytes. Two numbers that did not fit give a and b, and with them which numbers need not be tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+LEEWAY = 0.1
+"""A number is passed over where it is expected to need more than the memory by this part."""
+
+
+class Hunt:
+    """Numbers of microbatches to try, one after the other; the outcome of each is told before the next is asked for."""
+
+    def __init__(self, counts: Sequence[int], memory: float) -> None:
+        self._untried, self._memory = sorted(counts), memory
+        self._needs: dict[int, float] = {}
+        self._last: int | None = None
+
+    def needs(self, count: int, least: float) -> None:
+        """A number that does not fit, and the bytes that would do; one microbatch has no sums and tells nothing."""
+        if isfinite(least) and count > 1:
+            self._needs[count] = least
+        if count == self._last:
+            self._untried.clear()
+
+    def next(self) -> int | None:
+        """The smallest number that may fit; where none seems to, the largest, and that is the last if it says so."""
+        if not self._untried:
+            return None
+        expected = [c for c in self._untried if self._expected(c) <= (1 + LEEWAY) * self._memory]
+        found = expected[0] if expected else self._untried[-1]
+        self._last = None if expected else found
+        self._untried.remove(found)
+        return found
+
+    def _expected(self, count: int) -> float:
+        """Bytes that a number needs, by the two largest known; 0 where less is known."""
+        if len(self._needs) < 2:
+            return 0.0
+        (m, low), (n, high) = sorted(self._needs.items())[-2:]
+        shared = max(0.0, (low - high) / (1 / m - 1 / n))
+        return high + shared * (1 / count - 1 / n)
