@@ -22,6 +22,7 @@ from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.estimates import ESTIMATE
+from alpa_mlir.passes.inter.given import GivenStage, GivenStages
 from alpa_mlir.passes.inter.interleave import CHUNKS, interleavings, near_shapes
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.listed import ListedStages
@@ -31,15 +32,16 @@ from alpa_mlir.passes.inter.pricing import Pricer
 from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, SPLIT_BACKWARD, in_flight
 from alpa_mlir.passes.inter.search import StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
-from alpa_mlir.passes.inter.tables import SLACK, InFlight
+from alpa_mlir.passes.inter.tables import InFlight
 from alpa_mlir.passes.intra.constraints import AxisMode, parse_constraints
-from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
-from alpa_mlir.passes.intra.words import needed_text
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.rematerialize import Rematerialize
 from alpa_mlir.passes.schedule_lists import pipeline_of
+
+MANY_ROUNDS = 8
+"""Microbatches per stage that more than fill a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -164,31 +166,41 @@ class Stages(Pass):
         costs is of use only where settings are compared."""
         if len(stages) == 1 and not self.rough:
             return stages
-        pipeline = pipeline_of([s.mesh.name for s in stages], alpa.get_int(module.operation, alpa.MICROBATCHES) or 1)
+        microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
+        pipeline = pipeline_of([s.mesh.name for s in stages], microbatches)
         kind = self.schedule if has_backward(module) else "inference"
         kind = "interleaved" if pipeline.chunks > 1 and kind in ONE_CHUNK else kind
-        solved = self._profiler(module, cluster)
-        pricer = self._pricer(module, solved)
-        listed = {part.first: ListedStages(pricer, part) for part in cluster.parts}
-        found = []
-        for s, stage in enumerate(stages):
-            part = cluster.part_of(stage.devices[0])
-            limit = part.memory / pipeline.chunks
-            allowed = (1 + SLACK if self.rough else 1.0) * limit
-            asked = ((stage.first, stage.last), stage.mesh, in_flight(kind, s, pipeline), allowed)
-            cost = listed[part.first].cost(*asked) if self.rough else solved.cost(*asked, stage.devices[0])
-            if not cost.feasible and self.rough:
-                raise DoesNotFit(
-                    f"stage {s} does not fit in {limit / 1e6:.6g} MB per device: it needs about "
-                    f"{needed_text(cost.memory_bytes)}",
-                    module.operation.location,
-                    least=cost.memory_bytes,
-                )
-            if not cost.feasible:
-                return stages
-            parts = listed[part.first].parts(*asked) if self.rough else solved.parts(*asked, stage.devices[0])
-            found.append(replace(stage, cost=cost, parts=parts))
-        return found
+        limits = [cluster.part_of(s.devices[0]).memory / pipeline.chunks for s in stages]
+        profiler = self._profiler(module, cluster)
+
+        def flying(microbatches: int) -> list[int]:
+            # More than fill the pipeline change nothing, but where all are in flight.
+            most = microbatches if kind == "gpipe" else MANY_ROUNDS * pipeline.stages
+            known = replace(pipeline, microbatches=min(microbatches, most))
+            return [in_flight(kind, s, known) for s in range(len(stages))]
+
+        if self.rough:
+            pricer = self._pricer(module, profiler)
+            listed = {part.first: ListedStages(pricer, part) for part in cluster.parts}
+            asked = [
+                GivenStage((s.first, s.last), s.mesh, limit, listed[cluster.part_of(s.devices[0]).first])
+                for s, limit in zip(stages, limits, strict=True)
+            ]
+            given = GivenStages(asked, flying, microbatches)
+            try:
+                found = given.priced(module.operation.location)
+            finally:
+                _write_useful(module, (), given.floor(), given.ahead())
+            return [replace(s, cost=cost, parts=parts) for s, (cost, parts) in zip(stages, found, strict=True)]
+        solved = [
+            ((s.first, s.last), s.mesh, n, limit, s.devices[0])
+            for s, n, limit in zip(stages, flying(microbatches), limits, strict=True)
+        ]
+        costs = [profiler.cost(*s) for s in solved]
+        if not all(c.feasible for c in costs):
+            return stages
+        parts = [profiler.parts(*s) for s in solved]
+        return [replace(s, cost=c, parts=p) for s, c, p in zip(stages, costs, parts, strict=True)]
 
     def _profiler(self, module: ir.Module, cluster: Cluster) -> StageProfiler:
         microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1

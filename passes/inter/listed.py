@@ -40,6 +40,24 @@ class ListedStages:
         assert found is not None
         return found.parts(*layers)
 
+    def unlimited(self, layers: Layers, mesh: Mesh) -> StageCost:
+        """What they cost if memory were no object."""
+        prices = next(self._labellings(mesh))
+        return StageCost(float(prices.repeated[layers]), float(prices.once[layers]), float(prices.stored[layers]), True)
+
+    def foreseen(self, layers: Layers, mesh: Mesh, in_flight: int, memory_limit: float, times: int) -> StageCost:
+        """About what they cost with so many times as many microbatches, at the prices known, which are those of
+        microbatches that much larger; `in_flight` of the smaller ones are."""
+        found = []
+        for prices in self._made[mesh.shape]:
+            passing = float(in_flight * prices.kept[layers] + prices.working[layers]) / times
+            held = float(prices.stored[layers]) + max(passing, float(prices.updating[layers]))
+            if held <= memory_limit:
+                found.append(StageCost(float(prices.repeated[layers]) / times, float(prices.once[layers]), held, True))
+        microbatches = times * self.pricer.program.microbatches
+        worst = StageCost(float("inf"), float("inf"), float("inf"), False)
+        return min(found, key=lambda c: c.microbatch_seconds * microbatches + c.step_seconds, default=worst)
+
     def _cheapest(self, layers: Layers, mesh: Mesh, in_flight: int, memory_limit: float) -> RangePrices | None:
         """The prices under which the stage fits and costs least."""
         limit = memory_limit or float(self.cluster.memory)

@@ -1,0 +1,74 @@
+"""Stages that a user gives, at their prices: what a step of them costs, and would with more microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.passes.inter.listed import ListedStages
+from alpa_mlir.passes.inter.search import FURTHER
+from alpa_mlir.passes.inter.tables import SLACK
+from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.intra.stage_cost import Layers, StageCost
+from alpa_mlir.passes.intra.stage_parts import StageParts
+from alpa_mlir.passes.intra.words import needed_text
+
+
+class GivenStage(NamedTuple):
+    """Layers first … last on a mesh of equal devices, at most `limit` bytes of each, priced by `listed`."""
+
+    layers: Layers
+    mesh: Mesh
+    limit: float
+    listed: ListedStages
+
+
+@dataclass(frozen=True)
+class GivenStages:
+    """A pipeline of given stages; `flying` says how many microbatches each has in flight, of so many in a step."""
+
+    stages: Sequence[GivenStage]
+    flying: Callable[[int], Sequence[int]]
+    microbatches: int
+
+    def floor(self) -> float:
+        """Seconds of a step if memory were no object."""
+        return _step_seconds([s.listed.unlimited(s.layers, s.mesh) for s in self.stages], self.microbatches)
+
+    def ahead(self) -> list[float]:
+        """About the seconds of a step with FURTHER times as many microbatches, up to the first number that fits."""
+        found: list[float] = []
+        for times in FURTHER:
+            flying = self.flying(times * self.microbatches)
+            costs = [
+                s.listed.foreseen(s.layers, s.mesh, n, s.limit * (1 + SLACK), times)
+                for s, n in zip(self.stages, flying, strict=True)
+            ]
+            found.append(_step_seconds(costs, times * self.microbatches))
+            if all(c.feasible for c in costs):
+                break
+        return found
+
+    def priced(self, location: ir.Location) -> list[tuple[StageCost, StageParts]]:
+        """What each stage costs. DoesNotFit where one has too little memory, with what prices may be wrong by."""
+        found = []
+        for number, (s, flying) in enumerate(zip(self.stages, self.flying(self.microbatches), strict=True)):
+            asked = (s.layers, s.mesh, flying, s.limit * (1 + SLACK))
+            cost = s.listed.cost(*asked)
+            if not cost.feasible:
+                needed, there = needed_text(cost.memory_bytes), f"{s.limit / 1e6:.6g} MB per device"
+                raise DoesNotFit(
+                    f"stage {number} does not fit in {there}: it needs about {needed}", location, (), cost.memory_bytes
+                )
+            found.append((cost, s.listed.parts(*asked)))
+        return found
+
+
+def _step_seconds(costs: Sequence[StageCost], microbatches: int) -> float:
+    """A pipelined step (Alpa §5.1): the first microbatch through all stages, the others behind the slowest."""
+    slowest = max((microbatches - 1) * c.microbatch_seconds + c.step_seconds for c in costs)
+    return sum(c.microbatch_seconds for c in costs) + slowest
