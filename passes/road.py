@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd
+from math import gcd, inf
 
 from jaxlib.mlir import ir
 
@@ -116,11 +116,13 @@ class Road:
         """The plan with the setting and schedule of a row; it says what was considered before.
 
         A finished plan may hold more than the stages were chosen for, copies that collectives make: then they are
-        chosen once more, with that much less memory. None where another setting is quicker than that.
+        chosen once more, with that much less memory, as long as that makes it smaller. None where another setting is
+        quicker than that.
         """
         memory = float(self.options.cluster.memory)
         full: DoesNotFit | None = None
-        for turn in range(TURNS):
+        turn, over, gain = 0, inf, inf
+        while turn < TURNS and gain > 0:
             if turn or not attempt.exact:
                 attempt = self.attempt(normal, row.setting, exact=True, memory=memory if turn else 0.0)
             module, remarks = clone_module(attempt.module), list(attempt.remarks)
@@ -141,7 +143,9 @@ class Road:
             if self.stop_after or needed <= there:
                 return replace(attempt, module=module, remarks=tuple(remarks))
             full = full or too_large(needed, there, " with the copies that collectives make")
-            memory -= MARGIN * (needed - there) + turn * STEP * there
+            over, gain = needed - there, over - (needed - there)
+            memory -= MARGIN * over + turn * STEP * there
+            turn += 1
         return replace(attempt, error=full)
 
     def _carried_on(

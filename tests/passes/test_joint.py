@@ -191,7 +191,7 @@ def test_recomputing_is_tried_once_more_where_solved_stages_take_long() -> None:
 
     def stage(setting: Setting, pace: float = 1.0) -> Attempt:
         asked.append(setting)
-        return replace(Fake(4, pace=pace)(setting), floor=20.0)
+        return replace(Fake(4, pace=pace)(setting), floor=31.0)
 
     def closer(setting: Setting) -> Attempt:
         return replace(stage(setting, 3.0 if setting.remat == "none" else 1.0), exact=True)
