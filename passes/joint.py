@@ -148,7 +148,8 @@ class JointChoice:
     def _by_seconds(self) -> Iterator[Considered]:
         self._climb(sorted(self.wishes.microbatches))
         try_partly(self)
-        if self.closer is not None:
+        possible = self.left()
+        if self.closer is not None and possible and self.best(possible).setting.remat != NONE:
             try_full(self)
         self._try_interleaving()
         while self.hopeless is None:

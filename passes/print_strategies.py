@@ -15,7 +15,8 @@ from alpa_mlir.dialect.mesh import Mesh, parse_mesh
 from alpa_mlir.passes.costs.cluster import load_cluster, module_cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.excluded import exclusions
-from alpa_mlir.passes.intra.program import OpRecord, read_program
+from alpa_mlir.passes.intra.program import OpRecord
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.intra.words import einsum, factor_names, placement_text, seconds_text, steps_text, strategy_text
 from alpa_mlir.passes.registry import Pass, option, register

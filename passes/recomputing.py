@@ -1,9 +1,9 @@
 """Rematerialisation once more in the joint choice (`joint.py`): in part, and where solved stages say otherwise.
 
 In part (`inter/partial_remat.py`) layers run again only where memory is short, for the best number of microbatches and,
-as long as that is quicker, for its neighbours. All of them are tried once more where the best step, once the numbers of
-microbatches were tried and again when its stages are solved, takes longer than one that runs them again may: HOPEFUL
-numbers of microbatches that would take least if memory were no object.
+as long as that is quicker, for its neighbours. All of them are tried once more where the best step (if it runs layers
+again, and of any when its stages are solved) takes longer than one that runs them again may: HOPEFUL numbers of
+microbatches that would take least if memory were no object.
 """
 
 from __future__ import annotations

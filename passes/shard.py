@@ -25,7 +25,8 @@ from alpa_mlir.passes.intra.annotate import Annotator
 from alpa_mlir.passes.intra.constraints import Constraint, Pin, parse_constraints
 from alpa_mlir.passes.intra.explain_words import Speaker
 from alpa_mlir.passes.intra.milp import check_solver
-from alpa_mlir.passes.intra.program import Program, read_program
+from alpa_mlir.passes.intra.program import Program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.restrictions import Restrictions, restrict
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.intra.stages import Solved, StageSpec, solve_stages

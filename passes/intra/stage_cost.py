@@ -20,7 +20,8 @@ from alpa_mlir.passes.intra.constraints import AxisMode
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph, graph_on
 from alpa_mlir.passes.intra.optimize import optimum
 from alpa_mlir.passes.intra.problem import DoesNotFit
-from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
+from alpa_mlir.passes.intra.program import OpRecord, Program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.restrictions import Restrictions, restrict_uses
 from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.sketch_stage import sketch_stage

@@ -12,7 +12,7 @@ from alpa_mlir.dialect.context import make_context, parse_module, print_module
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS, TrainStep, bert, gpt, llama, mlp, moe, optimizer, text, wide_resnet
 from alpa_mlir.models.step import Shapes, Training, Values
-from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.layers import Layers
 from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize

@@ -13,7 +13,8 @@ from alpa_mlir.passes.check import CheckShardings
 from alpa_mlir.passes.intra.batch import find_batch
 from alpa_mlir.passes.intra.constraints import AxisMode, DimPattern, Pattern, Pin, parse_constraints
 from alpa_mlir.passes.intra.problem import DoesNotFit
-from alpa_mlir.passes.intra.program import Source, read_program
+from alpa_mlir.passes.intra.program import Source
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.restrictions import restrict
 from alpa_mlir.passes.intra.rules import InResults, obeying
 from alpa_mlir.passes.intra.strategies import Strategy

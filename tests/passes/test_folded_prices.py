@@ -21,7 +21,7 @@ from alpa_mlir.passes.inter.interleave import interleavings, near_shapes
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
-from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.stage_cost import StageProfiler
 from alpa_mlir.passes.layers import Layers
 from alpa_mlir.passes.microbatch import Microbatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.passes.costs.fusion import Traffic
-from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.intra.program_reader import read_program
 
 WIDE, NARROW = "tensor<8x32xf32>", "tensor<8xf32>"
 PRODUCT = (

@@ -23,7 +23,7 @@ from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.partial_remat import layers_again, mixed
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.intra.problem import DoesNotFit
-from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.memo import remembering_meanwhile
 from alpa_mlir.passes.number_list import number_ranges, number_text
 from alpa_mlir.passes.rematerialize import Rematerialize

@@ -17,7 +17,7 @@ from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph
 from alpa_mlir.passes.intra.optimize import optimum
-from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.normalize import Normalize
 

@@ -11,7 +11,8 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.costs.links import mesh_links
-from alpa_mlir.passes.intra.program import OpRecord, Program, read_program
+from alpa_mlir.passes.intra.program import OpRecord, Program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, _op_strategies, value_shardings
 from alpa_mlir.passes.local.device_placement import place
 

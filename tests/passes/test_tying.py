@@ -19,7 +19,7 @@ from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.intra import optimize
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph
 from alpa_mlir.passes.intra.optimize import GAP, optimum
-from alpa_mlir.passes.intra.program import read_program
+from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.shared import SharedGraph
 from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.strategies import Enumerator

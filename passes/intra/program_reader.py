@@ -1,0 +1,236 @@
+"""Reading a module of level 1 to 4 into a `Program`: the IR is walked once, equal ops and types become one object."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions, op_id
+from alpa_mlir.dialect.factors import OpFactors, read_factors, shape_of
+from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
+from alpa_mlir.passes.costs.fusion import UNMOVED, FusedOp, FusedOps, Traffic, phased_traffic
+from alpa_mlir.passes.intra.program import (
+    DERIVED,
+    Feed,
+    OpKind,
+    OpRecord,
+    Program,
+    Slot,
+    Source,
+    TensorType,
+    is_source_of,
+    itemsize,
+)
+
+
+def read_program(
+    module: ir.Module, microbatches: int = 0, whole_sums: bool = False, pinned: frozenset[int] = frozenset()
+) -> Program:
+    """Read a module of level 1 (`@main`) or 2 to 4 (`@prologue`, `@microbatch`, `@update`).
+
+    `microbatches` overrides `alpa.microbatches` (0: what the module says, else 1). With `whole_sums` no sum over
+    microbatches may be kept as addends. `pinned` results of @main that replace no state get slots of their own.
+    """
+    found = functions(module)
+    names = tuple(n for n in DERIVED if n in found) if "microbatch" in found else ("main",)
+    reader = _Reader(whole_sums, pinned, _batch_dims(found["main"]) if "main" in found else {})
+    replaced = _replacements(found["main"]) if "main" in found else {}
+    for name in names:
+        reader.read(name, found[name], replaced)
+    attributes = module.operation.attributes
+    stored = int(ir.IntegerAttr(attributes[alpa.MICROBATCHES]).value) if alpa.MICROBATCHES in attributes else 1
+    return Program(
+        tuple(reader.ops),
+        reader.slots,
+        tuple(reader.feeds),
+        microbatches or stored,
+        names,
+        tuple(reader.returned),
+        tuple(reader.results),
+        replaced,
+        module,
+    )
+
+
+def _replacements(main: ir.Operation) -> dict[int, int]:
+    """Result number of @main -> number of the state argument that it replaces."""
+    entries = argument_attributes(main)
+    return {int(ir.IntegerAttr(e[alpa.UPDATES]).value): i for i, e in enumerate(entries) if alpa.UPDATES in e}
+
+
+def _batch_dims(main: ir.Operation) -> dict[int, int]:
+    """Number of each batch argument of @main -> the dimension that counts examples."""
+    entries = argument_attributes(main)
+    batch = [i for i, e in enumerate(entries) if alpa.ROLE in e and ir.StringAttr(e[alpa.ROLE]).value == "batch"]
+    return {i: int(ir.IntegerAttr(entries[i][alpa.DIM]).value) if alpa.DIM in entries[i] else 0 for i in batch}
+
+
+class _Reader:
+    def __init__(self, whole_sums: bool, pinned: frozenset[int], batch_dims: dict[int, int]) -> None:
+        self.whole_sums = whole_sums
+        self.pinned = pinned
+        self.batch_dims = batch_dims
+        self.ops: list[OpRecord] = []
+        self.slots: dict[str, Slot] = {}
+        self.feeds: list[Feed] = []
+        self.returned: list[str] = []
+        self.results: list[Source] = []
+        self.types: dict[ir.Type, TensorType] = {}
+        self.kinds: dict[tuple[object, ...], OpKind] = {}
+        self.read_kinds: dict[tuple[object, ...], OpKind] = {}
+        """By identity of the factors and types, within one function."""
+
+    def read(self, name: str, function: ir.Operation, replaced: dict[int, int]) -> None:
+        values: dict[ir.Value, Source] = {}
+        block = function.regions[0].blocks[0]
+        self._arguments(name, function, block, values)
+        sources = list(values.values())
+        self.read_kinds = {}
+        numbers, entries = self._body(function, block)
+        for entry in entries:
+            self._op(name, entry, sources)
+        terminator = list(block.operations)[-1].operation
+        values = {v: sources[numbers[v]] for v in terminator.operands}
+        self._results(name, function, terminator, values, replaced)
+
+    def _body(self, function: ir.Operation, block: ir.Block) -> tuple[dict[ir.Value, int], list[_Entry]]:
+        """All values numbered, and the ops with their factors and what they move when they are fused."""
+        factors = read_factors(function)
+        numbers = {value: n for n, value in enumerate(block.arguments)}
+        types = [self.type_of(v) for v in numbers]
+        found: list[_Entry] = []
+        make, fused = FusedOps().make, list[FusedOp]()
+        ops = [view.operation for view in block.operations]
+        for op in ops[:-1]:
+            operands, results = list(op.operands), list(op.results)
+            captured = len(operands)
+            operands += _captures(op, numbers)
+            read = tuple([numbers[v] for v in operands])
+            made = tuple(range(len(types), len(types) + len(results)))
+            given = tuple([self.type_of(v) for v in results])
+            numbers.update(zip(results, made, strict=True))
+            types += given
+            entry = _Entry(
+                op, factors.get(op_id(op)) or _NOTHING, captured, read, tuple([types[n] for n in read]), given
+            )
+            free = is_source_of(entry.factors, entry.taken, given)
+            fused.append(make(op, entry.factors, read, made, free))
+            found.append(entry)
+        at_hand = {n for n, e in enumerate(argument_attributes(function)) if _binding(e, n).startswith("arg")}
+        leaving = [numbers[v] for v in ops[-1].operands]
+        phases = [alpa.get_string(op, alpa.PHASE) or "" for op in ops[:-1]]
+        traffic = phased_traffic(fused, phases, [t.bytes for t in types], leaving, at_hand)
+        for entry, phase, moved in zip(found, phases, traffic, strict=True):
+            entry.phase, entry.traffic = phase, moved
+        return numbers, found
+
+    def _arguments(self, name: str, function: ir.Operation, block: ir.Block, values: dict[ir.Value, Source]) -> None:
+        for i, (value, entry) in enumerate(zip(block.arguments, argument_attributes(function), strict=True)):
+            slot = _binding(entry, i)
+            stage = int(ir.IntegerAttr(entry[alpa.STAGE]).value) if alpa.STAGE in entry else -1
+            values[value] = Source(-1, 0, slot)
+            binding = alpa.Binding.parse(slot)
+            dim = self.batch_dims.get(binding.number, -1) if binding.kind in ("arg", "batch") else -1
+            known = self.slots.setdefault(slot, Slot(slot, self.type_of(value), stage, dim))
+            if known.stage < stage:
+                self.slots[slot] = replace(known, stage=stage)
+
+    def _results(
+        self,
+        name: str,
+        function: ir.Operation,
+        op: ir.Operation,
+        values: dict[ir.Value, Source],
+        replaced: dict[int, int],
+    ) -> None:
+        for i, (value, entry) in enumerate(zip(op.operands, result_attributes(function), strict=True)):
+            text = ir.StringAttr(entry[alpa.BINDING]).value if alpa.BINDING in entry else f"out:{i}"
+            binding = alpa.Binding.parse(text)
+            if binding.kind == "out":
+                self.returned += [values[value].slot] if values[value].slot else []
+                if binding.number not in replaced and binding.number not in self.pinned:
+                    self.results.append(values[value])
+                    continue
+                if binding.number in replaced:
+                    text = f"arg:{replaced[binding.number]}"
+            self.feeds.append(Feed(text, i, values[value], name))
+            if text not in self.slots:
+                combine = ir.StringAttr(entry[alpa.COMBINE]).value if alpa.COMBINE in entry else "add"
+                additive = binding.kind == "sum" and combine == "add" and not self.whole_sums
+                self.slots[text] = Slot(text, self.type_of(value), -1, additive=additive)
+
+    def _op(self, name: str, entry: _Entry, sources: list[Source]) -> None:
+        number, op = len(self.ops), entry.op
+        read = tuple([sources[n] for n in entry.read])
+        layer, stage = _number(op, alpa.LAYER), _number(op, alpa.STAGE)
+        self.ops.append(OpRecord(number, name, entry.phase, layer, stage, self._kind(entry), read, op))
+        sources += [Source(number, i) for i in range(len(entry.given))]
+
+    def _kind(self, entry: _Entry) -> OpKind:
+        # Within a function, equal factors are one object, as equal types are: comparing identities is enough.
+        types = (*map(id, entry.taken), None, *map(id, entry.given))
+        key = (id(entry.factors), entry.captured, *types, entry.traffic)
+        found = self.read_kinds.get(key)
+        if found is None:
+            whole = (entry.factors, entry.captured, entry.taken, entry.given, entry.traffic)
+            found = self.read_kinds[key] = self.kinds.setdefault(whole, OpKind(*whole))
+        return found
+
+    def type_of(self, value: ir.Value) -> TensorType:
+        """The type of a value, read once per distinct type."""
+        kind = value.type
+        found = self.types.get(kind)
+        if found is None:
+            found = self.types[kind] = _tensor_type(value)
+        return found
+
+
+_NOTHING = OpFactors((), (), (), ())
+"""The factors of an op without results."""
+
+
+@dataclass
+class _Entry:
+    """An op of a function: the values that it reads (with what its regions use) by number, types read and made."""
+
+    op: ir.Operation
+    factors: OpFactors
+    captured: int
+    read: tuple[int, ...]
+    taken: tuple[TensorType, ...]
+    given: tuple[TensorType, ...]
+    phase: str = ""
+    traffic: Traffic = UNMOVED
+
+
+def _binding(entry: Mapping[str, ir.Attribute], number: int) -> str:
+    """What an argument of a function stands for."""
+    return str(ir.StringAttr(entry[alpa.BINDING]).value) if alpa.BINDING in entry else f"arg:{number}"
+
+
+def _number(op: ir.Operation, name: str) -> int:
+    found = alpa.get_int(op, name)
+    return -1 if found is None else found
+
+
+def _tensor_type(value: ir.Value) -> TensorType:
+    shape = shape_of(value)
+    if shape is None:
+        return TensorType((), str(value.type), 0.0)
+    dtype = str(ir.RankedTensorType(value.type).element_type)
+    return TensorType(shape, dtype, itemsize(dtype))
+
+
+def _captures(op: ir.Operation, values: Container[ir.Value]) -> list[ir.Value]:
+    """Values of the function body that the op's regions use, in order of first use."""
+    if not len(op.regions):
+        return []
+    found: dict[ir.Value, None] = {}
+    for inner in alpa.walk(op):
+        for value in inner.operands:
+            if value in values:
+                found[value] = None
+    return list(found)
