@@ -8,19 +8,40 @@ microbatches that would take least if memory were no object.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from alpa_mlir.passes.settings import AUTO, EAGER, FULL, NONE, PARTLY, Considered, Setting, quickest
-
-if TYPE_CHECKING:
-    from alpa_mlir.passes.joint import JointChoice
+from alpa_mlir.passes.settings import AUTO, EAGER, FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes, quickest
 
 HALF, WORTH, AGAIN = 0.5, 0.01, 0.1
 HOPEFUL = 2
 
 
-def try_full(choice: JointChoice) -> None:
+class Choice(Protocol):
+    """What is asked of the joint choice (`joint.JointChoice`, which says what each is)."""
+
+    wishes: Wishes
+    stage: Callable[[Setting], Attempt]
+    attempts: dict[Setting, Attempt]
+    rows: list[Considered]
+    trains: bool
+
+    def left(self) -> list[Considered]:
+        """Possible plans not yet given out."""
+
+    @staticmethod
+    def best(rows: Sequence[Considered]) -> Considered:
+        """The quickest, or a simple one nearly as quick."""
+
+    def try_setting(self, setting: Setting) -> list[Considered]:
+        """The rows of a setting, tried unless it was."""
+
+    def play(self, attempt: Attempt) -> list[Considered]:
+        """The schedules that suit the stages of an attempt, simulated."""
+
+
+def try_full(choice: Choice) -> None:
     """All layers run again, where that was not tried and may be quicker than what is possible; then some of them."""
     least = quickest(choice.left())
     if not _may_recompute(choice):
@@ -37,7 +58,7 @@ def try_full(choice: JointChoice) -> None:
         try_partly(choice)
 
 
-def try_partly(choice: JointChoice) -> None:
+def try_partly(choice: Choice) -> None:
     """Layers that run again chosen stage by stage."""
     possible = [r for r in choice.left() if r.seconds is not None]
     if not possible or not _may_recompute(choice):
@@ -59,11 +80,11 @@ def try_partly(choice: JointChoice) -> None:
             seconds = _try_part(choice, counts[at], eager)
 
 
-def _may_recompute(choice: JointChoice) -> bool:
+def _may_recompute(choice: Choice) -> bool:
     return choice.wishes.remat == AUTO and choice.trains and not choice.wishes.given
 
 
-def _try_part(choice: JointChoice, count: int, eager: bool) -> float:
+def _try_part(choice: Choice, count: int, eager: bool) -> float:
     """Seconds of the best step if layers run again as memory demands, with `eager` also for what EAGER has in
     flight; infinite where that is all or none, or was tried."""
     tried = list[Considered]()
