@@ -37,6 +37,9 @@ EARLY = ("alpa-microbatch", "alpa-layers")
 TURNS, MARGIN, STEP = 4, 1.05, 0.008
 """How often the stages of a setting are chosen, and how much less memory there is each time, in parts of what the plan
 before needed too much, and from the second time on of the memory itself: other plans need other copies."""
+HELP, SMALL = 0.5, 0.02
+"""No more turns are taken where a plan became smaller by less than the part HELP of the memory taken away, unless it
+needs only the part SMALL of the memory too much: what is gathered for a moment grows as less is held."""
 LAYERED = 2
 """How many modules of level 3 are kept of the whole program; those of folded ones are small, and all kept."""
 MOST_MICROBATCHES = 4096
@@ -121,8 +124,8 @@ class Road:
         """
         memory = float(self.options.cluster.memory)
         full: DoesNotFit | None = None
-        turn, over, gain = 0, inf, inf
-        while turn < TURNS and gain > 0:
+        turn, over, cut, helps = 0, inf, 0.0, True
+        while turn < TURNS and helps:
             if turn or not attempt.exact:
                 attempt = self.attempt(normal, row.setting, exact=True, memory=memory if turn else 0.0)
             module, remarks = clone_module(attempt.module), list(attempt.remarks)
@@ -143,9 +146,10 @@ class Road:
             if self.stop_after or needed <= there:
                 return replace(attempt, module=module, remarks=tuple(remarks))
             full = full or too_large(needed, there, " with the copies that collectives make")
-            over, gain = needed - there, over - (needed - there)
-            memory -= MARGIN * over + turn * STEP * there
-            turn += 1
+            gain, over = over - (needed - there), needed - there
+            helps = gain > 0 and (gain >= HELP * cut or over <= SMALL * there)
+            cut = MARGIN * over + turn * STEP * there
+            memory, turn = memory - cut, turn + 1
         return replace(attempt, error=full)
 
     def _carried_on(
