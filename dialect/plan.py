@@ -10,9 +10,8 @@ order with blocking sends and receives without a deadlock (`alpa-check-schedule`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from jaxlib.mlir import ir
 
@@ -20,6 +19,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
+from alpa_mlir.dialect.once import Once
 from alpa_mlir.dialect.staged import PlanMain, Ref
 from alpa_mlir.dialect.staged_main import read_main
 
@@ -72,7 +72,6 @@ class Free:
     microbatch: int
 
 
-Listed = TypeVar("Listed")
 Instruction = Run | Send | Recv | Combine | Free
 
 _BY_NAME: dict[str, type[Run] | type[Send] | type[Recv]] = {"alpa.run": Run, "alpa.send": Send, "alpa.recv": Recv}
@@ -289,29 +288,23 @@ class _Writer:
     def __init__(self, context: ir.Context) -> None:
         self.context = context
         self.single: dict[int, ir.Attribute] = {}
-        self.lists: dict[int, tuple[object, dict[str, ir.Attribute]]] = {}
-        """Lists by identity (and kept for it): hashes of long ones would take as long as they are."""
+        self.frees = Once[tuple[Ref, ...], dict[str, ir.Attribute]]()
+        self.sums = Once[tuple[int, ...], dict[str, ir.Attribute]]()
 
     def write(self, instruction: Instruction, ip: ir.InsertionPoint) -> None:
         """The op of an instruction; within the context."""
         attributes = {"microbatch": self._number(instruction.microbatch)}
         if isinstance(instruction, Free):
-            attributes |= self._list(instruction.values, self._free)
+            attributes |= self.frees.of(instruction.values, self._free)
             ir.Operation.create(_FREE, attributes=attributes, ip=ip)
         elif isinstance(instruction, Combine):
-            attributes |= self._list(instruction.ids, self._ids)
+            attributes |= self.sums.of(instruction.ids, self._ids)
             ir.Operation.create(_COMBINE, attributes=attributes, ip=ip)
         else:
             attributes["id"] = self._number(instruction.id)
             if isinstance(instruction, Run) and instruction.joined:
                 attributes[_JOINED] = ir.UnitAttr.get(self.context)
             ir.Operation.create(_NAMES[type(instruction)], attributes=attributes, ip=ip)
-
-    def _list(self, values: Listed, write: Callable[[Listed], dict[str, ir.Attribute]]) -> dict[str, ir.Attribute]:
-        known = self.lists.get(id(values))
-        if known is None:
-            known = self.lists[id(values)] = values, write(values)
-        return known[1]
 
     def _ids(self, ids: Sequence[int]) -> dict[str, ir.Attribute]:
         return {"ids": ir.DenseI64ArrayAttr.get(list(ids), self.context)}

@@ -106,7 +106,7 @@ class JointChoice:
     def _fewest(self) -> Iterator[Considered]:
         """One stage never idles: the fewest microbatches are quickest where they fit, and nothing need be compared."""
         if self.wishes.single:
-            setting = Setting(self.wishes.microbatches[0], NONE if self.wishes.remat == AUTO else self.wishes.remat)
+            setting = Setting(self.wishes.microbatches[0], self._least_remat)
             for row in self.try_setting(setting, self.closer):
                 if row.error is None and self.hopeless is None:
                     yield row
@@ -119,8 +119,7 @@ class JointChoice:
         if not self.rejected:
             return
         for remat in (NONE, FULL) if self.wishes.remat == AUTO else (self.wishes.remat,):
-            shared = self.wishes.schedule == INTERLEAVED
-            settings = {count: Setting(count, remat, shared) for count in self.wishes.microbatches}
+            settings = {count: self._setting(count, remat) for count in self.wishes.microbatches}
             known = {count: setting for count, setting in settings.items() if setting in self.attempts}
             hunt = Hunt([count for count in settings if count not in known], self.wishes.memory)
             for count, setting in known.items():
@@ -141,6 +140,15 @@ class JointChoice:
         if row is not None and self._is_estimate(row) and (self.wishes.given or self.wishes.single):
             self._solve(row.setting)
             yield from [solved for solved in self._of(row.setting) if solved.error is None]
+
+    @property
+    def _least_remat(self) -> str:
+        """The least rematerialisation that the user allows."""
+        return NONE if self.wishes.remat == AUTO else self.wishes.remat
+
+    def _setting(self, count: int, remat: str) -> Setting:
+        """A setting with the schedule that the user asks for."""
+        return Setting(count, remat, self.wishes.schedule == INTERLEAVED)
 
     def _of(self, setting: Setting) -> list[Considered]:
         return [row for row in self.rows if row.setting == setting]
@@ -217,7 +225,7 @@ class JointChoice:
             return best
         leapt = False
         for count in counts:
-            foreseen, _ = self._foreseen(Setting(count, NONE, self.wishes.schedule == INTERLEAVED))
+            foreseen, _ = self._foreseen(self._setting(count, NONE))
             if not leapt and not 0.0 < foreseen < best:
                 continue
             seconds, leapt = self._try_count(count), True
@@ -241,12 +249,11 @@ class JointChoice:
         The seconds of its best step; infinite where nothing fits.
         """
         chosen = self.wishes.remat
-        shared = self.wishes.schedule == INTERLEAVED
-        whole = Setting(count, NONE if chosen == AUTO else chosen, shared)
+        whole = self._setting(count, self._least_remat)
         expected = self._expected(whole) if chosen == AUTO and self.trains else None
         if expected is not None:
             # Memory is too short for it: what runs again is tried first, and alone where that is quicker.
-            least = quickest(self.try_setting(Setting(count, FULL, shared)))
+            least = quickest(self.try_setting(self._setting(count, FULL)))
             if least < expected:
                 self.short.add(count)
                 return least
@@ -254,7 +261,7 @@ class JointChoice:
         fitting = [r.bytes or 0.0 for r in rows if r.error is None]
         tight = chosen == AUTO and (not fitting or min(fitting) > HALF * self.wishes.memory) and self.trains
         if tight and self.hopeless is None and self._may_gain(whole):
-            rows = rows + self.try_setting(Setting(count, FULL, shared))
+            rows = rows + self.try_setting(self._setting(count, FULL))
         return quickest(rows)
 
     def _expected(self, setting: Setting) -> float | None:

@@ -30,7 +30,7 @@ from alpa_mlir.passes.number_list import number_text
 from alpa_mlir.passes.pipeline import run_pipeline, verify
 from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, rest, until_layers, until_price, until_stages
 from alpa_mlir.passes.schedule_peak import expected_peaks
-from alpa_mlir.passes.settings import AUTO, FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes, too_large
+from alpa_mlir.passes.settings import FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes, too_large
 
 EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
@@ -59,7 +59,10 @@ class Road:
     layered: dict[tuple[int, bool], Attempt] = field(default_factory=dict)
     """Level 3 by number of microbatches and by whether it is of the whole program."""
     small: ir.Module | None = None
-    """The program with its equal layers folded, on which settings are compared; None where that cannot be."""
+    """The program with its equal layers folded, on which settings are compared; None where that cannot be, or was not
+    asked for yet."""
+    folds: bool = True
+    """Whether settings may be compared on a folded program, as far as known."""
     rough: bool = False
     """Whether settings are compared before the stages of the best are priced exactly."""
     chosen: dict[str, None] = field(default_factory=dict)
@@ -95,8 +98,7 @@ class Road:
             tuple(counts), options.schedule, options.remat, memory, single, fixed, options.cluster.device_count < MANY
         )
         self.rough = len(counts) > 1
-        priced = self.rough or (options.remat == AUTO and not fixed)
-        self.small = folded(normal) if priced and self.stop_after not in EARLY else None
+        self.folds = self.stop_after not in EARLY
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
         if self.stop_after in EARLY:
@@ -196,12 +198,20 @@ class Road:
 
     def _priced(self, normal: ir.Module, setting: Setting) -> Attempt:
         """A rough attempt."""
-        if self.small is not None and setting.remat in (NONE, FULL, PARTLY):
+        small = self._folded(normal) if setting.remat in (NONE, FULL, PARTLY) else None
+        if small is not None:
             try:
-                return self._attempt(self.small, setting, rough=True)
+                return self._attempt(small, setting, rough=True)
             except NotFoldable:
-                self.small = None
+                self.small, self.folds = None, False
         return self._attempt(normal, setting, rough=True)
+
+    def _folded(self, normal: ir.Module) -> ir.Module | None:
+        """The folded program, made when it is first asked for."""
+        if self.folds and self.small is None:
+            self.small = folded(normal)
+            self.folds = self.small is not None
+        return self.small
 
     def _partly(self, normal: ir.Module, setting: Setting) -> Attempt:
         """The attempt with the layers run again that prices find best; its setting says which."""

@@ -25,12 +25,13 @@ from typing import ClassVar, NoReturn
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.once import Once
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv, Run, Schedule, Send, read_plan
 from alpa_mlir.dialect.staged import Fragment, Index, PlanMain, Ref, Slice, Step, Transfer
 from alpa_mlir.passes.inter.schedules import KINDS, in_flight, last_part
 from alpa_mlir.passes.registry import Pass, register
 from alpa_mlir.passes.schedule_lists import pipeline_of
-from alpa_mlir.passes.schedule_values import Bundle, Once, Values, positions
+from alpa_mlir.passes.schedule_values import Bundle, Values, positions
 
 Part = tuple[type[Instruction], int]
 """What an instruction does with which op of `@main`."""

@@ -18,11 +18,12 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions
+from alpa_mlir.dialect.once import Once
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Plan, Recv, Run, Schedule, Send
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.dialect.staged import Fragment, MeshTensor, PlanMain, Ref, Slice
 from alpa_mlir.passes.inter.simulate import Move, Span, Timeline, idle_share
-from alpa_mlir.passes.schedule_values import Bundle, Once, Values, positions
+from alpa_mlir.passes.schedule_values import Bundle, Values, positions
 
 ACCUMULATE = "accumulate"
 """The kind of spans that are no stage function's."""

@@ -7,34 +7,16 @@ and a bit for each result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Sequence
 
+from alpa_mlir.dialect.once import Once
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Recv, Send
 from alpa_mlir.dialect.staged import PlanMain, Ref
 
-Key = TypeVar("Key")
-Found = TypeVar("Found")
 Bundle = tuple[int, int]
 """(id of an op of `@main`, microbatch)."""
 Bits = tuple[Bundle, int]
 """Some values of a bundle: bit k for result k."""
-
-
-class Once(Generic[Key, Found]):
-    """What is found out once for each object: all microbatches share long lists, whose hashes would take as long as
-    they are."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Key, Found]] = {}
-
-    def of(self, key: Key, find: Callable[[Key], Found]) -> Found:
-        """What `find` gives for an object."""
-        known = self._known.get(id(key))
-        if known is None:
-            # The object is kept, so that no other gets its identity.
-            known = self._known[id(key)] = key, find(key)
-        return known[1]
 
 
 class Values:

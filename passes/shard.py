@@ -20,7 +20,7 @@ from alpa_mlir.dialect.mesh import Mesh, declare_mesh, meshes_of, parse_mesh
 from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
 from alpa_mlir.passes.costs.cluster_table import parse_bytes
-from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, Pipeline, in_flight
+from alpa_mlir.passes.inter.schedules import KINDS, Pipeline, in_flight, kind_played
 from alpa_mlir.passes.intra.annotate import Annotator
 from alpa_mlir.passes.intra.constraints import Constraint, Pin, parse_constraints
 from alpa_mlir.passes.intra.explain_words import Speaker
@@ -28,7 +28,7 @@ from alpa_mlir.passes.intra.milp import check_solver
 from alpa_mlir.passes.intra.program import Program
 from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.restrictions import Restrictions, restrict
-from alpa_mlir.passes.intra.stage_cost import StageCost
+from alpa_mlir.passes.intra.stage_cost import StageCost, step_seconds
 from alpa_mlir.passes.intra.stages import Solved, StageSpec, solve_stages
 from alpa_mlir.passes.intra.written import CONSTRAINT, not_kept, pinned_results, written_pins
 from alpa_mlir.passes.registry import Pass, option, register
@@ -172,14 +172,12 @@ class Shard(Pass):
         cluster: Cluster,
     ) -> tuple[StageSpec, ...]:
         backward = any(op.phase == "backward" for op in program.ops)
-        schedule = self.schedule if backward else "inference"
-        if schedule not in KINDS:
+        if backward and self.schedule not in KINDS:
             raise CompileError(
-                f"schedule must be one of {', '.join(KINDS)}, got {schedule!r}", module.operation.location
+                f"schedule must be one of {', '.join(KINDS)}, got {self.schedule!r}", module.operation.location
             )
         pipeline = pipeline_of([mesh.name for mesh, _ in meshes], program.microbatches)
-        if pipeline.chunks > 1 and schedule in ONE_CHUNK:
-            schedule = "interleaved"
+        schedule = kind_played(self.schedule, backward, pipeline)
         limits = _limits(module, [cluster.part_of(devices[0]).memory for _, devices in meshes], pipeline)
         return tuple(
             StageSpec(mesh, devices[0], in_flight(schedule, s, pipeline), limits[s])
@@ -248,9 +246,3 @@ def _write(
     if alpa.CLUSTER not in attributes:
         attributes[alpa.CLUSTER] = cluster.attribute(context)
     alpa.set_string(module.operation, alpa.LEVEL, "sharded")
-
-
-def step_seconds(costs: Sequence[StageCost], microbatches: int) -> float:
-    """A pipelined step: Σ t_i + max_j ((M−1)·t_j + seconds once per step) (Alpa §5.1, with the per-step part)."""
-    slowest = max((microbatches - 1) * c.microbatch_seconds + c.step_seconds for c in costs)
-    return sum(c.microbatch_seconds for c in costs) + slowest

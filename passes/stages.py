@@ -29,7 +29,7 @@ from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.meshes import MESH_AXES, submesh_shapes
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.pricing import Pricer
-from alpa_mlir.passes.inter.schedules import KINDS, ONE_CHUNK, SPLIT_BACKWARD, in_flight
+from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD, in_flight, kind_played
 from alpa_mlir.passes.inter.search import StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
 from alpa_mlir.passes.inter.tables import InFlight
@@ -166,12 +166,11 @@ class Stages(Pass):
         costs is of use only where settings are compared."""
         if len(stages) == 1 and not self.rough:
             return stages
-        microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
-        pipeline = pipeline_of([s.mesh.name for s in stages], microbatches)
-        kind = self.schedule if has_backward(module) else "inference"
-        kind = "interleaved" if pipeline.chunks > 1 and kind in ONE_CHUNK else kind
-        limits = [cluster.part_of(s.devices[0]).memory / pipeline.chunks for s in stages]
         profiler = self._profiler(module, cluster)
+        microbatches = profiler.program.microbatches
+        pipeline = pipeline_of([s.mesh.name for s in stages], microbatches)
+        kind = kind_played(self.schedule, has_backward(module), pipeline)
+        limits = [cluster.part_of(s.devices[0]).memory / pipeline.chunks for s in stages]
 
         def flying(microbatches: int) -> list[int]:
             # More than fill the pipeline change nothing, but where all are in flight.
@@ -203,8 +202,7 @@ class Stages(Pass):
         return [replace(s, cost=c, parts=p) for s, c, p in zip(stages, costs, parts, strict=True)]
 
     def _profiler(self, module: ir.Module, cluster: Cluster) -> StageProfiler:
-        microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
-        return StageProfiler(module, cluster, microbatches, self.solver, self.whole_sums, self._uses())
+        return StageProfiler(module, cluster, 0, self.solver, self.whole_sums, self._uses())
 
     @staticmethod
     def _pricer(module: ir.Module, profiler: StageProfiler) -> Pricer:
@@ -253,13 +251,12 @@ class Stages(Pass):
                 f"an interleaved pipeline needs equal devices, cluster {cluster.name} has {len(cluster.parts)} groups",
                 module.operation.location,
             )
-        microbatches = alpa.get_int(module.operation, alpa.MICROBATCHES) or 1
         solved = self._profiler(module, cluster)
         profiler = ListedStages(self._pricer(module, solved), cluster) if self.rough else solved
         on_offer = submesh_shapes(cluster, self.axes)
         wanted = [parse_mesh(text) for text in self.meshes.split(",") if text]
         shapes = [shape for shape in on_offer if shape in wanted] or on_offer
-        every = interleavings(profiler, cluster, shapes, layers, microbatches, self.stages, self.chunks)
+        every = interleavings(profiler, cluster, shapes, layers, solved.program.microbatches, self.stages, self.chunks)
         if self.rough:
             _write_useful(module, near_shapes(every, cluster.device_count), 0.0)
         if not every:

@@ -20,9 +20,8 @@ from alpa_mlir.dialect.staged import Fragment, PlanMain
 from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.costs.cluster import module_cluster
 from alpa_mlir.passes.inter.simulate import Timeline
-from alpa_mlir.passes.intra.stage_cost import StageCost
+from alpa_mlir.passes.intra.stage_cost import StageCost, step_seconds
 from alpa_mlir.passes.schedule import plan_timeline
-from alpa_mlir.passes.shard import step_seconds
 
 COMPUTE = ("product", "reduction", "fused", "moved", "slice")
 """Costs of functions that are no communication (docs/costs.md, C6 and C10 to C12)."""

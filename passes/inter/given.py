@@ -13,7 +13,7 @@ from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.search import FURTHER
 from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit
-from alpa_mlir.passes.intra.stage_cost import Layers, StageCost
+from alpa_mlir.passes.intra.stage_cost import Layers, StageCost, step_seconds
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.words import needed_text
 
@@ -37,7 +37,7 @@ class GivenStages:
 
     def floor(self) -> float:
         """Seconds of a step if memory were no object."""
-        return _step_seconds([s.listed.unlimited(s.layers, s.mesh) for s in self.stages], self.microbatches)
+        return step_seconds([s.listed.unlimited(s.layers, s.mesh) for s in self.stages], self.microbatches)
 
     def ahead(self) -> list[float]:
         """About the seconds of a step with FURTHER times as many microbatches, up to the first number that fits."""
@@ -48,7 +48,7 @@ class GivenStages:
                 s.listed.foreseen(s.layers, s.mesh, n, s.limit * (1 + SLACK), times)
                 for s, n in zip(self.stages, flying, strict=True)
             ]
-            found.append(_step_seconds(costs, times * self.microbatches))
+            found.append(step_seconds(costs, times * self.microbatches))
             if all(c.feasible for c in costs):
                 break
         return found
@@ -66,9 +66,3 @@ class GivenStages:
                 )
             found.append((cost, s.listed.parts(*asked)))
         return found
-
-
-def _step_seconds(costs: Sequence[StageCost], microbatches: int) -> float:
-    """A pipelined step (Alpa §5.1): the first microbatch through all stages, the others behind the slowest."""
-    slowest = max((microbatches - 1) * c.microbatch_seconds + c.step_seconds for c in costs)
-    return sum(c.microbatch_seconds for c in costs) + slowest

@@ -50,8 +50,7 @@ class ListedStages:
         microbatches that much larger; `in_flight` of the smaller ones are."""
         found = []
         for prices in self._made[mesh.shape]:
-            passing = float(in_flight * prices.kept[layers] + prices.working[layers]) / times
-            held = float(prices.stored[layers]) + max(passing, float(prices.updating[layers]))
+            held = float(prices.memory(in_flight, times)[layers])
             if held <= memory_limit:
                 found.append(StageCost(float(prices.repeated[layers]) / times, float(prices.once[layers]), held, True))
         microbatches = times * self.pricer.program.microbatches

@@ -87,9 +87,9 @@ class RangePrices:
         """Seconds of a step of all layers on this mesh."""
         return float(self.repeated[0, -1] * microbatches + self.once[0, -1])
 
-    def memory(self, in_flight: int) -> Table:
-        """Bytes per device with so many microbatches in flight."""
-        result: Table = self.stored + np.maximum(in_flight * self.kept + self.working, self.updating)
+    def memory(self, in_flight: int, times: int = 1) -> Table:
+        """Bytes per device with so many microbatches in flight, `times` as small as those of these prices."""
+        result: Table = self.stored + np.maximum((in_flight * self.kept + self.working) / times, self.updating)
         return result
 
     def least_memory(self, in_flight: int) -> Table:

@@ -139,6 +139,12 @@ def last_part(kind: str) -> str:
     return WEIGHT if kind in SPLIT_BACKWARD else BACKWARD
 
 
+def kind_played(asked: str, backward: bool, pipeline: Pipeline) -> str:
+    """The kind of schedule where `asked` was asked for: forward only, or interleaved where stages share submeshes."""
+    kind = asked if backward else "inference"
+    return "interleaved" if pipeline.chunks > 1 and kind in ONE_CHUNK else kind
+
+
 def in_flight(kind: str, stage: int, pipeline: Pipeline) -> int:
     """The most microbatches whose activations a stage keeps at once, counted on its lane's order of tasks."""
     if kind == "inference":

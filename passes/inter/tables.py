@@ -204,8 +204,7 @@ class Tables:
             wait = (flying.microbatches - 1) * repeated + prices.once
             room = self.search.limit(offer.option) * (1 + SLACK)
             for q in range(shape[0]):
-                passing = (flying.at(q + 1) * prices.kept + prices.working) / times
-                fits = ordered & (prices.stored + np.maximum(passing, prices.updating) <= room)
+                fits = ordered & (prices.memory(flying.at(q + 1), times) <= room)
                 _lower(latency[q, :, :, size], bottleneck[q, :, :, size], fits, repeated, wait)
         found = self._cheapest(latency, bottleneck, stages)
         return found.cost if found is not None else np.inf

@@ -7,7 +7,7 @@ remembers optima by the content of the problem: equal layers cost one solve.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxlib.mlir import ir
@@ -144,6 +144,12 @@ class StageProfiler:
             least = float(graph.least_usage().max(initial=0.0))
             return StageCost(float("inf"), float("inf"), least, False), ()
         return StageCost(*split_seconds(graph, found.labels, self.program), found.peak, True), found.labels
+
+
+def step_seconds(costs: Sequence[StageCost], microbatches: int) -> float:
+    """A pipelined step: Σ t_i + max_j ((M−1)·t_j + seconds once per step) (Alpa §5.1, with the per-step part)."""
+    slowest = max((microbatches - 1) * c.microbatch_seconds + c.step_seconds for c in costs)
+    return sum(c.microbatch_seconds for c in costs) + slowest
 
 
 def split_seconds(graph: StageGraph, labels: tuple[int, ...], program: Program) -> tuple[float, float]:
