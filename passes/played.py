@@ -5,7 +5,7 @@ from __future__ import annotations
 from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.estimates import read_estimates
-from alpa_mlir.passes.inter.simulate import simulate, training_kinds
+from alpa_mlir.passes.inter.simulate import measure, training_kinds
 from alpa_mlir.passes.settings import AUTO, FORWARD_ONLY, INTERLEAVED, SIMPLE, Attempt, Considered, Wishes, too_large
 from alpa_mlir.passes.stages import has_backward
 
@@ -27,7 +27,7 @@ def played(attempt: Attempt, wishes: Wishes, slack: float) -> list[Considered]:
         return [Considered(setting, kinds[0])]
     limits, rows = memory_limits(attempt.module, wishes.memory), []
     for kind in kinds:
-        step = simulate(kind, costs, setting.microbatches, lanes)
+        step = measure(kind, costs, setting.microbatches, lanes)
         needed, there = fullest(step.peak_bytes, limits)
         error = None if needed <= there * (1 + slack) else too_large(needed, there)
         rows.append(Considered(setting, kind, step.makespan, max(step.peak_bytes), step.bubble, error))

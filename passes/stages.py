@@ -276,7 +276,7 @@ class Stages(Pass):
             lane = s % found.lanes
             devices = tuple(range(lane * size, (lane + 1) * size))
             stages.append(Stage(first, last, meshes[lane], devices, found.costs[s], found.parts[s]))
-        return stages, found.timeline.makespan
+        return stages, found.step.makespan
 
 
 def _write_useful(

@@ -18,7 +18,7 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.estimates import pipeline_costs
 from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.schedules import Pipeline, in_flight
-from alpa_mlir.passes.inter.simulate import Timeline, simulate
+from alpa_mlir.passes.inter.simulate import Step, measure
 from alpa_mlir.passes.intra.stage_cost import Layers, StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 
@@ -42,7 +42,7 @@ class Interleaving:
     lanes: int
     costs: tuple[StageCost, ...]
     parts: tuple[StageParts, ...]
-    timeline: Timeline
+    step: Step
 
 
 def even_cut(weights: Sequence[float], stages: int) -> tuple[Layers, ...]:
@@ -93,15 +93,13 @@ def interleavings(
             cut = even_cut(weights, v * lanes)
             one = _priced(profiler, cluster, cut, mesh, Pipeline(v * lanes, lanes, microbatches))
             found += [one] if one is not None else []
-    return sorted(found, key=lambda i: i.timeline.makespan)
+    return sorted(found, key=lambda i: i.step.makespan)
 
 
 def near_shapes(found: Sequence[Interleaving], devices: int) -> list[tuple[int, ...]]:
     """The first few shapes of interleavings (the best first) that are nearly as good as the best."""
-    most = (1 + NEAR) * found[0].timeline.makespan if found else 0.0
-    return list(dict.fromkeys(i.mesh.shape for i in found if i.timeline.makespan <= most))[
-        : FEW if devices < MANY else 1
-    ]
+    most = (1 + NEAR) * found[0].step.makespan if found else 0.0
+    return list(dict.fromkeys(i.mesh.shape for i in found if i.step.makespan <= most))[: FEW if devices < MANY else 1]
 
 
 def _priced(
@@ -118,7 +116,7 @@ def _priced(
         if not all(c.feasible for c in costs):
             return None
         parts = [profiler.parts(layers, mesh, q, limit) for layers, q in zip(cut, flying, strict=True)]
-        timeline = simulate(KIND, pipeline_costs(parts), pipeline.microbatches, pipeline.lanes)
-        if max(timeline.peak_bytes) <= cluster.memory:
-            return Interleaving(cut, mesh, pipeline.lanes, tuple(costs), tuple(parts), timeline)
+        step = measure(KIND, pipeline_costs(parts), pipeline.microbatches, pipeline.lanes)
+        if max(step.peak_bytes) <= cluster.memory:
+            return Interleaving(cut, mesh, pipeline.lanes, tuple(costs), tuple(parts), step)
     return None

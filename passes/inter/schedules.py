@@ -22,14 +22,20 @@ A schedule is only an order per lane; times come from `alpa_mlir.passes.inter.si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
 
 FORWARD = "forward"
 BACKWARD = "backward"
 WEIGHT = "weight"
+PARTS = (FORWARD, BACKWARD, WEIGHT)
+
+Parts = npt.NDArray[np.int64]
+"""[tasks, 3]: which of PARTS, of which microbatch, in which stage."""
 
 
 @dataclass(frozen=True, order=True)
@@ -63,53 +69,63 @@ class Pipeline:
         return range(lane, self.stages, self.lanes)
 
 
-def _gpipe(lane: int, pipeline: Pipeline) -> Iterator[Task]:
-    stages = pipeline.stages_of(lane)
-    yield from (Task(FORWARD, m, s) for s in stages for m in range(pipeline.microbatches))
-    yield from (Task(BACKWARD, m, s) for s in reversed(stages) for m in range(pipeline.microbatches))
+def _parts(part: str, microbatches: Parts, stage: int) -> Parts:
+    """One part of several microbatches in one stage, in order."""
+    return np.stack([np.full_like(microbatches, PARTS.index(part)), microbatches, np.full_like(microbatches, stage)], 1)
 
 
-def _inference(lane: int, pipeline: Pipeline) -> Iterator[Task]:
-    for group in _groups(pipeline):
-        yield from (Task(FORWARD, m, s) for s in pipeline.stages_of(lane) for m in group)
+def _all(part: str, stages: Sequence[int], pipeline: Pipeline) -> Parts:
+    """One part of all microbatches, stage after stage."""
+    return np.concatenate([_parts(part, np.arange(pipeline.microbatches), s) for s in stages])
 
 
-def _one_forward_one_backward(lane: int, pipeline: Pipeline, factor: int = 1) -> Iterator[Task]:
-    """1F1B, or (`factor` 2) its eager kind; with several chunks on a lane the interleaved one."""
-    groups, stages = _groups(pipeline), pipeline.stages_of(lane)
-    forwards = [Task(FORWARD, m, s) for group in groups for s in stages for m in group]
-    backwards = [Task(BACKWARD, m, s) for group in groups for s in reversed(stages) for m in group]
-    behind = pipeline.lanes - 1 - lane
-    ahead = factor * behind if pipeline.chunks == 1 else 2 * behind + (pipeline.chunks - 1) * len(groups[0])
-    ahead = min(ahead, len(forwards))
-    yield from forwards[:ahead]
-    for forward, backward in zip(forwards[ahead:], backwards, strict=False):
-        yield from (forward, backward)
-    yield from backwards[len(forwards) - ahead :]
+def _by_groups(part: str, stages: Sequence[int], pipeline: Pipeline) -> Parts:
+    """One part of all microbatches, group after group, each stage after stage."""
+    found = _all(part, stages, pipeline)
+    group = np.repeat(np.arange(len(stages)), pipeline.microbatches) + len(stages) * _groups(pipeline)[found[:, 1]]
+    return found[np.argsort(group, kind="stable")]
 
 
-def _groups(pipeline: Pipeline) -> list[range]:
-    """The microbatches in groups of nearly equal size, at least as many as there are lanes where there are so many."""
+def _groups(pipeline: Pipeline) -> Parts:
+    """The group of each microbatch: of nearly equal size, at least as large as there are lanes where there are so many
+    microbatches."""
     count = max(1, pipeline.microbatches // pipeline.lanes)
     size, larger = divmod(pipeline.microbatches, count)
-    ends = [g * size + min(g, larger) for g in range(count + 1)]
-    return [range(a, b) for a, b in pairwise(ends)]
+    return np.repeat(np.arange(count), size + (np.arange(count) < larger))
 
 
-def _zero_bubble(lane: int, pipeline: Pipeline, factor: int) -> Iterator[Task]:
+def _gpipe(lane: int, pipeline: Pipeline) -> Parts:
+    stages = pipeline.stages_of(lane)
+    return np.concatenate([_all(FORWARD, stages, pipeline), _all(BACKWARD, stages[::-1], pipeline)])
+
+
+def _inference(lane: int, pipeline: Pipeline) -> Parts:
+    return _by_groups(FORWARD, pipeline.stages_of(lane), pipeline)
+
+
+def _one_forward_one_backward(lane: int, pipeline: Pipeline, factor: int = 1) -> Parts:
+    """1F1B, or (`factor` 2) its eager kind; with several chunks on a lane the interleaved one."""
+    stages = pipeline.stages_of(lane)
+    forwards, backwards = _by_groups(FORWARD, stages, pipeline), _by_groups(BACKWARD, stages[::-1], pipeline)
+    behind = pipeline.lanes - 1 - lane
+    group = int(np.count_nonzero(_groups(pipeline) == 0))
+    ahead = factor * behind if pipeline.chunks == 1 else 2 * behind + (pipeline.chunks - 1) * group
+    ahead = min(ahead, len(forwards))
+    steady = len(forwards) - ahead
+    alternating = np.stack([forwards[ahead:], backwards[:steady]], 1).reshape(-1, 3)
+    return np.concatenate([forwards[:ahead], alternating, backwards[steady:]])
+
+
+def _zero_bubble(lane: int, pipeline: Pipeline, factor: int) -> Parts:
     m, (stage,) = pipeline.microbatches, pipeline.stages_of(lane)
     ahead, late = min(factor * (pipeline.lanes - 1 - lane), m), min(factor * lane, m)
-    yield from (Task(FORWARD, k, stage) for k in range(ahead))
-    for k in range(m):
-        if ahead + k < m:
-            yield Task(FORWARD, ahead + k, stage)
-        yield Task(BACKWARD, k, stage)
-        if k >= late:
-            yield Task(WEIGHT, k - late, stage)
-    yield from (Task(WEIGHT, k, stage) for k in range(m - late, m))
+    behind = {FORWARD: -ahead, BACKWARD: 0, WEIGHT: late}
+    rounds = np.arange(-ahead, m + late)
+    found = np.stack([_parts(part, rounds - n, stage) for part, n in behind.items()], 1).reshape(-1, 3)
+    return found[(found[:, 1] >= 0) & (found[:, 1] < m)]
 
 
-_ORDERS: dict[str, Callable[[int, Pipeline], Iterator[Task]]] = {
+_ORDERS: dict[str, Callable[[int, Pipeline], Parts]] = {
     "1f1b": _one_forward_one_backward,
     "eager-1f1b": partial(_one_forward_one_backward, factor=2),
     "gpipe": _gpipe,
@@ -125,13 +141,18 @@ ONE_CHUNK = ("1f1b", "eager-1f1b", *SPLIT_BACKWARD)
 """Kinds for lanes of one stage each."""
 
 
-def lane_order(kind: str, lane: int, pipeline: Pipeline) -> tuple[Task, ...]:
+def lane_parts(kind: str, lane: int, pipeline: Pipeline) -> Parts:
     """The tasks of one lane in order; KeyError for an unknown kind, ValueError for an impossible pipeline."""
     if not 0 <= lane < pipeline.lanes:
         raise ValueError(f"a pipeline of {pipeline.lanes} lanes has no lane {lane}")
     if kind in ONE_CHUNK and pipeline.chunks > 1:
         raise ValueError(f"the schedule {kind} takes one stage per submesh, here are {pipeline.chunks}")
-    return tuple(_ORDERS[kind](lane, pipeline))
+    return _ORDERS[kind](lane, pipeline)
+
+
+def lane_order(kind: str, lane: int, pipeline: Pipeline) -> tuple[Task, ...]:
+    """The same tasks, one by one."""
+    return tuple(Task(PARTS[part], m, s) for part, m, s in lane_parts(kind, lane, pipeline).tolist())
 
 
 def last_part(kind: str) -> str:
@@ -149,9 +170,7 @@ def in_flight(kind: str, stage: int, pipeline: Pipeline) -> int:
     """The most microbatches whose activations a stage keeps at once, counted on its lane's order of tasks."""
     if kind == "inference":
         return 1
-    now = most = 0
-    for task in lane_order(kind, stage % pipeline.lanes, pipeline):
-        if task.stage == stage and task.kind in (FORWARD, last_part(kind)):
-            now += 1 if task.kind == FORWARD else -1
-            most = max(most, now)
-    return most
+    part, _, stages = lane_parts(kind, stage % pipeline.lanes, pipeline).T
+    begins, ends = part == PARTS.index(FORWARD), part == PARTS.index(last_part(kind))
+    changes = (begins.astype(np.int64) - ends)[stages == stage]
+    return int(np.cumsum(changes).max(initial=0))

@@ -17,16 +17,20 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from alpa_mlir.passes.inter.schedules import (
     BACKWARD,
     FORWARD,
+    PARTS,
     SPLIT_BACKWARD,
     WEIGHT,
+    Parts,
     Pipeline,
-    Task,
-    lane_order,
+    lane_parts,
     last_part,
 )
+from alpa_mlir.passes.inter.starts import Seconds, start_times
 
 K = TypeVar("K", bound=Hashable)
 TIE = 1e-9
@@ -136,24 +140,63 @@ class Timeline:
         return tuple(s for s in self.spans if s.lane == number)
 
 
-def simulate(kind: str, costs: Sequence[StageCosts], microbatches: int, lanes: int = 0) -> Timeline:
+@dataclass(frozen=True)
+class Step:
+    """A step under a schedule, as far as settings are compared by: its length, the steady rate, the bubble, peak bytes
+    per lane."""
+
+    makespan: float
+    period: float
+    bubble: float
+    peak_bytes: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Lane:
+    """The tasks of one lane, when they start and finish."""
+
+    stages: range
+    tasks: Parts
+    start: Seconds
+    finish: Seconds
+
+
+def measure(kind: str, costs: Sequence[StageCosts], microbatches: int, lanes: int = 0) -> Step:
     """Play schedule `kind` of `microbatches` microbatches over a chain of stages on `lanes` lanes (0: one each)."""
-    pipeline = Pipeline(len(costs), lanes or len(costs), microbatches)
-    orders = [lane_order(kind, lane, pipeline) for lane in range(pipeline.lanes)]
-    duration = {t: costs[t.stage].seconds(kind, t.kind) for order in orders for t in order}
-    start = play(orders, duration, {t: _needs(t, costs) for t in duration})
-    spans = [
-        Span(lane, t.stage, t.kind, t.microbatch, start[t], start[t] + duration[t])
-        for lane, order in enumerate(orders)
-        for t in order
-    ]
-    by_lane = [[b for b in spans if b.lane == lane] for lane in range(pipeline.lanes)]
-    period, bubble = idle_share(by_lane)
-    peaks = tuple(_peak(kind, costs, boxes) for boxes in by_lane)
-    for lane, boxes in enumerate(by_lane):
-        spans += _updates(lane, costs, pipeline.stages_of(lane), boxes[-1].finish)
+    return _measured(kind, costs, _played(kind, costs, microbatches, lanes))
+
+
+def simulate(kind: str, costs: Sequence[StageCosts], microbatches: int, lanes: int = 0) -> Timeline:
+    """The same with its boxes."""
+    by_lane = _played(kind, costs, microbatches, lanes)
+    spans = list[Span]()
+    for number, lane in enumerate(by_lane):
+        boxes = zip(lane.tasks.tolist(), lane.start.tolist(), lane.finish.tolist(), strict=True)
+        spans += [Span(number, s, PARTS[part], m, start, finish) for (part, m, s), start, finish in boxes]
+        spans += _updates(number, costs, lane)
     ordered = tuple(sorted(spans, key=lambda b: (b.lane, b.start, b.finish)))
-    return Timeline(kind, ordered, max(s.finish for s in ordered), period, bubble, peaks)
+    step = _measured(kind, costs, by_lane)
+    return Timeline(kind, ordered, step.makespan, step.period, step.bubble, step.peak_bytes)
+
+
+def _played(kind: str, costs: Sequence[StageCosts], microbatches: int, lanes: int) -> list[_Lane]:
+    pipeline = Pipeline(len(costs), lanes or len(costs), microbatches)
+    orders = [lane_parts(kind, lane, pipeline) for lane in range(pipeline.lanes)]
+    duration = np.array([[c.seconds(kind, part) for c in costs] for part in PARTS], dtype=np.float64)
+    send = np.array([[c.send_forward for c in costs], [c.send_backward for c in costs]], dtype=np.float64)
+    starts = start_times(orders, duration, send)
+    return [
+        _Lane(pipeline.stages_of(lane), tasks, start, start + duration[tasks[:, 0], tasks[:, 2]])
+        for lane, (tasks, start) in enumerate(zip(orders, starts, strict=True))
+    ]
+
+
+def _measured(kind: str, costs: Sequence[StageCosts], lanes: Sequence[_Lane]) -> Step:
+    ends = [max([lane.finish.max(), *(u.finish for u in _updates(n, costs, lane))]) for n, lane in enumerate(lanes)]
+    period = max(lane.finish[-1] - lane.start[0] for lane in lanes)
+    busy = sum(float((lane.finish - lane.start).sum()) for lane in lanes)
+    bubble = max(0.0, 1.0 - busy / (period * len(lanes))) if period > 0 else 0.0
+    return Step(float(max(ends)), float(period), float(bubble), tuple(_peak(kind, costs, lane) for lane in lanes))
 
 
 def idle_share(lanes: Sequence[Sequence[Span]]) -> tuple[float, float]:
@@ -163,50 +206,32 @@ def idle_share(lanes: Sequence[Sequence[Span]]) -> tuple[float, float]:
     return period, max(0.0, 1.0 - busy / (period * len(lanes))) if period > 0 else 0.0
 
 
-def _needs(task: Task, costs: Sequence[StageCosts]) -> list[tuple[Task, float]]:
-    m, s = task.microbatch, task.stage
-    if task.kind == FORWARD:
-        return [(Task(FORWARD, m, s - 1), costs[s - 1].send_forward)] if s else []
-    if task.kind == WEIGHT:
-        return [(Task(BACKWARD, m, s), 0.0)]
-    needs = [(Task(FORWARD, m, s), 0.0)]
-    if s + 1 < len(costs):
-        needs.append((Task(BACKWARD, m, s + 1), costs[s + 1].send_backward))
-    return needs
-
-
-def _updates(lane: int, costs: Sequence[StageCosts], stages: Sequence[int], start: float) -> list[Span]:
+def _updates(number: int, costs: Sequence[StageCosts], lane: _Lane) -> list[Span]:
     """The updates of a lane's stages, one after the other, right after its last task."""
-    found = []
-    for s in stages:
+    found, start = list[Span](), float(lane.finish[-1])
+    for s in lane.stages:
         if costs[s].update > 0:
-            found.append(Span(lane, s, "update", -1, start, start + costs[s].update))
+            found.append(Span(number, s, "update", -1, start, start + costs[s].update))
             start = found[-1].finish
     return found
 
 
-def _peak(kind: str, costs: Sequence[StageCosts], boxes: Sequence[Span]) -> float:
+def _peak(kind: str, costs: Sequence[StageCosts], lane: _Lane) -> float:
     """Most bytes of a lane at once.
 
     A microbatch's activations live from the start of its forward part to the end of its backward part, or, as far
     as the weight part wants them, to the end of that.
     """
-    ends = {FORWARD} if kind == "inference" else {BACKWARD, last_part(kind)}
-    changes: list[tuple[float, float]] = []
-    for box in boxes:
-        cost = costs[box.stage]
-        kept = cost.weight_bytes if kind in SPLIT_BACKWARD else 0.0
-        if box.kind == FORWARD:
-            changes.append((box.start, cost.activation_bytes))
-        if box.kind in ends:
-            freed = kept if box.kind == WEIGHT else cost.activation_bytes - kept
-            changes.append((box.finish, -freed))
-    now = most = 0.0
-    for _, change in sorted(changes):
-        now += change
-        most = max(most, now)
-    stages = sorted({box.stage for box in boxes})
-    return most + sum(costs[s].fixed_bytes for s in stages) + max(costs[s].working_bytes for s in stages)
+    part, _, stage = lane.tasks.T
+    kept = np.array([c.activation_bytes for c in costs])[stage]
+    later = np.array([c.weight_bytes if kind in SPLIT_BACKWARD else 0.0 for c in costs])[stage]
+    freed = np.where(part == PARTS.index(WEIGHT), later, kept - later)
+    makes = part == PARTS.index(FORWARD)
+    ends = makes if kind == "inference" else (part == PARTS.index(BACKWARD)) | (part == PARTS.index(last_part(kind)))
+    times = np.concatenate([lane.start[makes], lane.finish[ends]])
+    changes = np.concatenate([kept[makes], -freed[ends]])
+    most = float(np.cumsum(changes[np.lexsort((changes, times))]).max(initial=0.0))
+    return most + sum(costs[s].fixed_bytes for s in lane.stages) + max(costs[s].working_bytes for s in lane.stages)
 
 
 def choose(costs: Sequence[StageCosts], microbatches: int, limit: float = float("inf"), lanes: int = 0) -> Timeline:

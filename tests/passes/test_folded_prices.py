@@ -108,7 +108,7 @@ def test_interleavings_at_their_prices() -> None:
     exact = found[0][0]
     for every in found[1:]:
         assert exact.mesh.shape in near_shapes(every, cluster.device_count)
-        assert every[0].timeline.makespan == pytest.approx(exact.timeline.makespan, rel=0.2)
+        assert every[0].step.makespan == pytest.approx(exact.step.makespan, rel=0.2)
 
 
 def check_equal(whole: RangePrices, folded: RangePrices, memory: float = 0.1) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,7 +20,7 @@ from alpa_mlir.passes.inter.schedules import (
     in_flight,
     lane_order,
 )
-from alpa_mlir.passes.inter.simulate import StageCosts, Timeline, choose, play, simulate
+from alpa_mlir.passes.inter.simulate import Span, StageCosts, Timeline, choose, idle_share, measure, play, simulate
 from alpa_mlir.passes.inter.trace import trace_events
 
 PIPELINES = [(p, m) for p in (1, 2, 3, 4, 8) for m in (1, 2, 3, 4, 8, 16)]
@@ -225,3 +227,60 @@ def test_trace_is_what_chrome_reads() -> None:
         ("forward 0", 0.5e6, 0.5e6),
         ("forward 1", 2.0e6, 0.5e6),
     }
+
+
+def needs(task: Task, costs: Sequence[StageCosts]) -> list[tuple[Task, float]]:
+    """What a task waits for, as the module says it."""
+    m, s = task.microbatch, task.stage
+    if task.kind == FORWARD:
+        return [(Task(FORWARD, m, s - 1), costs[s - 1].send_forward)] if s else []
+    if task.kind == WEIGHT:
+        return [(Task(BACKWARD, m, s), 0.0)]
+    after = [(Task(BACKWARD, m, s + 1), costs[s + 1].send_backward)] if s + 1 < len(costs) else []
+    return [(Task(FORWARD, m, s), 0.0), *after]
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_compiled_loop_agrees_with_the_plain_one(kind: str, seed: int) -> None:
+    """To the last bit, with random stages, transfers, lanes, chunks and numbers of microbatches; memory by walking."""
+    draw = random.Random(seed)
+    lanes, microbatches = draw.choice((1, 2, 3, 4, 7)), draw.randint(1, 40)
+    stages = lanes * (1 if kind in ONE_CHUNK else draw.randint(1, 3))
+    parts = ("forward", "backward", "weight", "update", "send_forward", "send_backward")
+    sizes = ("activation_bytes", "weight_bytes", "fixed_bytes", "working_bytes")
+    # Every other time whole seconds, so that much happens at once.
+    seconds = draw.random if seed % 2 else lambda: float(draw.randint(0, 3))
+    costs = [
+        StageCosts(**{p: seconds() for p in parts}, **{b: float(draw.randint(0, 99)) for b in sizes})
+        for _ in range(stages)
+    ]
+    orders = [lane_order(kind, lane, Pipeline(stages, lanes, microbatches)) for lane in range(lanes)]
+    duration = {t: costs[t.stage].seconds(kind, t.kind) for order in orders for t in order}
+    start = play(orders, duration, {t: needs(t, costs) for t in duration})
+    timeline = simulate(kind, costs, microbatches, lanes)
+    boxes = {(b.kind, b.microbatch, b.stage): (b.start, b.finish) for b in timeline.spans if b.kind != "update"}
+    assert boxes == {(t.kind, t.microbatch, t.stage): (at, at + duration[t]) for t, at in start.items()}
+    period, bubble = idle_share([[b for b in timeline.lane(n) if b.kind != "update"] for n in range(lanes)])
+    step = measure(kind, costs, microbatches, lanes)
+    assert (step.makespan, step.period) == (max(b.finish for b in timeline.spans), period)
+    assert step.bubble == pytest.approx(bubble, abs=1e-12)
+    assert step.peak_bytes == timeline.peak_bytes == tuple(held(kind, costs, timeline.lane(n)) for n in range(lanes))
+
+
+def held(kind: str, costs: Sequence[StageCosts], boxes: Sequence[Span]) -> float:
+    """Most bytes of a lane at once, box by box."""
+    changes: list[tuple[float, float]] = []
+    for box in boxes:
+        cost = costs[box.stage]
+        kept = cost.weight_bytes if kind in SPLIT_BACKWARD else 0.0
+        changes += [(box.start, cost.activation_bytes)] if box.kind == FORWARD else []
+        changes += [(box.finish, kept - cost.activation_bytes)] if box.kind == BACKWARD else []
+        changes += [(box.finish, -kept)] if box.kind == WEIGHT else []
+        changes += [(box.finish, -cost.activation_bytes)] if (kind, box.kind) == ("inference", FORWARD) else []
+    now = most = 0.0
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    stages = sorted({box.stage for box in boxes})
+    return most + sum(costs[s].fixed_bytes for s in stages) + max(costs[s].working_bytes for s in stages)
