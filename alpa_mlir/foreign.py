@@ -200,4 +200,4 @@ def _infer_updates(
 
 def _shape(leaf: Tree) -> jax.ShapeDtypeStruct:
     array = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+    return jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True))

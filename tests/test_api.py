@@ -96,6 +96,21 @@ def test_donated_arguments_are_state() -> None:
     assert float(value) == 8 and (weights == 2).all()
 
 
+def test_a_step_of_one_product_is_planned_and_takes_what_jit_takes() -> None:
+    """One layer: nothing passes between layers. Arrays of numpy in 64 bits count in 32, as with jax.jit."""
+
+    def step(table, tokens, y):
+        loss = lambda table: ((jax.nn.one_hot(tokens, 8) @ table - y) ** 2).mean()  # noqa: E731
+        value, gradient = jax.value_and_grad(loss)(table)
+        return table - 0.1 * gradient, value
+
+    arguments = (np.ones((8, 4)), np.arange(16) % 8, np.linspace(0.0, 1.0, 64).reshape(16, 4))
+    parallel = alpa_mlir.parallelize(step, roles=("state", "batch", "batch"))
+    for found, expected in zip(parallel(*arguments), jax.jit(step)(*arguments), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_plans_go_to_a_file_and_back(tmp_path: Path) -> None:
     arguments = start()
     planned = alpa_mlir.plan(dropout_step, arguments=arguments, roles=ROLES, devices_per_node=2, stages=2)

@@ -176,7 +176,7 @@ def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
         layer[reader],
         np.where(once, UPDATE, part[payer]),
         tuple(used),
-        np.array([counted[flow] for flow in flows]).reshape(len(flows), -1),
+        np.array([counted[flow] for flow in flows]).reshape(len(flows), layout.count**2),
     )
 
 
