@@ -33,6 +33,7 @@ class Store(Protocol):
 
 
 _STORE: ContextVar[tuple[Store, str] | None] = ContextVar("store", default=None)
+_NOTES: ContextVar[dict[str, list[Any]] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
@@ -61,9 +62,23 @@ class _Memory:
 
 @contextmanager
 def remembering_meanwhile() -> Iterator[None]:
-    """Within this context results are kept in memory, where they are not kept in a store already."""
-    with remembering(*(_STORE.get() or (_Memory(), ""))):
-        yield
+    """Within this context results are kept in memory, where they are not kept in a store already; notes always are."""
+    token = _NOTES.set({})
+    try:
+        with remembering(*(_STORE.get() or (_Memory(), ""))):
+            yield
+    finally:
+        _NOTES.reset(token)
+
+
+def noted(name: str) -> list[Any]:
+    """What was noted under a name (a digest) in this planning, to be added to; outside of one nothing is kept.
+
+    Notes are for results that also answer other questions: whatever an older planning has left, the same planning finds
+    the same ones.
+    """
+    notes = _NOTES.get()
+    return [] if notes is None else notes.setdefault(name, [])
 
 
 def newly_remembered() -> dict[str, bytes]:

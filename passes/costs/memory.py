@@ -32,6 +32,8 @@ BLOCK = 4096
 """Moments that are counted at once."""
 AHEAD = 8
 """Columns in which rows are compared before all others."""
+PARTS = 8
+"""Parts of a function of whose moments each the fullest is found."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ class Moments:
         """The nodes that hold bytes at some moment."""
         return set(np.concatenate([self.stored, *(s.node for s in self.spans)]).tolist())
 
+    def counted_at(self, moments: Sequence[int]) -> set[int]:
+        """The nodes that hold bytes at some of the moments."""
+        found = np.zeros(self.nodes, dtype=bool)
+        for moment in moments:
+            found |= self.copies(moment) > 0
+        return set(np.flatnonzero(found).tolist())
+
     def signature(self) -> tuple[object, ...]:
         """Equal where the same nodes are alive at the same moments."""
         spans = tuple(a.tobytes() for s in self.spans for a in (s.node, s.born, s.died, s.kept))
@@ -148,6 +157,27 @@ class Moments:
         for block in self._group_blocks(groups, count, base):
             kept = undominated(np.concatenate([kept, block]))
         return sparse.csr_matrix(kept.astype(np.float64))
+
+    def grouped_rows_at(self, moments: Sequence[int], groups: Ids, count: int) -> sparse.csr_matrix:
+        """The rows [len(moments), count] of some moments only, as they are."""
+        rows = np.zeros((len(moments), count))
+        for row, moment in zip(rows, moments, strict=True):
+            np.add.at(row, groups, self.copies(moment))
+        return sparse.csr_matrix(rows)
+
+    def fullest(self, usage: Bytes, limit: float = -np.inf) -> list[int]:
+        """Of each part of each function the moment at which most bytes are in use, where that is more than `limit`.
+
+        `usage`: the bytes in use at all moments.
+        """
+        found, first = list[int](), 0
+        for size in [s.count for s in self.spans] or [1]:
+            for part in np.array_split(np.arange(first, first + size), min(PARTS, size)):
+                worst = int(part[usage[part].argmax()])
+                if usage[worst] > limit:
+                    found.append(worst)
+            first += size
+        return found
 
     def _group_blocks(self, groups: Ids, count: int, base: npt.NDArray[np.int32]) -> Iterator[npt.NDArray[np.int32]]:
         for spans in self.spans:

@@ -1,6 +1,7 @@
 """The cheapest way to run one stage: eliminate chains, tie what repeats, solve, untie, and prove how good that is.
 
-First without memory: if that optimum happens to fit, it is the optimum with memory too. What is left after
+First without memory: if that optimum happens to fit, it is the optimum with memory too. Else memory is kept at a few
+moments, and at more of them until the optimum of these keeps it at all. What is left after
 elimination is solved tied (`tying.py`) where that makes it much smaller, else as it is. Tying may cost something:
 layers that look alike may be best run in two alternating ways. So the cost is compared with a bound on every
 labelling (`sweeps.py`). While it is more than `GAP` above, the labels that the sweeps round to are improved and
@@ -9,6 +10,7 @@ tried, then every second, every fourth of the equal layers are tied, and at last
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from alpa_mlir.passes.intra.shared import SharedGraph
 from alpa_mlir.passes.intra.solve import solve
 from alpa_mlir.passes.intra.sweeps import Sweeps, flat_graph
 from alpa_mlir.passes.intra.tying import Tying
-from alpa_mlir.passes.memo import Arrays, digest, remembered
+from alpa_mlir.passes.memo import Arrays, digest, noted, remembered
 
 SMALL = 150
 """Nodes up to which nothing is tied."""
@@ -30,6 +32,8 @@ GAP = 2e-3
 PERIODS = (1, 2, 4, 0)
 """Every p-th of the nodes that look alike is tied, for each p in turn until the gap is small; 0: none is."""
 SWEEPS = 40
+TURNS = 5
+"""How often a few moments count, and more of them each time, before all do."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,22 @@ class Optimum:
 
 
 def optimum(graph: StageGraph, limit: float, solver: str) -> Optimum:
-    """The cheapest labelling within `limit` bytes per device; DoesNotFit where there is none."""
+    """The cheapest labelling within `limit` bytes per device; DoesNotFit where there is none.
+
+    One that this planning found with more memory is it where it keeps within `limit`.
+    """
     least = float(graph.least_usage().max(initial=0.0))
     if least > limit * (1 + 1e-9):
         raise DoesNotFit(f"memory too small: at least {least:.0f} bytes per device are needed, {limit:.0f} given")
-    found = remembered(
+    known: list[tuple[float, Optimum]] = noted(digest("optima", graph.content(), solver))
+    for there, found in known:
+        if limit <= there and found.peak <= limit * (1 + 1e-9):
+            return found
+    arrays = remembered(
         lambda: digest("optimum", graph.content(), limit, solver), lambda: _solved(graph, limit, solver).arrays()
     )
-    return Optimum.of_arrays(found)
+    known.append((limit, Optimum.of_arrays(arrays)))
+    return known[-1][1]
 
 
 def _solved(graph: StageGraph, limit: float, solver: str) -> Optimum:
@@ -160,19 +172,46 @@ class _Free:
 
 
 def _within_memory(graph: StageGraph, limit: float, solver: str, free: Optimum) -> Optimum:
-    """The optimum where memory binds; the one without memory bounds it from below."""
-    shared = SharedGraph.of(graph)
-    shared.eliminate(kept=graph.moments.counted())
+    """The optimum where memory binds; the one without memory bounds it from below.
+
+    There is a row for each moment, and their number grows with the layers, but a few of them decide: the fullest of
+    some labellings. An optimum with these rows only that keeps within memory at all moments is one of the whole
+    problem; else the moments at which it does not count as well.
+    """
+    moments, most = graph.moments, limit * (1 + 1e-9)
+    chosen = {m for labels in _extremes(graph, free) for m in moments.fullest(graph.usage(labels))}
+    for turn in range(TURNS + 1):
+        counted = sorted(chosen) if turn < TURNS else None
+        found = _with_moments(graph, limit, solver, free, counted)
+        broken = set(moments.fullest(graph.usage(found.labels), most))
+        if counted is None or broken <= chosen:
+            break
+        chosen |= broken
+    return replace(found, steps=(*free.steps, *found.steps))
+
+
+def _extremes(graph: StageGraph, free: Optimum) -> tuple[Sequence[int], ...]:
+    """The labels that cost least, those that hold least, and those that hold most."""
+    arrays = {id(h): (int(h.argmin()), int(h.argmax())) for h in graph.held}
+    least, most = zip(*(arrays[id(h)] for h in graph.held), strict=True)
+    return free.labels, least, most
+
+
+def _with_moments(graph: StageGraph, limit: float, solver: str, free: Optimum, chosen: Sequence[int] | None) -> Optimum:
+    """The optimum where memory has to be kept at the `chosen` moments (None: at all)."""
+    shared, moments = SharedGraph.of(graph), graph.moments
+    shared.eliminate(kept=moments.counted() if chosen is None else moments.counted_at(chosen))
     numbers: dict[int, int] = {}
     alike = [numbers.setdefault(id(held), len(numbers)) for held in graph.held]
     tying = Tying.of(shared, alike)
     whole = len(tying.nodes) <= SMALL or tying.classes > SHARE * len(tying.nodes)
     if whole:
         tying = Tying.none(shared)
-    solution: Solution = solve(tying.apply(graph.held, graph.moments, limit), solver, gap=GAP)
+    solution: Solution = solve(tying.apply(graph.held, moments, limit, chosen), solver, gap=GAP)
     labels = shared.invert(tying.invert(solution.labels))
     cost = shared.constant + solution.cost
     bound = max(free.bound, shared.constant + solution.bound) if whole else free.bound
     found = Optimum(labels, cost, min(bound, cost), float(graph.usage(labels).max(initial=0.0)), ())
+    moment = "" if chosen is None else f" at {len(chosen)} moments"
     line = f"cost {found.cost:.6g}, bound {found.bound:.6g}, gap {100 * found.gap:.2g} %"
-    return replace(found, steps=(*free.steps, f"memory binds: tie: {tying.size()}", *solution.steps, line))
+    return replace(found, steps=(f"memory binds{moment}: tie: {tying.size()}", *solution.steps, line))

@@ -34,12 +34,15 @@ WORK = 64e9
 """Table entries that the first ascent looks at, about."""
 CHUNKS = 12
 """How often an ascent is interrupted for a repair."""
+LONG, IDLE, NEARER = 5e5, 2, 0.02
+"""Where a gap is allowed and there are LONG table entries or more an ascent ends after IDLE repairs one after the other
+that brought nothing: no cheaper labelling, and the bound nearer to it by less than NEARER, in parts of the distance."""
 MOST_ROUNDS = 1200
 AGAIN = 0.25
 """Rounds of an ascent after fixing, in parts of those of the first."""
 TURNS = 3
-MOST_NEIGHBOURHOODS, FEWEST, PATIENCE = 60, 6, 30
-"""Neighbourhoods at most, at least, and without success one after the other."""
+MOST_NEIGHBOURHOODS, FEWEST, PATIENCE, HASTE = 60, 6, 30, 8
+"""Neighbourhoods at most, at least, and without success one after the other: the last where a gap is allowed."""
 IMPROVED = 4e8
 """Table entries that the neighbourhoods are cut out of, about, all together."""
 LITTLE = 0.1
@@ -159,14 +162,18 @@ class _Search:
             prices.prices = known[self.flat.row]
         entries = len(self.flat.entries)
         rounds = int(share * min(MOST_ROUNDS, 5 * len(self.flat.cost), WORK / (4 * entries + 1)))
+        hasty, idle = self.gap > 0 and entries >= LONG, 0
         for chunk in range(CHUNKS):
+            bound, cost = self.bound, self.cost
             for _ in range(max(1, rounds // CHUNKS)):
                 prices.round(self._aim(prices.bound))
             self.bound = max(self.bound, prices.bound + self.graph.constant)
             for labels in self.repair.run(self.flat, prices, self.cost - self.graph.constant):
                 self.adopt(labels)
             self.progress(f"{chunk + 1}/{CHUNKS}: {self._state()}")
-            if self.stop() or self._closed():
+            stands = self.cost == cost < np.inf and self.bound - bound < NEARER * (cost - bound)
+            idle = idle + 1 if stands else 0
+            if self.stop() or self._closed() or (hasty and idle == IDLE):
                 break
         self.steps.append(f"prices and messages: {prices.rounds} rounds: {self._state()}")
         return prices
@@ -209,9 +216,10 @@ class _Search:
             self.graph, self.order, self.flat, self.problem.runs, self.problem.limit, self.whole, self.stop, most
         )
         rounds = min(self.neighbourhoods, max(FEWEST, int(IMPROVED / (len(self.flat.entries) + 1))))
+        patience = HASTE if self.gap else PATIENCE
         idle, before, seed = 0, self.cost, -1
         for seed in range(rounds):
-            if idle == PATIENCE or self.stop():
+            if idle == patience or self.stop():
                 break
             better = around.improve(self._flat_labels(), self.cost - self.graph.constant, seed)
             last = self.cost

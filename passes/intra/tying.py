@@ -70,8 +70,17 @@ class Tying:
         """How many nodes the tied problem has."""
         return len(self.first)
 
-    def apply(self, held: Sequence[Array] = (), moments: Moments | None = None, limit: float = np.inf) -> Problem:
-        """The tied problem; with `moments` within `limit` bytes, node v of the graph holding `held[v]`."""
+    def apply(
+        self,
+        held: Sequence[Array] = (),
+        moments: Moments | None = None,
+        limit: float = np.inf,
+        chosen: Sequence[int] | None = None,
+    ) -> Problem:
+        """The tied problem; with `moments` within `limit` bytes, node v of the graph holding `held[v]`.
+
+        `chosen`: the moments that count (None: all).
+        """
         tables = self.graph.tables
         nodes = [self.nodes[p] for p in self.first.tolist()]
         count = np.bincount(self.of_node, minlength=self.classes).tolist()
@@ -88,7 +97,10 @@ class Tying:
             return Problem(tuple(costs), edges)
         groups = np.zeros(len(self.graph.costs), dtype=np.int64)
         groups[self.nodes] = self.of_node
-        rows = moments.grouped_rows(groups, self.classes)
+        if chosen is None:
+            rows = moments.grouped_rows(groups, self.classes)
+        else:
+            rows = moments.grouped_rows_at(chosen, groups, self.classes)
         return Problem(tuple(costs), edges, tuple(held[v] for v in nodes), rows, limit)
 
     def _edge_classes(self) -> tuple[Ids, Ids, Ids, Ids]:
