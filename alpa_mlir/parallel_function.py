@@ -117,8 +117,8 @@ def _is_key(dtype: Any) -> bool:
 
 
 def _plain(value: Any, like: jax.ShapeDtypeStruct) -> Any:
-    """An argument as `@main` takes it: keys of jax.random as their integers, Python's numbers as arrays, arrays of numpy
-    in 32 bits where jax computes in these."""
+    """An argument as `@main` takes it: keys of jax.random as their integers, numbers as arrays, arrays of numpy in 32
+    bits where jax computes in these."""
     if _is_key(like.dtype):
         return jax.random.key_data(value)
     return value if isinstance(value, jax.Array) else np.asarray(value, like.dtype)

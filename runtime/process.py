@@ -36,7 +36,8 @@ from alpa_mlir.runtime.guard import (
 from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.launch import choose_pmix_security, started_ranks
 from alpa_mlir.runtime.platform import Choice, choose
-from alpa_mlir.runtime.rank import Rank, together
+from alpa_mlir.runtime.rank import Rank
+from alpa_mlir.runtime.team import together
 
 
 def run_local(job: Job) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from jaxlib.mlir import ir
 
-from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime import clocks, layout, memory, program
 from alpa_mlir.runtime.actions import Expect, Give
-from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog, leave
+from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog
 from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.platform import Choice
 from alpa_mlir.runtime.position import Position
+from alpa_mlir.runtime.team import Team
 from alpa_mlir.runtime.trace import in_time_of, predicted_seconds, profile, trace_events, write
 from alpa_mlir.runtime.transfer_order import in_order
 from alpa_mlir.runtime.transport.base import Array, Message, wait_until
@@ -35,18 +35,8 @@ if TYPE_CHECKING:
     from alpa_mlir.runtime.recorder import Recorder
 
 
-def together(world: Any) -> None:
-    """Wait for all ranks without spinning; whoever fails meanwhile ends the job.
-
-    Comes before collectives of MPI: a rank that is early would wait there with all of a core.
-    """
-    request = world.Ibarrier()
-    while not request.Test():
-        time.sleep(0.005)
-
-
 class Rank:
-    """The run on one rank; `world` is MPI's communicator of all ranks, or None for one process."""
+    """The run on one rank of a team."""
 
     def __init__(
         self,
@@ -58,10 +48,11 @@ class Rank:
         watchdog: Watchdog,
         stop: StopRequest,
     ) -> None:
-        self._job, self._module, self._plan, self._world = job, module, plan, world
-        self._rank = 0 if world is None else int(world.rank)
-        count = 1 if world is None else int(world.size)
-        self._layout = layout.arrange(plan, count, f"{job.plan}:1:1")
+        """`world` is MPI's communicator of all ranks, or None for one process."""
+        self._job, self._module, self._plan = job, module, plan
+        self._team = Team(world, watchdog)
+        self._rank = self._team.rank
+        self._layout = layout.arrange(plan, self._team.size, f"{job.plan}:1:1")
         devices = layout.connect(self._layout, world, choice)
         # These import jax, which must not be started before `connect` has said how many devices there are.
         from alpa_mlir.runtime.carriers import transfers_for
@@ -70,7 +61,9 @@ class Rank:
         from alpa_mlir.runtime.worker import Worker
 
         shared = len(self._layout.groups[self._rank]) > 1
-        self._peers = None if world is None or count == 1 else MpiTransport(world, threaded=shared)
+        self._peers = None if self._team.size == 1 else MpiTransport(world, threaded=shared)
+        if self._peers is not None:
+            self._team.progress = self._peers.progress
         self._watchdog, self._stop = watchdog, stop
         self._stored, self._begin = self._find_checkpoint()
         self._steps = range(self._begin.step, self._begin.step + job.steps)
@@ -97,7 +90,7 @@ class Rank:
             self._recorder = Recorder(part, self._rank, transfers.progress)
             self._recorder.start()
         self._seconds: list[float] = []
-        self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder, job.store, self._meet)
+        self._worker = Worker(part, submeshes, transfers, watchdog, self._recorder, job.store, self._team.meet)
         if self._gpus and world is not None:
             transfers.rehearse([a.path for a in part.actions if isinstance(a, Give | Expect)])
             self._worker.rehearse()
@@ -108,10 +101,9 @@ class Rank:
         """All steps and what follows them; the exit status (the same on all ranks only through `run_under_mpi`)."""
         wanting = self._wanting()
         self._watchdog.beat("ready for the first step")
-        if self._world is not None:
-            together(self._world)
+        self._team.meet()
         recorder = self._recorder
-        clock = clocks.read(self._world) if recorder is not None else None
+        clock = clocks.read(self._team.world) if recorder is not None else None
         with self._watchdog.watching():
             with self._short_memory_explained():
                 self._load()
@@ -129,8 +121,8 @@ class Rank:
             mine = memory.gpu_demands(self._module, self._plan, self._gpus, self._rank)
         else:
             mine = [memory.demand(self._module, self._plan, own)]
-        everyone = [demand for theirs in self._everyone(mine) for demand in theirs]
-        self._on_rank_0(lambda: memory.check(everyone, self._plan, f"{self._job.plan}:1:1"))
+        everyone = [demand for theirs in self._team.everyone(mine) for demand in theirs]
+        self._team.on_rank_0(lambda: memory.check(everyone, self._plan, f"{self._job.plan}:1:1"))
 
     @contextmanager
     def _short_memory_explained(self) -> Iterator[None]:
@@ -149,24 +141,14 @@ class Rank:
         self._step(step)
         if self._job.checkpoint is None:
             return False
-        stops, every = self._agree_to_stop(), self._job.checkpoint_every
+        # All ranks get the same answer after the same step.
+        stops = self._team.any_of(self._stop.asked, "the other ranks to end the step")
+        every = self._job.checkpoint_every
         if stops or step == self._steps[-1] or (every and (step + 1) % every == 0):
             path = self._save(step + 1)
             if stops and self._rank == 0:
                 print(f"stopped by a signal: go on with --restore {path}", file=sys.stderr, flush=True)
         return stops
-
-    def _agree_to_stop(self) -> bool:
-        """Whether any rank was asked to; all ranks get the same answer after the same step."""
-        if self._world is None:
-            return self._stop.asked
-        asked, all_asked = np.array([int(self._stop.asked)]), np.zeros(1, int)
-        self._await(self._world.Iallreduce(asked, all_asked), "the other ranks to end the step")
-        return bool(all_asked[0])
-
-    def _await(self, request: Any, what: str) -> None:
-        progress = self._peers.progress if self._peers is not None else lambda: None
-        wait_until(request.Test, progress, self._watchdog, what)
 
     def _find_checkpoint(self) -> tuple[Path | None, Position]:
         """Where the state comes from, and where the run begins."""
@@ -175,8 +157,8 @@ class Rank:
             return None, Position(0, seed or 0, self._job.inputs is not None)
         from alpa_mlir.runtime.checkpoint import find
 
-        found = self._on_rank_0(lambda: find(path, self._plan.main))
-        folder, at = found if self._world is None else self._world.bcast(found)
+        found = self._team.on_rank_0(lambda: find(path, self._plan.main))
+        folder, at = self._team.told(found)
         if self._rank == 0 and at.inputs != (self._job.inputs is not None):
             was = "read from a file" if at.inputs else "drawn"
             print(f"{path}:1:1: note: before this checkpoint the batches were {was}", file=sys.stderr, flush=True)
@@ -189,7 +171,7 @@ class Rank:
             return None
         from alpa_mlir.runtime.checkpoint import Directory
 
-        return self._on_rank_0(lambda: Directory(path, self._job.checkpoint_keep))
+        return self._team.on_rank_0(lambda: Directory(path, self._job.checkpoint_keep))
 
     def _load(self) -> None:
         """Take the state from the checkpoint."""
@@ -206,9 +188,7 @@ class Rank:
 
         self._watchdog.beat("writing a checkpoint")
         guard = partial(checkpoint.writing, str(self._job.checkpoint), done)
-        folder = self._on_rank_0(guard()(lambda: self._saved.begin(self._plan, done)))
-        if self._world is not None:
-            folder = self._world.bcast(folder)
+        folder = self._team.told(self._team.on_rank_0(guard()(lambda: self._saved.begin(self._plan, done))))
         with guard():
             writes = [
                 checkpoint.write(folder, number, box, tile)
@@ -218,17 +198,16 @@ class Rank:
             for written in writes:
                 wait_until(written.done, lambda: None, self._watchdog, "writing a checkpoint")
                 written.result()
-        if self._world is not None:
-            self._await(self._world.Ibarrier(), "the other ranks to write their part of a checkpoint")
+        self._team.await_all("the other ranks to write their part of a checkpoint")
         at = replace(self._begin, step=done)
-        return cast("Path | None", self._on_rank_0(guard()(lambda: self._saved.commit(folder, self._plan, at))))
+        return cast("Path | None", self._team.on_rank_0(guard()(lambda: self._saved.commit(folder, self._plan, at))))
 
     def _show(self, recorder: Recorder, first: clocks.Reading) -> None:
         """Gather what was recorded on all ranks, and write the trace and print the table on rank 0."""
-        if self._world is not None:
-            self._await(self._world.Ibarrier(), "the other ranks to end")
-        mine = in_time_of(clocks.to_rank_0(first, clocks.read(self._world)), recorder.steps)
-        ranks = [mine] if self._world is None else self._world.gather(mine)
+        self._team.await_all("the other ranks to end")
+        world = self._team.world
+        mine = in_time_of(clocks.to_rank_0(first, clocks.read(world)), recorder.steps)
+        ranks = [mine] if world is None else world.gather(mine)
         if self._rank != 0:
             return
         if self._job.profile:
@@ -247,7 +226,7 @@ class Rank:
         arguments = self._plan.main.arguments
         if self._job.inputs is None:
             return Drawn(arguments, self._begin.seed, self._begin.step)
-        return self._on_rank_0(lambda: FromFile(str(self._job.inputs), arguments, self._steps))
+        return self._team.on_rank_0(lambda: FromFile(str(self._job.inputs), arguments, self._steps))
 
     def _open_reference(self) -> Any:
         """The original program on rank 0, None elsewhere and where there is none."""
@@ -256,7 +235,7 @@ class Rank:
             return None
         from alpa_mlir.runtime.reference import original
 
-        return self._on_rank_0(lambda: original(read(), self._plan.main, self._job.reference_name))
+        return self._team.on_rank_0(lambda: original(read(), self._plan.main, self._job.reference_name))
 
     def _open_outputs(self) -> None:
         """Refuse a file that cannot be written before the first step, not after the last."""
@@ -264,39 +243,11 @@ class Rank:
 
         for path, what in ((self._job.outputs, "outputs"), (self._job.trace, "trace")):
             if path is not None:
-                self._on_rank_0(partial(check_writable, path, what))
-
-    def _on_rank_0(self, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, None elsewhere; where it is refused, all ranks leave and rank 0 says why."""
-        refused, made = False, None
-        if self._rank == 0:
-            try:
-                made = make()
-            except CompileError as e:
-                if self._world is None:
-                    raise
-                print(e, file=sys.stderr, flush=True)
-                refused = True
-        if self._world is not None:
-            together(self._world)  # a blocking broadcast would take the cores from rank 0
-            if self._world.bcast(refused):
-                leave(FAILED)
-        return made
-
-    def _meet(self) -> None:
-        if self._world is not None:
-            together(self._world)
-
-    def _everyone(self, mine: Any) -> list[Any]:
-        """What each rank has."""
-        if self._world is None:
-            return [mine]
-        self._meet()
-        return cast("list[Any]", self._world.allgather(mine))
+                self._team.on_rank_0(partial(check_writable, path, what))
 
     def _wanting(self) -> dict[int, tuple[int, ...]]:
         """For each argument the ranks that need it."""
-        everyone = self._everyone(self._worker.wanted)
+        everyone = self._team.everyone(self._worker.wanted)
         count = len(self._plan.main.arguments)
         return {i: tuple(r for r, w in enumerate(everyone) if i in w) for i in range(count)}
 
@@ -331,7 +282,7 @@ class Rank:
             return value if 0 in ranks else None
         others = [r for r in ranks if r != 0]
         what = f"distributing argument {number}"
-        changes = self._world.bcast(value is not None)
+        changes = self._team.told(value is not None)
         if not changes:
             return None
         if self._rank == 0:
