@@ -263,9 +263,10 @@ class Stages(Pass):
             asked = (
                 f"{self.stages or 'any number of'} stages, {self.chunks or f'{CHUNKS[0]} to {CHUNKS[-1]}'} a submesh"
             )
+            few = " (it has at least two submeshes, each of two stages or more)" if 0 < self.stages < 4 else ""
             raise CompileError(
                 f"no interleaved pipeline ({asked}) of {layers} layers suits {cluster.device_count} devices within "
-                f"{cluster.memory / 1e6:.6g} MB each",
+                f"{cluster.memory / 1e6:.6g} MB each{few}",
                 module.operation.location,
             )
         found = every[0]
