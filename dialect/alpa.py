@@ -124,10 +124,11 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V24", BYTES, "i64", ("op",), "what a transfer sends from mesh to mesh, in bytes", is_i64),
     Declaration("V25", MESHES, "string", ("module",), "while a plan is searched, the logical meshes that were of use, such as 8,2x4",
                 lambda a: isinstance(a, ir.StringAttr)),
-    Declaration("V26", FLOOR, "f64", ("module",), "while a plan is searched, the seconds of a step if memory were no object",
-                lambda a: isinstance(a, ir.FloatAttr)),
+    Declaration("V26", FLOOR, "array of f64", ("module",),
+                "while a plan is searched, the seconds of a step if memory were no object, and if besides stages waited for no transfer",
+                lambda a: isinstance(a, ir.DenseF64ArrayAttr)),
     Declaration("V27", AHEAD, "array of f64", ("module",),
-                "while a plan is searched and memory is short, about the seconds of a step with 2, 4 and 8 times as many microbatches",
+                "while a plan is searched and memory is short, about the seconds of a step with 2, 4, 8 … times as many microbatches",
                 lambda a: isinstance(a, ir.DenseF64ArrayAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}

@@ -5,6 +5,7 @@ normalize ─ microbatch ─ layers ─ stages ─ shard ─ split ─ price ─
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxlib.mlir import ir
@@ -105,13 +106,14 @@ def until_stages(options: PlanOptions, setting: Setting, meshes: str, rough: boo
     ]
 
 
-def until_price(options: PlanOptions, schedule: str, memory: float = 0.0) -> list[str]:
-    """The passes from level 4 to level 6, up to where it is known what the step needs."""
+def until_price(options: PlanOptions, schedule: str, memory: Sequence[float] = ()) -> list[str]:
+    """The passes from level 4 to level 6, up to where it is known what the step needs; `memory`: bytes per device of
+    each submesh (empty: what is there)."""
     return [
         _text(
             "alpa-shard",
             constrain=options.constrain,
-            memory=_bytes(memory),
+            memory=",".join(map(_bytes, dict.fromkeys(memory) if len(set(memory)) == 1 else memory)),
             solver=options.solver,
             schedule=schedule,
             whole_sums=options.partitioner != "local",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd, inf
+from math import gcd
 
 from jaxlib.mlir import ir
 
@@ -17,29 +17,21 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
+from alpa_mlir.dialect.plan import read_pipeline, read_stages
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes.costs.limits import fullest, memory_limits
+from alpa_mlir.passes.finishing import Finisher
 from alpa_mlir.passes.inter.fold import fold
 from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.interleave import MANY
 from alpa_mlir.passes.inter.layout import read_layout
-from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.joint import JointChoice
 from alpa_mlir.passes.number_list import number_text
 from alpa_mlir.passes.pipeline import run_pipeline, verify
-from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, rest, until_layers, until_price, until_stages
-from alpa_mlir.passes.schedule_peak import expected_peaks
-from alpa_mlir.passes.settings import FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes, too_large
+from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, until_layers, until_stages
+from alpa_mlir.passes.settings import FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes
 
 EARLY = ("alpa-microbatch", "alpa-layers")
 """Passes before a setting makes a difference worth comparing."""
-TURNS, MARGIN, STEP = 4, 1.05, 0.008
-"""How often the stages of a setting are chosen, and how much less memory there is each time, in parts of what the plan
-before needed too much, and from the second time on of the memory itself: other plans need other copies."""
-HELP, SMALL = 0.5, 0.02
-"""No more turns are taken where a plan became smaller by less than the part HELP of the memory taken away, unless it
-needs only the part SMALL of the memory too much: what is gathered for a moment grows as less is held."""
 LAYERED = 2
 """How many modules of level 3 are kept of the whole program; those of folded ones are small, and all kept."""
 MOST_MICROBATCHES = 4096
@@ -103,8 +95,10 @@ class Road:
         choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
+        exact = lambda setting, memory: self.attempt(normal, setting, exact=True, memory=memory)  # noqa: E731
+        finisher = Finisher(options, self.run, self.stop_after, exact, choice)
         for row, attempt in choice.ranked():
-            done = self._finished(normal, row, attempt, choice)
+            done = finisher.finished(row, attempt)
             if done is None:
                 continue
             if done.error is not None:
@@ -116,59 +110,6 @@ class Road:
                 verify(module, "alpa-schedule")
             return module
         raise choice.least_error()
-
-    def _finished(self, normal: ir.Module, row: Considered, attempt: Attempt, choice: JointChoice) -> Attempt | None:
-        """The plan with the setting and schedule of a row; it says what was considered before.
-
-        A finished plan may hold more than the stages were chosen for, copies that collectives make: then they are
-        chosen once more, with that much less memory, as long as that makes it smaller. None where another setting is
-        quicker than that.
-        """
-        memory = float(self.options.cluster.memory)
-        full: DoesNotFit | None = None
-        turn, over, cut, helps = 0, inf, 0.0, True
-        while turn < TURNS and helps:
-            if turn or not attempt.exact:
-                attempt = self.attempt(normal, row.setting, exact=True, memory=memory if turn else 0.0)
-            module, remarks = clone_module(attempt.module), list(attempt.remarks)
-            try:
-                if attempt.error is not None:
-                    raise attempt.error
-                if turn and choice.postpone(row, attempt):
-                    return None
-                if self.stop_after == "":
-                    choice.record(module)
-                needed, there = self._carried_on(module, row.schedule, memory if turn else 0.0, remarks)
-            except DoesNotFit as error:
-                return replace(attempt, error=full or error)
-            except CompileError as error:
-                if attempt.error is None:
-                    raise
-                return replace(attempt, error=error)
-            if self.stop_after or needed <= there:
-                return replace(attempt, module=module, remarks=tuple(remarks))
-            full = full or too_large(needed, there, " with the copies that collectives make")
-            gain, over = over - (needed - there), needed - there
-            helps = gain > 0 and (gain >= HELP * cut or over <= SMALL * there)
-            cut = MARGIN * over + turn * STEP * there
-            memory, turn = memory - cut, turn + 1
-        return replace(attempt, error=full)
-
-    def _carried_on(
-        self, module: ir.Module, schedule: str, memory: float, remarks: list[Remark]
-    ) -> tuple[float, float]:
-        """From level 4 to a plan; (bytes needed, bytes there) of the submesh that is fullest.
-
-        Where that is too full the module may be short of a plan: what is needed is known before it is localized.
-        """
-        if self.stop_after == "alpa-stages" or self.run(module, until_price(self.options, schedule, memory), remarks):
-            return 0.0, 0.0
-        expected = expected_peaks(module, schedule)
-        needed, there = fullest(expected, memory_limits(module)) if expected else (0.0, 0.0)
-        if needed > there and not self.stop_after:
-            return needed, there
-        self.run(module, rest(self.options, schedule), remarks)
-        return _fullest(module)
 
     def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
         """A module from before the stages, with the first number of microbatches that can be."""
@@ -247,8 +188,9 @@ class Road:
         attributes[alpa.CLUSTER] = self.options.cluster.attribute(module.context)
         if alpa.MESHES in attributes:
             self.meshes[setting] = alpa.get_string(module.operation, alpa.MESHES) or ""
-            floor, ahead = ir.FloatAttr(attributes[alpa.FLOOR]).value, ir.DenseF64ArrayAttr(attributes[alpa.AHEAD])
-            attempt = replace(attempt, floor=floor, ahead=tuple(ahead))
+            floor, eager = ir.DenseF64ArrayAttr(attributes[alpa.FLOOR])
+            ahead = tuple(ir.DenseF64ArrayAttr(attributes[alpa.AHEAD]))
+            attempt = replace(attempt, floor=floor, eager=eager, ahead=ahead)
             for name in (alpa.MESHES, alpa.FLOOR, alpa.AHEAD):
                 del attributes[name]
         return attempt
@@ -288,13 +230,6 @@ class Road:
             return [1]
         size = batch_size(normal)
         return [m for m in (2**k for k in range(MOST_MICROBATCHES.bit_length())) if size % m == 0] or [1]
-
-
-def _fullest(module: ir.Module) -> tuple[float, float]:
-    """(bytes needed, bytes there) of the submesh of a plan that is fullest for its devices."""
-    entries = {ir.StringAttr(e["mesh"]).value: e for e in stage_entries(module)}.values()
-    peaks = [float(ir.IntegerAttr(e["peak_bytes"]).value) for e in entries if "peak_bytes" in e]
-    return fullest(peaks, memory_limits(module)) if peaks else (0.0, 0.0)
 
 
 def _passed_over(rows: Sequence[Considered]) -> list[Remark]:

@@ -15,8 +15,12 @@ from alpa_mlir.passes.intra.words import needed_text
 
 AUTO, NONE, FULL, PARTLY = "auto", "none", "full", "partly"
 """Rematerialisation: to be chosen; of no layers, of all; of those that memory demands, stage by stage."""
-INTERLEAVED, SIMPLE, EAGER = "interleaved", "1f1b", "eager-1f1b"
+INTERLEAVED, SIMPLE, EAGER, GPIPE = "interleaved", "1f1b", "eager-1f1b", "gpipe"
 FORWARD_ONLY = "inference"
+
+
+WORTH = 0.01
+"""What is more complicated, or takes long to find out, must gain more than this part of a step."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ class Attempt:
     remarks: tuple[Remark, ...] = ()
     error: CompileError | None = None
     floor: float = 0.0
-    """Seconds that a step takes at least, however much memory there is, as far as known."""
+    """Seconds that a step takes at least, however much memory there is, as far as known; `eager`: where stages do not
+    wait for transfers."""
+    eager: float = 0.0
     ahead: tuple[float, ...] = ()
     """Where memory is short: about the seconds of a step with FURTHER times as many microbatches."""
     exact: bool = False
@@ -104,6 +110,15 @@ class Wishes:
     single: bool = False
     given: bool = False
     interleave: bool = True
+
+    @property
+    def least_remat(self) -> str:
+        """The least rematerialisation that is allowed."""
+        return NONE if self.remat == AUTO else self.remat
+
+    def setting(self, count: int, remat: str, flying: str = "") -> Setting:
+        """A setting with the schedule that is asked for."""
+        return Setting(count, remat, self.schedule == INTERLEAVED, flying)
 
 
 def too_large(peak: float, memory: float, how: str = "") -> DoesNotFit:

@@ -64,7 +64,7 @@ class Shard(Pass):
     name: ClassVar[str] = "alpa-shard"
     mesh: str = option("", "logical mesh of the only stage, for example 2x4; empty: the stages of the module")
     cluster: str = option("", "cluster preset; empty: the module's alpa.cluster, else cpu")
-    memory: str = option("", "memory per device, for example 16GB; empty: as the cluster says")
+    memory: str = option("", "memory per device, e.g. 16GB, or 16GB,15GB for each submesh; empty: as the cluster says")
     constrain: str = option("", "what must be, e.g. arg0=[{x},{}]; value(name)=[{!y}]; x=zero2 (docs/constraints.md)")
     solver: str = option("highs", "mixed-integer solver: any that CVXPY knows")
     schedule: str = option("1f1b", f"decides how many microbatches are in flight, one of {', '.join(KINDS)}")
@@ -126,7 +126,7 @@ class Shard(Pass):
             remarks.extend(speaker.what_if(case, again, seconds))
 
     def _cluster(self, module: ir.Module) -> Cluster:
-        memory = parse_bytes(self.memory) if self.memory else 0
+        memory = parse_bytes(self.memory) if self.memory and "," not in self.memory else 0
         known = load_cluster(self.cluster) if self.cluster else module_cluster(module) or load_cluster("cpu")
         devices = prod(parse_mesh(self.mesh)) if self.mesh else 0
         if devices and not self.cluster and module_cluster(module) is not None and devices != known.device_count:
@@ -178,11 +178,24 @@ class Shard(Pass):
             )
         pipeline = pipeline_of([mesh.name for mesh, _ in meshes], program.microbatches)
         schedule = kind_played(self.schedule, backward, pipeline)
-        limits = _limits(module, [cluster.part_of(devices[0]).memory for _, devices in meshes], pipeline)
+        limits = _limits(module, self._memory(module, meshes, cluster), pipeline)
         return tuple(
             StageSpec(mesh, devices[0], in_flight(schedule, s, pipeline), limits[s])
             for s, (mesh, devices) in enumerate(meshes)
         )
+
+    def _memory(self, module: ir.Module, meshes: Sequence[tuple[Mesh, tuple[int, ...]]], cluster: Cluster) -> list[int]:
+        """Bytes per device of each stage's submesh."""
+        there = [cluster.part_of(devices[0]).memory for _, devices in meshes]
+        if "," not in self.memory:
+            return there
+        names = list(dict.fromkeys(mesh.name for mesh, _ in meshes))
+        given = [parse_bytes(text) for text in self.memory.split(",")]
+        if len(given) != len(names):
+            raise CompileError(
+                f"memory says {len(given)} amounts, there are {len(names)} submeshes", module.operation.location
+            )
+        return [given[names.index(mesh.name)] for mesh, _ in meshes]
 
 
 def _limits(module: ir.Module, memory: Sequence[int], pipeline: Pipeline) -> list[float]:

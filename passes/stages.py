@@ -23,6 +23,7 @@ from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.given import GivenStage, GivenStages
+from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.interleave import CHUNKS, interleavings, near_shapes
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.listed import ListedStages
@@ -32,7 +33,6 @@ from alpa_mlir.passes.inter.pricing import Pricer
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD, in_flight, kind_played
 from alpa_mlir.passes.inter.search import StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
-from alpa_mlir.passes.inter.tables import InFlight
 from alpa_mlir.passes.intra.constraints import AxisMode, parse_constraints
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
@@ -189,7 +189,7 @@ class Stages(Pass):
             try:
                 found = given.priced(module.operation.location)
             finally:
-                _write_useful(module, (), given.floor(), given.ahead())
+                _write_useful(module, (), (given.floor(), 0.0), given.ahead())
             return [replace(s, cost=cost, parts=parts) for s, (cost, parts) in zip(stages, found, strict=True)]
         solved = [
             ((s.first, s.last), s.mesh, n, limit, s.devices[0])
@@ -232,7 +232,7 @@ class Stages(Pass):
             found = search.run(counts)
         finally:
             if self.rough:
-                _write_useful(module, search.useful, search.floor, search.ahead)
+                _write_useful(module, search.useful, (search.floor, search.eager), search.ahead)
         if self.remat:
             chosen = search.layers_again(found)
             module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(chosen, module.context)
@@ -258,7 +258,7 @@ class Stages(Pass):
         shapes = [shape for shape in on_offer if shape in wanted] or on_offer
         every = interleavings(profiler, cluster, shapes, layers, solved.program.microbatches, self.stages, self.chunks)
         if self.rough:
-            _write_useful(module, near_shapes(every, cluster.device_count), 0.0)
+            _write_useful(module, near_shapes(every, cluster.device_count), (0.0, 0.0))
         if not every:
             asked = (
                 f"{self.stages or 'any number of'} stages, {self.chunks or f'{CHUNKS[0]} to {CHUNKS[-1]}'} a submesh"
@@ -281,12 +281,15 @@ class Stages(Pass):
 
 
 def _write_useful(
-    module: ir.Module, shapes: Sequence[tuple[int, ...]], floor: float, ahead: Sequence[float] = ()
+    module: ir.Module,
+    shapes: Sequence[tuple[int, ...]],
+    floors: tuple[float, float],
+    ahead: Sequence[float] = (),
 ) -> None:
     """For other settings: the logical meshes that were of use, and the seconds that a step takes at least."""
     alpa.set_string(module.operation, alpa.MESHES, ",".join("x".join(map(str, shape)) for shape in shapes))
     with ir.Location.unknown(module.context):
-        module.operation.attributes[alpa.FLOOR] = ir.FloatAttr.get(ir.F64Type.get(module.context), floor)
+        module.operation.attributes[alpa.FLOOR] = ir.DenseF64ArrayAttr.get(list(floors))
         module.operation.attributes[alpa.AHEAD] = ir.DenseF64ArrayAttr.get(list(ahead))
 
 

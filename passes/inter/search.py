@@ -9,8 +9,7 @@ exact stages only. Its cost is exact; it is the optimum up to the error of the p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass, field, replace
 
 from jaxlib.mlir import ir
 
@@ -19,11 +18,12 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.dp import Partition, StageChoice
+from alpa_mlir.passes.inter.in_flight import EAGER, InFlight
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.meshes import MESH_AXES, idle_axes, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.partial_remat import layers_again, offer_mixtures
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
-from alpa_mlir.passes.inter.tables import Entry, InFlight, Tables, entry
+from alpa_mlir.passes.inter.tables import Entry, Tables, entry
 from alpa_mlir.passes.intra.constraints import AxisMode
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
@@ -31,10 +31,11 @@ from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.intra.words import needed_text
 
-SHORT = 0.1
-"""The part by which a step takes longer where memory is called short."""
+SHORT, ENOUGH = 0.1, 0.01
+"""The parts by which a step takes longer where memory is called short, and where it is ample."""
 FURTHER = (2, 4, 8, 16, 32, 64, 128)
-"""How many times as many microbatches are looked at then: the first NEAR of them, and as many as it takes to fit."""
+"""How many times as many microbatches are looked at then: the first NEAR of them, and as many as it takes until memory
+is ample."""
 NEAR = 3
 
 
@@ -64,7 +65,8 @@ class StageSearch:
     useful: tuple[tuple[int, ...], ...] = ()
     """The logical meshes that were the best of their size for some range that a good partition may have."""
     floor: float = 0.0
-    """Seconds of the best partition if memory were no object."""
+    """Seconds of the best partition if memory were no object; `eager`: and stages did not wait for transfers."""
+    eager: float = 0.0
     ahead: tuple[float, ...] = ()
     """With `rough`, where memory makes it take SHORT longer: seconds with FURTHER times as many microbatches."""
     evaluated: dict[Entry, StageCost] = field(default_factory=dict)
@@ -151,7 +153,12 @@ class StageSearch:
         table = Tables(self, stages)
         if self.kept is not None:
             self.kept.options = self.options
-            offer_mixtures(table, Tables(self.kept, stages))
+            kept = Tables(self.kept, stages)
+            self.floor, self.eager = (
+                kept.unlimited,
+                kept.without_memory(stages, replace(self.in_flight, schedule=EAGER)),
+            )
+            offer_mixtures(table, kept)
         return table
 
     def layers_again(self, found: Partition) -> list[int]:
@@ -161,13 +168,13 @@ class StageSearch:
 
     def _look_around(self, table: Tables, found: Partition | None, stages: Sequence[int]) -> None:
         """Note what other settings may want to know."""
-        if self.kept is not None:
-            return
-        self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
-        if self.rough and (found is None or found.cost > (1 + SHORT) * table.unlimited):
+        if self.kept is None:
+            self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
+            self.eager = table.without_memory(stages, replace(self.in_flight, schedule=EAGER)) if self.rough else 0.0
+        if self.rough and (found is None or found.cost > (1 + SHORT) * self.floor):
             ahead: list[float] = []
             for times in FURTHER:
-                if len(ahead) < NEAR or not isfinite(ahead[-1]):
+                if len(ahead) < NEAR or ahead[-1] > (1 + ENOUGH) * self.floor:
                     ahead.append(table.ahead(stages, times))
             self.ahead = tuple(ahead)
 
@@ -223,6 +230,11 @@ class StageSearch:
         alone = self.profiler.cost(layers, mesh, 1, self.memory, first)
         flying = 1 if cost == alone else self.in_flight.at(choice.in_flight)
         return self.profiler.parts(layers, mesh, flying, self.memory, first)
+
+    def exact_wait(self, choice: StageChoice) -> float:
+        """`InFlight.wait` of a stage that was solved."""
+        cost = self.evaluated[entry(choice)]
+        return self.in_flight.exact_wait(cost.microbatch_seconds, cost.step_seconds, lambda: self.parts_of(choice))
 
     def _evaluate(self, choice: StageChoice) -> None:
         """The exact cost of an entry.

@@ -20,6 +20,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.cover import enough
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
+from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.meshes import chain_sizes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.intra.stage_cost import StageCost
@@ -35,26 +36,6 @@ INTEREST = 2.0
 
 Entry = tuple[int, int, int, int]
 """(q-1, first layer, last layer, option)."""
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """How many microbatches a stage with s stages from itself to the end holds at once."""
-
-    schedule: str
-    microbatches: int
-
-    def depth(self, stages: int) -> int:
-        """Rows that tables for at most `stages` stages need."""
-        return min(stages, self.microbatches) if self.schedule in ("1f1b", "eager-1f1b") else 1
-
-    def at(self, stages_left: int) -> int:
-        """Microbatches in flight."""
-        if self.schedule == "gpipe":
-            return self.microbatches
-        if self.schedule == "eager-1f1b":
-            return min(2 * stages_left - 1, self.microbatches)
-        return 1 if self.schedule == "inference" else min(stages_left, self.microbatches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +70,9 @@ class SearchSpace(Protocol):
 
     def limit(self, option: int) -> float:
         """Bytes per device of an option."""
+
+    def exact_wait(self, choice: StageChoice) -> float:
+        """`InFlight.wait` of a stage that was solved."""
 
     def place(self, found: Partition) -> list[tuple[int, ...]] | None:
         """The devices of each stage; None where the submeshes cannot be packed into the nodes."""
@@ -201,7 +185,7 @@ class Tables:
         for offer in self.offers:
             size, prices = self.sizes.index(self._size(offer.option)), offer.prices
             repeated = prices.repeated / times
-            wait = (flying.microbatches - 1) * repeated + prices.once
+            wait = (flying.microbatches - 1) * flying.pace(prices) / times + prices.once
             room = self.search.limit(offer.option) * (1 + SLACK)
             for q in range(shape[0]):
                 fits = ordered & (prices.memory(flying.at(q + 1), times) <= room)
@@ -244,21 +228,24 @@ class Tables:
         q, i, j, m = entry(choice)
         size = self.sizes.index(self._size(m))
         self.latency[q, i, j, size] = self.bottleneck[q, i, j, size] = np.inf
-        waits = self.search.in_flight.microbatches - 1
         best = np.inf
         for number, offer in enumerate(self.offers):
             if self._size(offer.option) != self.sizes[size]:
                 continue
             known = self.search.evaluated.get((q, i, j, offer.option))
             if known is None:
-                latency, once = float(offer.prices.repeated[i, j]), float(offer.prices.once[i, j])
+                latency, wait = (
+                    float(offer.prices.repeated[i, j]),
+                    float(self.search.in_flight.wait(offer.prices)[i, j]),
+                )
                 fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self._room(offer.option)
             else:
-                latency, once, fits = known.microbatch_seconds, known.step_seconds, known.feasible
-            if fits and (waits + 1) * latency + once < best:
-                best = (waits + 1) * latency + once
+                latency, fits = known.microbatch_seconds, known.feasible
+                wait = self.search.exact_wait(replace(choice, option=offer.option)) if fits else np.inf
+            if fits and latency + wait < best:
+                best = latency + wait
                 self.latency[q, i, j, size] = latency
-                self.bottleneck[q, i, j, size] = waits * latency + once
+                self.bottleneck[q, i, j, size] = wait
                 self.choice[q, i, j, size] = number
 
     def _room(self, option: int) -> float:
@@ -288,9 +275,9 @@ class Tables:
             for m, free in zip(search.options, streams.advance(range(len(search.options))), strict=True):
                 self.asked.append((m, self._flying(m), free))
                 self._add(Offer(m, free))
-            unlimited = self._without_memory(stages)
-            self.shareable = unlimited is not None
-            if unlimited is None:
+            unlimited = self.without_memory(stages, search.in_flight)
+            self.shareable = np.isfinite(unlimited)
+            if not self.shareable:
                 return
             self.unlimited = unlimited
             tight = {k: free for k, (_, _, free) in enumerate(self.asked)}
@@ -337,25 +324,22 @@ class Tables:
     def _needs_less(self, number: int, tight: RangePrices, most: float) -> bool:
         option, in_flight, free = self.asked[number]
         limit = self.search.limit(option)
-        step = free.repeated * self.search.in_flight.microbatches + free.once
+        step = free.repeated + self.search.in_flight.wait(free)
         row, size = self._stages_left(option) - 1, self.sizes.index(self._size(option))
         known = self.latency[row, :, :, size] + self.bottleneck[row, :, :, size]
         ordered = np.triu(np.ones_like(step, dtype=bool))
         wanted = ordered & (step <= np.minimum(most, (1 - GAP) * known)) & (free.least_memory(in_flight) <= limit)
         return bool((tight.memory(in_flight)[wanted] > limit).any())
 
-    def _without_memory(self, stages: Sequence[int]) -> float | None:
-        """What the best partition would cost if memory were no object."""
+    def without_memory(self, stages: Sequence[int], flying: InFlight) -> float:
+        """What the best partition would cost if memory were no object; infinite where there is none."""
         shape = (1, *self.latency.shape[1:])
         latency, bottleneck = np.full(shape, np.inf), np.full(shape, np.inf)
-        waits = self.search.in_flight.microbatches - 1
-        for offer in self.offers:
-            size = self.sizes.index(self._size(offer.option))
-            repeated = offer.prices.repeated
-            wait = waits * repeated + offer.prices.once
-            _lower(latency[0, :, :, size], bottleneck[0, :, :, size], np.ones_like(wait, dtype=bool), repeated, wait)
+        for m, _, free in self.asked:
+            size, wait = self.sizes.index(self._size(m)), flying.wait(free)
+            _lower(latency[0, :, :, size], bottleneck[0, :, :, size], np.isfinite(wait), free.repeated, wait)
         found = self._cheapest(latency, bottleneck, stages)
-        return found.cost if found is not None else None
+        return found.cost if found is not None else np.inf
 
     def offer(self, option: int, prices: RangePrices) -> None:
         """Take more prices on an option into account."""
@@ -370,8 +354,7 @@ class Tables:
         """Put an offer into the entries where it is the best that fits."""
         search, prices = self.search, offer.prices
         size = self.sizes.index(self._size(offer.option))
-        waits = search.in_flight.microbatches - 1
-        bottleneck = waits * prices.repeated + prices.once
+        bottleneck = search.in_flight.wait(prices)
         ordered = np.triu(np.ones_like(bottleneck, dtype=bool))
         for q in range(self.depth):
             fits = ordered & (prices.memory(search.in_flight.at(q + 1)) <= self._room(offer.option))

@@ -23,10 +23,10 @@ from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.costs.cluster import Cluster, module_cluster, parse_cluster
 from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.layout import Layout
 from alpa_mlir.passes.inter.pricing import RangePrices
 from alpa_mlir.passes.inter.search import StageSearch
-from alpa_mlir.passes.inter.tables import InFlight
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.planner import PlanOptions, plan
 from alpa_mlir.runtime.execute import run_plan

@@ -15,13 +15,16 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.check import CheckShardings
 from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.layers import Layers
 from alpa_mlir.passes.localize import Localize
 from alpa_mlir.passes.microbatch import Microbatch
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.shard import Shard
+from alpa_mlir.passes.stages import Stages
 from tests.on_devices import assert_close, random_inputs, run_all
 
 
@@ -104,3 +107,21 @@ def test_gradients_are_summed_over_microbatches_before_they_are_reduced() -> Non
     kept = [line for line in text.splitlines() if "func.func private @microbatch" in line]
     assert len(kept) == 1 and kept[0].count('unreduced={"x"}') >= 6
     assert "sdy.reshard" not in text.split("@microbatch")[1].split("return")[0]
+
+
+def test_submeshes_may_have_less_memory_each() -> None:
+    """The shardings of one stage hold less, those of the other stay as they are."""
+    module = train_step("mlp", layers=4, hidden=64, batch=16)
+    cluster = load_cluster("cpu").with_sizes(1, 4)
+    module.operation.attributes[alpa.CLUSTER] = cluster.attribute(module.context)
+    Microbatch(count=1).apply(module, [])
+    Layers(count=2).apply(module, [])
+    Stages(stages=2).apply(module, [])
+    free, tight = clone_module(module), clone_module(module)
+    Shard().apply(free, [])
+    held = [ir.IntegerAttr(entry["memory_bytes"]).value for entry in stage_entries(free)]
+    Shard(memory=f"{held[0]},{int(0.9 * held[1])}").apply(tight, [])
+    less = [ir.IntegerAttr(entry["memory_bytes"]).value for entry in stage_entries(tight)]
+    assert less[0] == held[0] and less[1] <= 0.9 * held[1]
+    with pytest.raises(CompileError, match="memory says 3 amounts, there are 2 submeshes"):
+        Shard(memory="1GB,1GB,1GB").apply(module, [])

@@ -17,11 +17,12 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.mesh import Mesh, meshes_of
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster
+from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.layout import Layout
 from alpa_mlir.passes.inter.meshes import chain_sizes, node_counts, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.pricing import RangePrices
 from alpa_mlir.passes.inter.search import StageSearch
-from alpa_mlir.passes.inter.tables import GAP, InFlight, Tables
+from alpa_mlir.passes.inter.tables import GAP, Tables
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.stages import Stages
 
@@ -228,6 +229,26 @@ def rough_search(held: list[float], seconds: dict[tuple[int, ...], float]) -> St
     table = TableProfiler(inner, 0 * inner, np.array(held), 1.0, 0, shapes)
     search.profiler, search.pricer = table, RoughPricer(table, 0.0, np.random.default_rng(0))
     return search
+
+
+@dataclass
+class MovingPricer(RoughPricer):
+    """Every stage but the first waits 0.9 s for what arrives."""
+
+    def prices(self, mesh: Mesh, in_flight: int, share: float, cluster: Cluster) -> Iterator[RangePrices]:
+        for prices in super().prices(mesh, in_flight, share, cluster):
+            prices.seconds[3, 1:] = 0.9
+            yield prices
+
+
+@pytest.mark.parametrize(("schedule", "seconds"), [("1f1b", 16 * 1.4), ("eager-1f1b", 2 + 0.9 + 15 * 1.0)])
+def test_eager_stages_do_not_wait_for_what_arrives(schedule: str, seconds: float) -> None:
+    """Two layers of 1 s on a device each, or of 0.7 s on both; 16 microbatches."""
+    search = rough_search([0.01, 0.01], {(1,): 1.0, (2,): 0.7})
+    search.in_flight = InFlight(schedule, 16)
+    search.pricer = MovingPricer(search.profiler, 0.0, np.random.default_rng(0))
+    assert search.run([1, 2]).cost == pytest.approx(seconds)
+    assert search.eager == pytest.approx(2 + 0.9 + 15 * 1.0)
 
 
 def test_only_stages_of_partitions_found_are_priced_exactly() -> None:

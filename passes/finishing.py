@@ -1,0 +1,181 @@
+"""From the stages of a setting to its plan, with no submesh fuller than its memory.
+
+A finished plan may hold more than its stages were chosen for: copies that collectives make. Then the shardings of the
+submeshes that are too full are chosen again, with as much less memory for those, and the other stages stay as they are.
+Where no sharding is found so, or only one that makes the step longer by more than LONGER, stages are chosen again with
+less memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import clone_module
+from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.plan import stage_entries
+from alpa_mlir.passes.costs.limits import fullest, memory_limits
+from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.plan_passes import PlanOptions, rest, until_price
+from alpa_mlir.passes.schedule_peak import expected_peaks
+from alpa_mlir.passes.settings import Attempt, Considered, Setting, too_large
+
+STAGINGS, TURNS = 3, 4
+"""How often stages are chosen at most, and how often their shardings are for each."""
+CLOSE, LONGER = 0.005, 0.05
+"""Where a plan that fits takes so much longer than one that was too large, one with memory between theirs is tried, and
+other stages are."""
+NEAR = 0.9
+"""How far that memory is from what fits, in parts of the way to where the plan is expected to be just too large."""
+MARGIN, STEP = 1.05, 0.008
+"""How much less memory there is each time, in parts of what the plan before needed too much, and from the second time
+on of the memory itself: other plans need other copies."""
+HELP, SMALL = 0.5, 0.02
+"""Nothing more is tried where a plan became smaller by less than the part HELP of the memory taken away, unless it
+needs only the part SMALL of the memory too much: what is gathered for a moment grows as less is held."""
+COPIES = " with the copies that collectives make"
+
+Run = Callable[[ir.Module, Sequence[str], list[Remark]], bool]
+"""Runs passes; True where the last one to run was among them."""
+
+
+class Choice(Protocol):
+    """What is asked of the joint choice (`joint.JointChoice`, which says what each is)."""
+
+    def postpone(self, row: Considered, attempt: Attempt) -> bool:
+        """Take a row back whose stages, chosen again, make a slower step than another setting, if that is so."""
+
+    def record(self, module: ir.Module) -> None:
+        """Write what was considered into the plan."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A plan as far as it came: bytes per device that each submesh needs, and that are there; its seconds, as the stage
+    search reckons them; bytes per device that its stages were allowed."""
+
+    attempt: Attempt
+    needed: tuple[float, ...]
+    there: tuple[float, ...]
+    seconds: float
+    allowed: tuple[float, ...]
+
+    @property
+    def over(self) -> float:
+        """The most bytes that a submesh needs too much."""
+        return max((max(0.0, n - t) for n, t in zip(self.needed, self.there, strict=True)), default=0.0)
+
+    def less(self, turn: int) -> tuple[float, ...]:
+        """What stages are allowed next."""
+        known = zip(self.needed, self.there, self.allowed, strict=True)
+        return tuple(a - (MARGIN * (n - t) + turn * STEP * t if n > t else 0.0) for n, t, a in known)
+
+    def helps(self, before: Carried) -> bool:
+        """Whether this plan is so much smaller than the one before that it is of use to go on."""
+        taken = max(a - b for a, b in zip(before.allowed, self.allowed, strict=True))
+        return before.over - self.over >= HELP * taken or self.over <= SMALL * max(self.there)
+
+
+@dataclass(frozen=True)
+class Finisher:
+    """The last passes for rows of the joint choice; `stage`: exact stages with so many bytes per device (0: what is
+    there)."""
+
+    options: PlanOptions
+    run: Run
+    stop_after: str
+    stage: Callable[[Setting, float], Attempt]
+    choice: Choice
+
+    def finished(self, row: Considered, attempt: Attempt) -> Attempt | None:
+        """The plan of a row, or its attempt with an error; None where another setting is quicker than what fits."""
+        best: Carried | None = None
+        error: CompileError | None = None
+        memory = 0.0
+        for staging in range(STAGINGS):
+            if staging or not attempt.exact:
+                attempt = self.stage(row.setting, memory)
+            if attempt.error is None and staging and self.choice.postpone(row, attempt):
+                return None
+            try:
+                plans = self._turns(row, attempt, memory)
+            except DoesNotFit as short:
+                error = error or short
+                break
+            fitting = [plan for plan in (best, *plans) if plan is not None and not plan.over]
+            best = min(fitting, key=lambda plan: plan.seconds, default=None)
+            if best is not None and (staging or best.seconds <= (1 + LONGER) * plans[0].seconds):
+                break
+            full = [plan for plan in plans if plan.over]
+            error = error or too_large(*fullest(full[0].needed, full[0].there), COPIES)
+            if len(full) > 1 and not full[-1].helps(full[-2]):
+                break
+            memory = min(full[-1].less(len(full) - 1))
+        return best.attempt if best is not None else replace(attempt, error=error)
+
+    def _turns(self, row: Considered, attempt: Attempt, memory: float) -> list[Carried]:
+        """Plans of the same stages: with less memory for submeshes that were too full until one fits, then with memory
+        between. DoesNotFit where there is none at all."""
+        if attempt.error is not None:
+            raise attempt.error
+        plans, full, fitting = list[Carried](), list[Carried](), list[Carried]()
+        allowed = tuple(memory or there for there in memory_limits(attempt.module))
+        while len(plans) < TURNS:
+            try:
+                plan = self.carried(row, attempt, allowed, bool(plans or memory))
+            except DoesNotFit:
+                if not plans:
+                    raise
+                break
+            plans.append(plan)
+            (full if plan.over else fitting).append(plan)
+            if not fitting:
+                if len(full) > 1 and not plan.helps(full[-2]):
+                    break
+                allowed = plan.less(len(full) - 1)
+            elif full and fitting[-1].seconds > (1 + CLOSE) * full[-1].seconds:
+                allowed = between(fitting[-1], full[-1])
+            else:
+                break
+        return plans
+
+    def carried(self, row: Considered, attempt: Attempt, allowed: tuple[float, ...], said: bool) -> Carried:
+        """From level 4 to a plan; `said`: passes must be told what is allowed.
+
+        Where a submesh is too full the module may be short of a plan: what is needed is known before it is localized.
+        """
+        module, remarks = clone_module(attempt.module), list(attempt.remarks)
+        there = memory_limits(module)
+        if self.stop_after == "":
+            self.choice.record(module)
+        made = replace(attempt, module=module)
+        texts = until_price(self.options, row.schedule, allowed if said else ())
+        if self.stop_after == "alpa-stages" or self.run(module, texts, remarks):
+            return Carried(replace(made, remarks=tuple(remarks)), there, there, 0.0, allowed)
+        seconds = float(ir.FloatAttr(module.operation.attributes[alpa.COST]).value)
+        needed = expected_peaks(module, row.schedule)
+        if self.stop_after or not needed or all(n <= t for n, t in zip(needed, there, strict=True)):
+            self.run(module, rest(self.options, row.schedule), remarks)
+            needed = _peaks(module)
+        needed = there if self.stop_after or not needed else needed
+        return Carried(replace(made, remarks=tuple(remarks)), needed, there, seconds, allowed)
+
+
+def between(fitting: Carried, full: Carried) -> tuple[float, ...]:
+    """What stages are allowed for a plan that is nearly too large, as far as that is between two others."""
+    found = []
+    known = zip(fitting.allowed, full.allowed, fitting.needed, full.needed, fitting.there, strict=True)
+    for low, high, less, more, there in known:
+        part = NEAR * (there - less) / (more - less) if more > there else 1.0
+        found.append(low + part * (high - low))
+    return tuple(found)
+
+
+def _peaks(module: ir.Module) -> tuple[float, ...]:
+    """Bytes per device that a plan needs on each submesh, where it says so."""
+    entries = {ir.StringAttr(e["mesh"]).value: e for e in stage_entries(module)}.values()
+    return tuple(float(ir.IntegerAttr(e["peak_bytes"]).value) for e in entries if "peak_bytes" in e)

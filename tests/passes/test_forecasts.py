@@ -1,0 +1,39 @@
+"""What is foreseen of numbers of microbatches that were not tried."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from alpa_mlir.passes.forecasts import Seen, floor, within_memory
+
+
+@pytest.mark.parametrize(
+    ("count", "floors", "expected"),
+    [
+        (8, {}, 0.0),
+        (8, {8: 5.0}, 5.0),
+        (16, {8: 10.0, 64: 9.0}, 9.0),  # between two
+        (32, {8: 10.0}, 10.0 * 0.97**2),  # little is known
+        (32, {8: 10.0, 64: 9.0, 128: 9.5}, 9.0),
+        (512, {64: 9.0, 128: 9.5}, 10.5),  # they rise
+        (512, {64: 10.0, 128: 9.0}, 9.0 - 0.75),  # they fall, by less and less
+        (256, {8: 9.0, 128: 9.5}, 9.5 * 0.97),  # far apart
+        (4, {8: 9.0, 16: 10.0}, 8.5),
+        (4, {8: 10.0, 16: 9.0}, 11.0),
+    ],
+)
+def test_floors(count: int, floors: dict[int, float], expected: float) -> None:
+    assert floor(count, floors, 0.03) == pytest.approx(expected)
+
+
+def test_memory() -> None:
+    """With 8 microbatches nothing fits; with 16 times as many there is enough. 64 are solved and do not fit either."""
+    seen = {8: Seen((inf, 30.0, 12.0, 10.0), False)}
+    assert [within_memory(n, seen) for n in (4, 8, 16, 32, 64, 128, 1024)] == [inf, inf, inf, 30.0, 12.0, 10.0, 10.0]
+    seen[64] = Seen((11.0,), False)
+    assert [within_memory(n, seen) for n in (32, 64, 128)] == [inf, inf, 11.0]
+    seen[128] = Seen((), True)
+    assert within_memory(256, seen) == 0.0
+    assert within_memory(8, {}) == 0.0
