@@ -28,7 +28,6 @@ from alpa_mlir.passes.settings import (
     INTERLEAVED,
     PARTLY,
     SIMPLE,
-    WORTH,
     Attempt,
     Considered,
     Setting,
@@ -44,6 +43,8 @@ expected to be lost for each time that they are twice as many or half, and that 
 many times at most)."""
 EAGERLY = (EAGER, GPIPE, "zero-bubble-h2")
 """Schedules under which stages do not wait for transfers."""
+HIDDEN = 0.05
+"""Stages are found for eager schedules where the time of transfers is this part of a step at least."""
 UNKNOWN = -1.0
 
 
@@ -113,7 +114,7 @@ class Forecasts:
         for flying in ("", EAGER) if eager else ("",):
             base, again = wishes.setting(count, wishes.least_remat, flying), wishes.setting(count, self._again, flying)
             least, expected = (floor(count, self._floors(flying), gain) for gain in (GAIN, 0.0))
-            if flying and not 0.0 < least < (1 - WORTH) * floor(count, self._floors(""), GAIN):
+            if flying and not 0.0 < least < (1 - HIDDEN) * floor(count, self._floors(""), GAIN):
                 return
             plain = quickest(self._of(base))
             if base not in tried:
