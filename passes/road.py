@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd
+from math import gcd, prod
 
 from jaxlib.mlir import ir
 
@@ -17,6 +17,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.dialect.mesh import parse_mesh
 from alpa_mlir.dialect.plan import read_pipeline, read_stages
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.finishing import Finisher
@@ -61,6 +62,9 @@ class Road:
     """The logical meshes of all stages found so far: on large clusters those that interleaved stages may have."""
     meshes: dict[Setting, str] = field(default_factory=dict)
     """The logical meshes that were of use under each setting that was compared roughly."""
+    sizes: dict[Setting, set[int]] = field(default_factory=dict)
+    """The numbers of devices of its stages where a setting was compared roughly: those that are solved have others only
+    where nothing fits so."""
     chunks: dict[Setting, int] = field(default_factory=dict)
     """On large clusters: how many stages share a submesh where an interleaved setting was compared roughly."""
 
@@ -162,6 +166,7 @@ class Road:
         layers = list(ir.DenseI64ArrayAttr(found.module.operation.attributes[alpa.REMAT]))
         everything = len(layers) == read_layout(found.module).count
         named = replace(setting, remat=FULL if everything else number_text(layers) if layers else NONE)
+        self.sizes.setdefault(named, self.sizes.get(setting, set()))
         return replace(found, setting=named) if self.rough else self.attempt(normal, named, exact=True)
 
     def _attempt(self, normal: ir.Module, setting: Setting, rough: bool, memory: float = 0.0) -> Attempt:
@@ -172,7 +177,8 @@ class Road:
         attempt = Attempt(setting, module)
         options = replace(self.options, chunks=self.chunks.get(setting, self.options.chunks))
         try:
-            self.run(module, until_stages(options, setting, self._meshes(setting), rough, memory), remarks)
+            meshes = self._meshes(setting, not rough and not memory)
+            self.run(module, until_stages(options, setting, meshes, rough, memory), remarks)
         except NotFoldable:
             raise
         except CompileError as error:
@@ -181,6 +187,8 @@ class Road:
             attempt = replace(attempt, remarks=tuple(remarks))
             for stage in read_stages(module).values():
                 self.chosen.setdefault("x".join(map(str, stage.mesh.shape)))
+            if rough and not setting.interleaved:
+                self.sizes[setting] = {stage.mesh.device_count for stage in read_stages(module).values()}
             if setting.interleaved and rough and self.options.cluster.nodes >= LARGE:
                 pipeline = read_pipeline(module)
                 self.chunks[setting] = len(pipeline) // len(set(pipeline))
@@ -215,11 +223,15 @@ class Road:
         self.layered[key] = Attempt(setting, module, tuple(remarks), error)
         return self.layered[key]
 
-    def _meshes(self, setting: Setting) -> str:
-        """The logical meshes to search (empty: all): what was of no use under one setting is not tried under others."""
+    def _meshes(self, setting: Setting, known: bool) -> str:
+        """The logical meshes to search (empty: all): what was of no use under one setting is not tried under others;
+        `known`: nor are meshes of other sizes than those of the stages that prices found."""
         if setting.interleaved and setting not in self.meshes and self.options.cluster.nodes >= LARGE:
             return ",".join(self.chosen)
-        return self.meshes.get(setting, next((m for s, m in self.meshes.items() if not s.interleaved), ""))
+        useful = self.meshes.get(setting, next((m for s, m in self.meshes.items() if not s.interleaved), ""))
+        sizes = self.sizes.get(setting, set()) if known else set()
+        same = [shape for shape in useful.split(",") if shape and prod(parse_mesh(shape)) in sizes]
+        return ",".join(same) or useful
 
     def counts(self, normal: ir.Module) -> list[int]:
         """Numbers of microbatches to choose from."""
