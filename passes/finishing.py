@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Protocol
 
 from jaxlib.mlir import ir
@@ -56,13 +57,19 @@ class Choice(Protocol):
 @dataclass(frozen=True)
 class Carried:
     """A plan as far as it came: bytes per device that each submesh needs, and that are there; its seconds, as the stage
-    search reckons them; bytes per device that its stages were allowed."""
+    search reckons them; bytes per device that its stages were allowed, and that they need by their shardings."""
 
     attempt: Attempt
     needed: tuple[float, ...]
     there: tuple[float, ...]
     seconds: float
     allowed: tuple[float, ...]
+    held: tuple[float, ...] = ()
+
+    @property
+    def used(self) -> tuple[float, ...]:
+        """What is needed by the shardings, as far as known, of what was allowed."""
+        return tuple(map(min, self.allowed, self.held or self.allowed))
 
     @property
     def over(self) -> float:
@@ -71,12 +78,12 @@ class Carried:
 
     def less(self, turn: int) -> tuple[float, ...]:
         """What stages are allowed next."""
-        known = zip(self.needed, self.there, self.allowed, strict=True)
-        return tuple(a - (MARGIN * (n - t) + turn * STEP * t if n > t else 0.0) for n, t, a in known)
+        known = zip(self.needed, self.there, self.allowed, self.used, strict=True)
+        return tuple(u - MARGIN * (n - t) - turn * STEP * t if n > t else a for n, t, a, u in known)
 
     def helps(self, before: Carried) -> bool:
         """Whether this plan is so much smaller than the one before that it is of use to go on."""
-        taken = max(a - b for a, b in zip(before.allowed, self.allowed, strict=True))
+        taken = max(a - b for a, b in zip(before.used, self.allowed, strict=True))
         return before.over - self.over >= HELP * taken or self.over <= SMALL * max(self.there)
 
 
@@ -156,23 +163,32 @@ class Finisher:
         texts = until_price(self.options, row.schedule, allowed if said else ())
         if self.stop_after == "alpa-stages" or self.run(module, texts, remarks):
             return Carried(replace(made, remarks=tuple(remarks)), there, there, 0.0, allowed)
-        seconds = float(ir.FloatAttr(module.operation.attributes[alpa.COST]).value)
+        seconds, held = float(ir.FloatAttr(module.operation.attributes[alpa.COST]).value), _held(module)
         needed = expected_peaks(module, row.schedule)
         if self.stop_after or not needed or all(n <= t for n, t in zip(needed, there, strict=True)):
             self.run(module, rest(self.options, row.schedule), remarks)
             needed = _peaks(module)
         needed = there if self.stop_after or not needed else needed
-        return Carried(replace(made, remarks=tuple(remarks)), needed, there, seconds, allowed)
+        return Carried(replace(made, remarks=tuple(remarks)), needed, there, seconds, allowed, held)
 
 
 def between(fitting: Carried, full: Carried) -> tuple[float, ...]:
     """What stages are allowed for a plan that is nearly too large, as far as that is between two others."""
     found = []
-    known = zip(fitting.allowed, full.allowed, fitting.needed, full.needed, fitting.there, strict=True)
+    known = zip(fitting.allowed, full.used, fitting.needed, full.needed, fitting.there, strict=True)
     for low, high, less, more, there in known:
         part = NEAR * (there - less) / (more - less) if more > there else 1.0
         found.append(low + part * (high - low))
     return tuple(found)
+
+
+def _held(module: ir.Module) -> tuple[float, ...]:
+    """Bytes per device that the stages of each submesh need by their shardings; infinite where several share it."""
+    found: dict[str, float] = {}
+    for entry in stage_entries(module):
+        mesh = ir.StringAttr(entry["mesh"]).value
+        found[mesh] = inf if mesh in found else float(ir.IntegerAttr(entry["memory_bytes"]).value)
+    return tuple(found.values())
 
 
 def _peaks(module: ir.Module) -> tuple[float, ...]:

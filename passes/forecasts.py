@@ -119,7 +119,9 @@ class Forecasts:
             plain = quickest(self._of(base))
             if base not in tried:
                 plain = self._within_memory(base)
-                yield base, max(least, plain), max(expected, plain) * (1 + FAR * self.distance(count))
+                # Stages that wait for transfers have the same prices, and may do better under other schedules.
+                first = base if replace(base, flying="") in tried else replace(base, flying="")
+                yield first, max(least, plain), max(expected, plain) * (1 + FAR * self.distance(count))
             if wishes.remat == AUTO and self.trains and again not in tried and self._short(base, plain):
                 part = SOME if plain < inf else ALL
                 if base in tried and not tried[base].floor:

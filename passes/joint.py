@@ -52,7 +52,7 @@ FIRST, IDLE = 8, 0.1
 DOUBT = 0.15
 SOLVED = 3
 """Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
-TIGHT = 0.9
+TIGHT = 0.95
 """Memory is called tight where a step needs more than this part of it."""
 
 Kind = tuple[bool, bool]
@@ -265,7 +265,9 @@ class JointChoice:
         return min(rows, key=self._key)
 
     def _key(self, row: Considered) -> float:
-        return self._corrected(row) * (1 + WORTH if row.complicated else 1.0)
+        """Seconds of a step, and WORTH of them more for each thing that may be against it."""
+        nearly_full = self._is_estimate(row) and (row.bytes or 0.0) > TIGHT * self.wishes.memory
+        return self._corrected(row) * (1 + WORTH) ** (row.complicated + nearly_full)
 
     def _corrected(self, row: Considered) -> float:
         """Seconds of a step, where its stages were not solved with what prices are expected to be wrong by."""
