@@ -31,7 +31,6 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_pipeline
 from alpa_mlir.passes.fewest import Hunt
 from alpa_mlir.passes.forecasts import Forecasts
-from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import StateDoesNotFit
 from alpa_mlir.passes.no_plan import least_bytes, least_error, short_of_memory
 from alpa_mlir.passes.played import played
@@ -52,6 +51,8 @@ FIRST, IDLE = 8, 0.1
 DOUBT = 0.15
 SOLVED = 3
 """Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
+LEEWAY = 0.03
+"""Plans that need this part of the memory too much by estimates may fit when their stages are solved."""
 TIGHT = 0.95
 """Memory is called tight where a step needs more than this part of it."""
 
@@ -62,7 +63,7 @@ Kind = tuple[bool, bool]
 class JointChoice:
     """The search over settings; `stage` makes an attempt, which is kept while it may still be chosen.
 
-    `closer`, where attempts are rough, makes an exact one. What a rough one needs may be wrong by SLACK.
+    `closer`, where attempts are rough, makes an exact one. What a rough one needs may be wrong by LEEWAY.
     """
 
     def __init__(
@@ -258,7 +259,7 @@ class JointChoice:
         """The schedules that suit the stages of an attempt, simulated."""
         if attempt.error is None:
             self.trains = has_backward(attempt.module)
-        return played(attempt, self.wishes, SLACK if self.closer is not None else 0.0)
+        return played(attempt, self.wishes, LEEWAY if self.closer is not None else 0.0)
 
     def best(self, rows: Sequence[Considered]) -> Considered:
         """The quickest, or a simple one nearly as quick."""
