@@ -42,6 +42,8 @@ from alpa_mlir.passes.schedule_lists import pipeline_of
 
 MANY_ROUNDS = 8
 """Microbatches per stage that more than fill a pipeline."""
+LITTLE_LESS = 0.8
+"""The part of a cluster's memory that is called a little less."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,14 @@ class Stages(Pass):
 
     def _cluster(self, module: ir.Module) -> Cluster:
         return choose_cluster(module, self.cluster, self.nodes, self.devices_per_node, self.memory)
+
+    def _full(self, module: ir.Module, cluster: Cluster) -> tuple[Cluster, float]:
+        """The cluster with all of its memory, and how much to keep within (0: all): prices for a little less memory are
+        those for all of it, which are known."""
+        if not self.memory:
+            return cluster, 0.0
+        full = choose_cluster(module, self.cluster, self.nodes, self.devices_per_node, "")
+        return (full, float(cluster.memory)) if cluster.memory >= LITTLE_LESS * full.memory else (cluster, 0.0)
 
     def _uses(self) -> tuple[AxisMode, ...]:
         return tuple(c for c in parse_constraints(self.constrain) if isinstance(c, AxisMode))
@@ -220,8 +230,9 @@ class Stages(Pass):
         counts = [self.stages] if self.stages else list(range(1, min(layers, devices) + 1))
         flying = _in_flight(module, self.schedule)
         shapes = tuple(parse_mesh(text) for text in self.meshes.split(",") if text)
+        full, memory = self._full(module, cluster)
         search = StageSearch(
-            module, cluster, flying, 0.0, self.solver, self.whole_sums, shapes, self.rough, self.axes, self._uses()
+            module, full, flying, memory, self.solver, self.whole_sums, shapes, self.rough, self.axes, self._uses()
         )
         if self.remat:
             again = clone_module(module)

@@ -225,10 +225,7 @@ class StageSearch:
         layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
         if self.rough:
             return self.estimates[entry(choice)].parts(*layers)
-        cost = self.cost_of(choice)
-        first = self.groups[choice.option].first
-        alone = self.profiler.cost(layers, mesh, 1, self.memory, first)
-        flying = 1 if cost == alone else self.in_flight.at(choice.in_flight)
+        first, flying = self.groups[choice.option].first, self.in_flight.at(choice.in_flight)
         return self.profiler.parts(layers, mesh, flying, self.memory, first)
 
     def exact_wait(self, choice: StageChoice) -> float:
@@ -237,18 +234,10 @@ class StageSearch:
         return self.in_flight.exact_wait(cost.microbatch_seconds, cost.step_seconds, lambda: self.parts_of(choice))
 
     def _evaluate(self, choice: StageChoice) -> None:
-        """The exact cost of an entry.
-
-        A solution that needs m bytes with one microbatch in flight needs at most q·m with q: where that fits, it is
-        the optimum for q as well.
-        """
+        """The exact cost of an entry."""
         layers, mesh = (choice.first, choice.last), self.mesh(choice.option)
-        in_flight = self.in_flight.at(choice.in_flight)
-        first = self.groups[choice.option].first
-        cost = self.profiler.cost(layers, mesh, 1, self.memory, first)
-        if cost.feasible and in_flight * cost.memory_bytes > self.limit(choice.option):
-            cost = self.profiler.cost(layers, mesh, in_flight, self.memory, first)
-        self.evaluated[entry(choice)] = cost
+        first, flying = self.groups[choice.option].first, self.in_flight.at(choice.in_flight)
+        self.evaluated[entry(choice)] = self.profiler.cost(layers, mesh, flying, self.memory, first)
 
     def _nothing_fits(self, stages: Sequence[int], table: Tables) -> CompileError:
         location = self.module.operation.location

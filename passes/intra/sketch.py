@@ -9,7 +9,7 @@ layers the program has.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from alpa_mlir.passes.costs.memory import Ids, Moments
@@ -114,6 +114,12 @@ class Sketch:
         recipes = [_told(recipe) for recipe in self.recipes]
         microbatches = self.program.microbatches
         return digest(recipes, weights, functions, incoming, *arrays, list(self.edge_kinds), microbatches)
+
+    def keeping(self, times: int) -> Sketch:
+        """The same with `times` times as many copies kept."""
+        kept = replace(self, moments=self.moments.keeping(times))
+        vars(kept)["unlimited"] = self.unlimited
+        return kept
 
     def choices(self, enumerator: Enumerator) -> list[StrategySet]:
         """The strategies of each recipe on a mesh. CompileError where what users want cannot be."""

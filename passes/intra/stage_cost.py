@@ -123,9 +123,8 @@ class StageProfiler:
             self._graphs[two] = graph_on(self.sketch(layers), enumerator)
         if key not in self._graphs:
             graph = self._graphs[two]
-            moments = graph.moments.keeping(in_flight - 1)
-            sketch = replace(graph.sketch, moments=moments)
-            self._graphs[key] = replace(graph, moments=moments, sketch=sketch)
+            sketch = graph.sketch.keeping(in_flight - 1)
+            self._graphs[key] = replace(graph, moments=sketch.moments, sketch=sketch)
         return self._graphs[key]
 
     def sketch(self, layers: Layers) -> Sketch:

@@ -114,8 +114,8 @@ class Enumerator:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """All that prices depend on: links, memory, speeds, without names."""
-        return self.links.content, self.links.memory_bandwidth, replace(self.cluster, name="", first=0)
+        """All that prices depend on: links, speeds, without names and without how much memory there is."""
+        return self.links.content, self.links.memory_bandwidth, replace(self.cluster, name="", first=0, memory=0)
 
     def edge(self, kind: EdgeKind) -> int:
         """The number of a kind of edge in `edge_kinds`."""
