@@ -48,7 +48,9 @@ class InFlight:
 
     def wait(self, prices: RangePrices) -> Table:
         """Seconds by which a step takes longer where a stage is the slowest (the bottleneck of the dynamic program)."""
-        result: Table = (self.microbatches - 1) * self.pace(prices) + prices.once
+        waits = self.microbatches - 1
+        # Ranges that cannot be take for ever, and none of that is not a number.
+        result: Table = waits * self.pace(prices) + prices.once if waits else prices.once
         return result
 
     def exact_wait(self, seconds: float, once: float, parts: Callable[[], StageParts]) -> float:
