@@ -18,13 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp2, inf, log2
 
+from alpa_mlir.passes.inter.schedules import EAGER, GPIPE
 from alpa_mlir.passes.inter.search import FURTHER
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.settings import (
     AUTO,
-    EAGER,
     FULL,
-    GPIPE,
     INTERLEAVED,
     PARTLY,
     SIMPLE,
@@ -113,7 +112,8 @@ class Forecasts:
         eager = wishes.schedule == AUTO and not wishes.given and self.trains
         for flying in ("", EAGER) if eager else ("",):
             base, again = wishes.setting(count, wishes.least_remat, flying), wishes.setting(count, self._again, flying)
-            least, expected = (floor(count, self._floors(flying), gain) for gain in (GAIN, 0.0))
+            floors = self._floors(flying)
+            least, expected = (floor(count, floors, gain) for gain in (GAIN, 0.0))
             if flying and not 0.0 < least < (1 - HIDDEN) * floor(count, self._floors(""), GAIN):
                 return
             plain = quickest(self._of(base))

@@ -185,10 +185,10 @@ class Road:
             attempt = replace(attempt, error=error)
         else:
             attempt = replace(attempt, remarks=tuple(remarks))
-            for stage in read_stages(module).values():
-                self.chosen.setdefault("x".join(map(str, stage.mesh.shape)))
+            meshes_found = [stage.mesh for stage in read_stages(module).values()]
+            self.chosen |= dict.fromkeys("x".join(map(str, mesh.shape)) for mesh in meshes_found)
             if rough and not setting.interleaved:
-                self.sizes[setting] = {stage.mesh.device_count for stage in read_stages(module).values()}
+                self.sizes[setting] = {mesh.device_count for mesh in meshes_found}
             if setting.interleaved and rough and self.options.cluster.nodes >= LARGE:
                 pipeline = read_pipeline(module)
                 self.chunks[setting] = len(pipeline) // len(set(pipeline))

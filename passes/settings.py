@@ -15,9 +15,8 @@ from alpa_mlir.passes.intra.words import needed_text
 
 AUTO, NONE, FULL, PARTLY = "auto", "none", "full", "partly"
 """Rematerialisation: to be chosen; of no layers, of all; of those that memory demands, stage by stage."""
-INTERLEAVED, SIMPLE, EAGER, GPIPE = "interleaved", "1f1b", "eager-1f1b", "gpipe"
+INTERLEAVED, SIMPLE = "interleaved", "1f1b"
 FORWARD_ONLY = "inference"
-
 
 WORTH = 0.01
 """What is more complicated, or takes long to find out, must gain more than this part of a step."""

@@ -13,9 +13,9 @@ import numpy as np
 
 from alpa_mlir.passes.inter.layout import Table
 from alpa_mlir.passes.inter.pricing import PARTS, UPDATE, RangePrices
+from alpa_mlir.passes.inter.schedules import EAGER, GPIPE
 from alpa_mlir.passes.intra.stage_parts import StageParts
 
-EAGER = "eager-1f1b"
 ARRIVALS = PARTS.index("receive_forward")
 
 
@@ -32,7 +32,7 @@ class InFlight:
 
     def at(self, stages_left: int) -> int:
         """Microbatches in flight."""
-        if self.schedule == "gpipe":
+        if self.schedule == GPIPE:
             return self.microbatches
         if self.schedule == EAGER:
             return min(2 * stages_left - 1, self.microbatches)
@@ -46,11 +46,12 @@ class InFlight:
         result: Table = np.maximum(work, arrivals)
         return result
 
-    def wait(self, prices: RangePrices) -> Table:
-        """Seconds by which a step takes longer where a stage is the slowest (the bottleneck of the dynamic program)."""
+    def wait(self, prices: RangePrices, times: int = 1) -> Table:
+        """Seconds by which a step takes longer where a stage is the slowest (the bottleneck of the dynamic program), of
+        microbatches `times` as small as those of these prices."""
         waits = self.microbatches - 1
         # Ranges that cannot be take for ever, and none of that is not a number.
-        result: Table = waits * self.pace(prices) + prices.once if waits else prices.once
+        result: Table = waits * self.pace(prices) / times + prices.once if waits else prices.once
         return result
 
     def exact_wait(self, seconds: float, once: float, parts: Callable[[], StageParts]) -> float:

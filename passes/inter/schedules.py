@@ -33,6 +33,7 @@ FORWARD = "forward"
 BACKWARD = "backward"
 WEIGHT = "weight"
 PARTS = (FORWARD, BACKWARD, WEIGHT)
+EAGER, GPIPE = "eager-1f1b", "gpipe"
 
 Parts = npt.NDArray[np.int64]
 """[tasks, 3]: which of PARTS, of which microbatch, in which stage."""
@@ -127,8 +128,8 @@ def _zero_bubble(lane: int, pipeline: Pipeline, factor: int) -> Parts:
 
 _ORDERS: dict[str, Callable[[int, Pipeline], Parts]] = {
     "1f1b": _one_forward_one_backward,
-    "eager-1f1b": partial(_one_forward_one_backward, factor=2),
-    "gpipe": _gpipe,
+    EAGER: partial(_one_forward_one_backward, factor=2),
+    GPIPE: _gpipe,
     "interleaved": _one_forward_one_backward,
     "zero-bubble": partial(_zero_bubble, factor=1),
     "zero-bubble-h2": partial(_zero_bubble, factor=2),
@@ -137,7 +138,7 @@ _ORDERS: dict[str, Callable[[int, Pipeline], Parts]] = {
 KINDS = tuple(_ORDERS)
 SPLIT_BACKWARD = ("zero-bubble", "zero-bubble-h2")
 """Kinds that run the weight part apart from the backward part."""
-ONE_CHUNK = ("1f1b", "eager-1f1b", *SPLIT_BACKWARD)
+ONE_CHUNK = ("1f1b", EAGER, *SPLIT_BACKWARD)
 """Kinds for lanes of one stage each."""
 
 

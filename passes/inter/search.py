@@ -18,11 +18,12 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.inter.dp import Partition, StageChoice
-from alpa_mlir.passes.inter.in_flight import EAGER, InFlight
+from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.inter.meshes import MESH_AXES, idle_axes, node_sizes, pack, submesh_shapes
 from alpa_mlir.passes.inter.partial_remat import layers_again, offer_mixtures
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.inter.schedules import EAGER
 from alpa_mlir.passes.inter.tables import Entry, Tables, entry
 from alpa_mlir.passes.intra.constraints import AxisMode
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
@@ -154,10 +155,7 @@ class StageSearch:
         if self.kept is not None:
             self.kept.options = self.options
             kept = Tables(self.kept, stages)
-            self.floor, self.eager = (
-                kept.unlimited,
-                kept.without_memory(stages, replace(self.in_flight, schedule=EAGER)),
-            )
+            self._note_floors(kept, stages)
             offer_mixtures(table, kept)
         return table
 
@@ -169,14 +167,18 @@ class StageSearch:
     def _look_around(self, table: Tables, found: Partition | None, stages: Sequence[int]) -> None:
         """Note what other settings may want to know."""
         if self.kept is None:
-            self.useful, self.floor = tuple(self.shapes[m] for m in table.useful()), table.unlimited
-            self.eager = table.without_memory(stages, replace(self.in_flight, schedule=EAGER)) if self.rough else 0.0
+            self.useful = tuple(self.shapes[m] for m in table.useful())
+            self._note_floors(table, stages)
         if self.rough and (found is None or found.cost > (1 + SHORT) * self.floor):
             ahead: list[float] = []
             for times in FURTHER:
                 if len(ahead) < NEAR or ahead[-1] > (1 + ENOUGH) * self.floor:
                     ahead.append(table.ahead(stages, times))
             self.ahead = tuple(ahead)
+
+    def _note_floors(self, table: Tables, stages: Sequence[int]) -> None:
+        self.floor = table.unlimited
+        self.eager = table.without_memory(stages, replace(self.in_flight, schedule=EAGER)) if self.rough else 0.0
 
     def check_state(self) -> None:
         """StateDoesNotFit where state, gradient sums and the gradients of a microbatch beside them (rules M1 and M6)

@@ -21,7 +21,9 @@ import numpy as np
 
 from alpa_mlir.passes.inter.schedules import (
     BACKWARD,
+    EAGER,
     FORWARD,
+    GPIPE,
     PARTS,
     SPLIT_BACKWARD,
     WEIGHT,
@@ -195,7 +197,7 @@ def _measured(kind: str, costs: Sequence[StageCosts], lanes: Sequence[_Lane]) ->
     ends = [max([lane.finish.max(), *(u.finish for u in _updates(n, costs, lane))]) for n, lane in enumerate(lanes)]
     period = max(lane.finish[-1] - lane.start[0] for lane in lanes)
     busy = sum(float((lane.finish - lane.start).sum()) for lane in lanes)
-    bubble = max(0.0, 1.0 - busy / (period * len(lanes))) if period > 0 else 0.0
+    bubble = _bubble(busy, period, len(lanes))
     return Step(float(max(ends)), float(period), float(bubble), tuple(_peak(kind, costs, lane) for lane in lanes))
 
 
@@ -203,7 +205,12 @@ def idle_share(lanes: Sequence[Sequence[Span]]) -> tuple[float, float]:
     """(period, bubble) of the microbatches' boxes of each lane, in order."""
     period = max((boxes[-1].finish - boxes[0].start for boxes in lanes if boxes), default=0.0)
     busy = sum(b.finish - b.start for boxes in lanes for b in boxes)
-    return period, max(0.0, 1.0 - busy / (period * len(lanes))) if period > 0 else 0.0
+    return period, _bubble(busy, period, len(lanes))
+
+
+def _bubble(busy: float, period: float, lanes: int) -> float:
+    """The part of the period that lanes stand idle; `busy`: the seconds that they work, all together."""
+    return max(0.0, 1.0 - busy / (period * lanes)) if period > 0 else 0.0
 
 
 def _updates(number: int, costs: Sequence[StageCosts], lane: _Lane) -> list[Span]:
@@ -253,5 +260,5 @@ def training_kinds(stages: int, lanes: int, apart: bool) -> tuple[str, ...]:
     if stages == 1:
         return ("1f1b",)
     if lanes != stages:
-        return ("interleaved", "gpipe")
-    return ("1f1b", "eager-1f1b", "gpipe", *(SPLIT_BACKWARD if apart else ()))
+        return ("interleaved", GPIPE)
+    return ("1f1b", EAGER, GPIPE, *(SPLIT_BACKWARD if apart else ()))

@@ -185,7 +185,7 @@ class Tables:
         for offer in self.offers:
             size, prices = self.sizes.index(self._size(offer.option)), offer.prices
             repeated = prices.repeated / times
-            wait = (flying.microbatches - 1) * flying.pace(prices) / times + prices.once
+            wait = flying.wait(prices, times)
             room = self.search.limit(offer.option) * (1 + SLACK)
             for q in range(shape[0]):
                 fits = ordered & (prices.memory(flying.at(q + 1), times) <= room)
@@ -234,10 +234,8 @@ class Tables:
                 continue
             known = self.search.evaluated.get((q, i, j, offer.option))
             if known is None:
-                latency, wait = (
-                    float(offer.prices.repeated[i, j]),
-                    float(self.search.in_flight.wait(offer.prices)[i, j]),
-                )
+                latency = float(offer.prices.repeated[i, j])
+                wait = float(self.search.in_flight.wait(offer.prices)[i, j])
                 fits = offer.prices.memory(self.search.in_flight.at(q + 1))[i, j] <= self._room(offer.option)
             else:
                 latency, fits = known.microbatch_seconds, known.feasible
