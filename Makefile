@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	# Where Python may write no bytecode while it runs, each of the many processes below would compile all our modules.
 	$(BIN)/python -m compileall -q alpa_mlir dialect passes runtime examples/models
-	# Compile the loops of the second solver engine once; numba keeps them.
+	# Compile the loops of the planner and of the second solver engine once; numba keeps them.
 	$(BIN)/alpa-mlir-solve --engine search examples/instance.json > /dev/null 2>&1
+	$(BIN)/alpa-mlir-plan tests/runtime/mlp_step.mlir --cluster cpu --devices-per-node 4 --no-cache -o /dev/null > /dev/null 2>&1
 	touch $(STAMP)
 
 # Export a GPT training step, plan it for 4 devices (2 stages of 2, 4 microbatches), train 20 steps under mpirun on a small
