@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import func
@@ -130,7 +131,14 @@ class Group:
         return Interface(operands, results, len(pairs), tuple(results.index(new) for new in pairs.values()), inner)
 
     def function(self, module: ir.Module, interface: Interface) -> StageFunction:
-        """One function that calls all: its text as a module, and its boundary."""
+        """One function that calls all."""
+        kinds = [[self.main.type_of(ref) for ref in refs] for refs in (interface.operands, interface.results)]
+        arguments, results = (tuple([Tensor(k.shape, k.element, k.sharding) for k in side]) for side in kinds)
+        write = partial(self._text, module, interface)
+        return StageFunction(self.name, write, arguments, results, tuple(range(interface.donated)), interface.into)
+
+    def _text(self, module: ir.Module, interface: Interface) -> str:
+        """The function as a module."""
         main, mesh = self.main, self.calls[0].mesh
         types = [[main.type_of(ref) for ref in refs] for refs in (interface.operands, interface.results)]
         found = functions(module)
@@ -151,9 +159,7 @@ class Group:
                 made[call.function].attributes["sym_name"] = ir.StringAttr.get(f"part_{number}")
                 made[call.function].attributes["sym_visibility"] = ir.StringAttr.get("private")
             alone.operation.verify()
-            text = print_module(alone)
-        arguments, results = (tuple([Tensor(k.shape, k.element, k.sharding) for k in side]) for side in types)
-        return StageFunction(self.name, text, arguments, results, tuple(range(interface.donated)), interface.into)
+            return print_module(alone)
 
     def _fill(self, block: ir.Block, interface: Interface, functions: Mapping[str, ir.Operation]) -> None:
         """The calls, and the return."""

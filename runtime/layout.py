@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from alpa_mlir.runtime.platform import Choice, bind, check_unshared, gpu_names, 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST_KEPT, _MOST_KEPT, _ARENAS = 1 << 30, (1 << 31) - 1, 2
 """Bytes: the most that glibc accepts."""
+LONGEST_WAIT = 30.0
+"""Seconds until jax is left to find out why its group's first rank does not listen."""
 GPU_SHARE = 0.9
 """The part of a GPU's memory that XLA takes at the start; NCCL's buffers and CUDA's contexts need the rest."""
 
@@ -145,11 +148,14 @@ def connect(layout: Layout, communicator: Any, choice: Choice | None = None) -> 
     if communicator is not None:
         inner = communicator.Split(group[0], rank)
         if len(group) > 1:
+            address = _meeting_point(inner)
+            if inner.rank:
+                await_listener(address)
             # jax must not guess: it would give each process one GPU by its number on the host, and to find that number
             # call a collective of all of MPI's ranks, which those of other groups do not join.
             own = None if gpus is None else list(gpus)
             jax.distributed.initialize(
-                _meeting_point(inner),
+                address,
                 inner.size,
                 inner.rank,
                 local_device_ids=own,
@@ -185,6 +191,20 @@ def disconnect() -> None:
 
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
+
+
+def await_listener(address: str, longest: float = LONGEST_WAIT) -> None:
+    """Return when somebody listens at `host:port`, or after so many seconds: a client of jax that finds nobody looks
+    again after a second."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + longest
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((host, int(port)), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _meeting_point(communicator: Any) -> str:

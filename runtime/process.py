@@ -121,6 +121,7 @@ def _agree_on_platform(job: Job, world: Any) -> Choice | None:
         mine: Choice | str = choose(job.platform, job.transport, world.size)
     except CompileError as e:
         mine = e.message
+    together(world)
     everyone = world.allgather((mine, socket.gethostname()))
     refused = next((f"{label(r, host)}: {c}" for r, (c, host) in enumerate(everyone) if isinstance(c, str)), None)
     if refused is None and any(c != mine for c, _ in everyone):
@@ -133,15 +134,15 @@ def _agree_on_platform(job: Job, world: Any) -> Choice | None:
 
 def _receive(job: Job, world: Any) -> ir.Module | None:
     """The plan from rank 0, or None where it has refused it."""
-    text: str | None = None
+    text, module = None, None
     if world.rank == 0:
         try:
-            text = _read(job.plan, world.size)[0]
+            text, _, module = _read(job.plan, world.size)
         except CompileError as e:
             print(e, file=sys.stderr, flush=True)
     together(world)
     text = world.bcast(text)
-    return None if text is None else _parse(text, job.plan)
+    return module if text is None or module is not None else _parse(text, job.plan)
 
 
 def _read(path: str, ranks: int) -> tuple[str, Plan, ir.Module]:

@@ -111,12 +111,9 @@ def paths_of(main: PlanMain) -> tuple[Path, ...]:
 
 def _donated(module: ir.Module, main: PlanMain) -> frozenset[Ref]:
     """The values whose buffers some stage function takes over."""
-    found = set()
-    functions = {s.function: extract(module, s.function) for s in main.steps if isinstance(s, Fragment)}
-    for step in main.steps:
-        if isinstance(step, Fragment):
-            found |= {step.operands[i] for i in functions[step.function].donated}
-    return frozenset(found)
+    calls = [s for s in main.steps if isinstance(s, Fragment)]
+    donated = {name: extract(module, name).donated for name in dict.fromkeys(s.function for s in calls)}
+    return frozenset(step.operands[i] for step in calls for i in donated[step.function])
 
 
 def _check_state(main: PlanMain) -> None:

@@ -53,6 +53,7 @@ class Rank:
         self._team = Team(world, watchdog)
         self._rank = self._team.rank
         self._layout = layout.arrange(plan, self._team.size, f"{job.plan}:1:1")
+        self._team.meet()  # what is collective in here would take the cores from ranks that are late
         devices = layout.connect(self._layout, world, choice)
         # These import jax, which must not be started before `connect` has said how many devices there are.
         from alpa_mlir.runtime.carriers import transfers_for
@@ -61,6 +62,7 @@ class Rank:
         from alpa_mlir.runtime.worker import Worker
 
         shared = len(self._layout.groups[self._rank]) > 1
+        self._team.meet()
         self._peers = None if self._team.size == 1 else MpiTransport(world, threaded=shared)
         if self._peers is not None:
             self._team.progress = self._peers.progress

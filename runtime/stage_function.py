@@ -6,8 +6,9 @@ partitioner turns into one.  `alpa.donate` on an argument lets a result take ove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import sdy
@@ -40,23 +41,29 @@ class Tensor:
         return f"tensor<{dims}{self.element}> sharded {self.sharding.text('mesh')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageFunction:
-    """A stage function by itself: a module's text with a public @main, and what its boundary looks like.
+    """A stage function by itself: what its boundary looks like, and how its text is made when it is asked for.
 
     The buffer of argument `donated[k]` may be taken over, as the plan means it by result `into[k]`.
     """
 
     name: str
-    text: str
+    write: Callable[[], str]
     arguments: tuple[Tensor, ...]
     results: tuple[Tensor, ...]
     donated: tuple[int, ...]
     into: tuple[int, ...] = ()
 
+    @cached_property
+    def text(self) -> str:
+        """A module with a public @main."""
+        return self.write()
+
 
 def extract(module: ir.Module, name: str) -> StageFunction:
-    """Cut the function `name` out of a module, with its mesh and whatever it calls; CompileError if it is missing."""
+    """The function `name` of a module, to be cut out with its mesh and whatever it calls; CompileError if it is
+    missing."""
     found = functions(module)
     if name not in found:
         raise CompileError(f"the module has no function @{name}", module.operation.location)
@@ -66,8 +73,8 @@ def extract(module: ir.Module, name: str) -> StageFunction:
     arguments = _tensors(kind.inputs, entries, function)
     results = _tensors(kind.results, result_attributes(function), function)
     donated = {i: int(ir.IntegerAttr(e[alpa.DONATE]).value) for i, e in enumerate(entries) if alpa.DONATE in e}
-    text = _standalone(module, found, name)
-    return StageFunction(name, text, arguments, results, tuple(donated), tuple(donated.values()))
+    write = partial(_standalone, module, found, name)
+    return StageFunction(name, write, arguments, results, tuple(donated), tuple(donated.values()))
 
 
 def _tensors(
@@ -102,9 +109,8 @@ def cut_out(module: ir.Module, found: dict[str, ir.Operation], names: Sequence[s
             alone.body.append(op.operation.clone())
     for other in dict.fromkeys(callee for name in names for callee in _callees(found, name)):
         alone.body.append(found[other].clone())
-    for function in functions(alone).values():
-        _plain(function)
-    _drop_unused_meshes(alone)
+    shardings = {attribute for function in functions(alone).values() for attribute in _plain(function)}
+    _drop_unused_meshes(alone, shardings)
     if all(mesh.device_count == 1 for mesh in meshes_of(alone).values()):
         for name in names:
             _inline_manual_computations(functions(alone)[name])
@@ -124,18 +130,24 @@ def _callees(found: dict[str, ir.Operation], name: str) -> list[str]:
     return order
 
 
-def _plain(function: ir.Operation) -> None:
-    """Drop what only the compiler reads, and say reshards as XLA's partitioner accepts them."""
-    set_argument_attributes(function, [_without_alpa(e) for e in argument_attributes(function)])
-    set_result_attributes(function, [_without_alpa(e) for e in result_attributes(function)])
+def _plain(function: ir.Operation) -> set[ir.Attribute]:
+    """Drop what only the compiler reads, and say reshards as XLA's partitioner accepts them; the shardings left."""
+    sides = [argument_attributes(function), result_attributes(function)]
+    set_argument_attributes(function, [_without_alpa(e) for e in sides[0]])
+    set_result_attributes(function, [_without_alpa(e) for e in sides[1]])
+    shardings = {entry[SHARDING] for side in sides for entry in side if SHARDING in entry}
     for op in [function, *alpa.walk(function)]:
-        for attribute in [a for a in op.attributes if a.startswith("alpa.") or a == "mesh_shape"]:
-            del op.attributes[attribute]
+        for attribute in list(op.attributes):
+            if attribute.startswith("alpa.") or attribute == "mesh_shape":
+                del op.attributes[attribute]
+            elif "sharding" in attribute:
+                shardings.add(op.attributes[attribute])
         if op.name == "sdy.reshard":
             constraint = sdy.ShardingConstraintOp(op.operands[0], op.attributes["sharding"], ip=ir.InsertionPoint(op))
             op.results[0].replace_all_uses_with(constraint.result)
     for op in [o for o in alpa.walk(function) if o.name == "sdy.reshard"]:
         op.erase()
+    return shardings
 
 
 def _inline_manual_computations(function: ir.Operation) -> None:
@@ -156,8 +168,8 @@ def _without_alpa(entry: dict[str, ir.Attribute]) -> dict[str, ir.Attribute]:
     return {name: attribute for name, attribute in entry.items() if name == SHARDING}
 
 
-def _drop_unused_meshes(module: ir.Module) -> None:
-    text = "\n".join(str(f) for f in functions(module).values())
+def _drop_unused_meshes(module: ir.Module, shardings: set[ir.Attribute]) -> None:
+    text = "\n".join(map(str, shardings))
     for op in list(module.body.operations):
         if op.operation.name == "sdy.mesh":
             name = ir.StringAttr(op.operation.attributes["sym_name"]).value

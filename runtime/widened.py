@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
@@ -50,7 +51,7 @@ def widened(function: StageFunction) -> StageFunction | None:
         tuple([replace(t, element="f32") if is_short(t.element) else t for t in side])
         for side in (function.arguments, function.results)
     ]
-    return replace(function, text=text, arguments=sides[0], results=sides[1])
+    return replace(function, write=partial(str, text), arguments=sides[0], results=sides[1])
 
 
 def _widen_constant(op: ir.Operation) -> None:

@@ -36,7 +36,7 @@ def double(store: Store, first: int = 0) -> np.ndarray:
     """2·[0, 1, 2, 3] on two devices from `first` on, by a compiler that has seen nothing; the argument is donated."""
     mesh = jax_mesh(Mesh("m", (("x", 2),)), jax.devices()[first : first + 2])
     tensor = Tensor((4,), "f32", Sharding((("x",),)))
-    run = Compiler(store).compile(StageFunction("f", TEXT, (tensor,), (tensor,), (0,)), mesh)
+    run = Compiler(store).compile(StageFunction("f", lambda: TEXT, (tensor,), (tensor,), (0,)), mesh)
     argument = jax.device_put(np.arange(4, dtype=np.float32), executable.named(mesh, tensor.sharding))
     (result,) = run(argument)
     assert argument.is_deleted()

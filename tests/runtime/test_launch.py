@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 
 import mlp_plan
@@ -11,6 +14,7 @@ import ranks
 
 from alpa_mlir.runtime import launch
 from alpa_mlir.runtime.binding import share
+from alpa_mlir.runtime.layout import await_listener
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
 CORES = [*range(8)]
@@ -112,3 +116,30 @@ def test_a_task_that_is_alone_by_mistake_says_so(
     found = ranks.run([plan])
     assert found.code == code and message in found.err, found.err
     assert "Traceback" not in found.err
+
+
+def test_whoever_joins_waits_until_somebody_listens() -> None:
+    """A client of jax that comes too early looks again after a second only."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        opened: list[float] = []
+
+        def listen() -> None:
+            time.sleep(0.2)
+            opened.append(time.monotonic())
+            server.listen()
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        await_listener(f"127.0.0.1:{server.getsockname()[1]}")
+        came = time.monotonic()
+        thread.join()
+    assert opened and 0 <= came - opened[0] < 0.15
+
+
+def test_nobody_is_waited_for_beyond_the_limit() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        begin = time.monotonic()
+        await_listener(f"127.0.0.1:{silent.getsockname()[1]}", longest=0.1)
+        assert 0.1 <= time.monotonic() - begin < 2
