@@ -402,7 +402,7 @@ def main() -> int:
     parser.add_argument("--platform", choices=("cuda", "cpu"), default="cuda", help="steps: where to run")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if unknown := [c for c in options.cases if c not in CASES]:
         parser.error(f"there is no case {unknown[0]}")
     cases = options.cases or list(CASES)
