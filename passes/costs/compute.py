@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from alpa_mlir.dialect.factors import PASS, OpFactors
 from alpa_mlir.dialect.kernels import is_product
@@ -40,11 +41,14 @@ def product_flops(factors: OpFactors, shapes: Sequence[tuple[int, ...]], result:
 
 
 def compute_seconds(
-    cluster: Cluster, dtype: str, flops: float, read: float, written: float, computed: float = 0.0
-) -> float:
-    """Seconds of a local piece: a product's operations, bytes read, written, computed point by point (C10 to C12)."""
+    cluster: Cluster, dtype: str, flops: Any, read: Any, written: Any, computed: Any = 0.0, larger: Any = max
+) -> Any:
+    """Seconds of a local piece: a product's operations, bytes read, written, computed point by point (C10 to C12).
+
+    With `larger` numpy's maximum: of many pieces, amounts being arrays.
+    """
     traffic = cluster.memory_speed
-    return max(flops / cluster.speed(dtype), read / traffic) + (written + computed / REGISTERS) / traffic
+    return larger(flops / cluster.speed(dtype), read / traffic) + (written + computed / REGISTERS) / traffic
 
 
 def compute_kind(factors: OpFactors) -> str:

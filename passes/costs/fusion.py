@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxlib.mlir import ir
 
@@ -65,13 +66,14 @@ class Traffic:
         writes = tuple(a + b for a, b in zip(self.writes, other.writes, strict=True))
         return Traffic(reads, writes, self.runs + other.runs, self.part, self.view)
 
-    def read_bytes(self, operands: Sequence[float], results: Sequence[float]) -> float:
-        """Local bytes that are read, where operands and results have these."""
-        read = [min(operands[0], results[0]), *operands[1:]] if self.part else operands
+    def read_bytes(self, operands: Sequence[Any], results: Sequence[Any], smaller: Any = min) -> Any:
+        """Local bytes that are read, where operands and results have these; with `smaller` numpy's minimum these may be
+        arrays, of many pieces."""
+        read = [smaller(operands[0], results[0]), *operands[1:]] if self.part else operands
         return sum(times * size for times, size in zip(self.reads, read, strict=True))
 
-    def written_bytes(self, results: Sequence[float]) -> float:
-        """Local bytes that are written."""
+    def written_bytes(self, results: Sequence[Any]) -> Any:
+        """Local bytes that are written, likewise."""
         return sum(times * size for times, size in zip(self.writes, results, strict=True))
 
 

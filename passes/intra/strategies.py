@@ -9,21 +9,22 @@ sequence parallelism and ZeRO are choices among these (Alpa §4.1; Shardy's op s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from math import prod
+from typing import overload
 
 import numpy as np
 
-from alpa_mlir.dialect.factors import splittable
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import Ids, Matrix, ReshardTable, transfer_cost
 from alpa_mlir.passes.costs.compute import compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import MeshLinks
-from alpa_mlir.passes.intra.outlines import Outline, orders, outlines
+from alpa_mlir.passes.intra.outline_table import OutlineTable
+from alpa_mlir.passes.intra.outlines import Form, form_of, orders, outlines
 from alpa_mlir.passes.intra.program import OpKind, OpRecord, TensorType
 from alpa_mlir.passes.intra.rules import ResultLike, Rules, obeying
 from alpa_mlir.passes.local.steps import Step, ending_steps
@@ -61,7 +62,7 @@ class StrategySet:
     seconds[i]: compute plus ending; bytes[k][i]: local bytes of result k.
     """
 
-    strategies: tuple[Strategy, ...]
+    strategies: Sequence[Strategy]
     operands: tuple[Ids, ...]
     results: tuple[Ids, ...]
     seconds: Matrix
@@ -105,6 +106,7 @@ class Enumerator:
     table: ReshardTable = field(init=False)
     edge_kinds: list[EdgeKind] = field(default_factory=list)
     _ops: dict[tuple[OpKind, bool, tuple[int, ...], Rules], StrategySet] = field(default_factory=dict)
+    _tables: dict[tuple[Form, bool, tuple[int, ...], bool], OutlineTable] = field(default_factory=dict)
     _values: dict[tuple[object, ...], StrategySet] = field(default_factory=dict)
     _edges: dict[EdgeKind, int] = field(default_factory=dict)
     _seconds: dict[int, Matrix] = field(default_factory=dict)
@@ -150,8 +152,34 @@ class Enumerator:
         key = (op.kind, partial, carried, rules)
         found = self._ops.get(key)
         if found is None:
-            strategies = _op_strategies(op, self, partial, carried, _pins(rules))
-            found = self._ops[key] = self._arrays(obeying(strategies, rules), op.result_types)
+            found = self._ops[key] = self._of_op(op, partial, carried, rules)
+        return found
+
+    def _of_op(self, op: OpRecord, partial: bool, carried: tuple[int, ...], rules: Rules) -> StrategySet:
+        made = op_strategies(op, self, partial, carried, _pins(rules))
+        if rules:
+            strategies = list(made)
+            place = {id(s): n for n, s in enumerate(strategies)}
+            made = made.only(np.array([place[id(s)] for s in obeying(strategies, rules)], dtype=np.int64))
+        if not made.table.distinct:
+            made = made.only(made.table.undominated(made.rows, made.seconds))
+        table, rows = made.table, made.rows
+        outline = table.outline[rows]
+        return StrategySet(
+            made,
+            tuple([numbers[outline] for numbers in table.operands]),
+            tuple([numbers[rows] for numbers in table.results]),
+            made.seconds,
+            tuple([t.bytes / parts[rows] for t, parts in zip(op.result_types, table.held, strict=True)]),
+        )
+
+    def outline_table(self, op: OpRecord, partial: bool, carried: tuple[int, ...], any_order: bool) -> OutlineTable:
+        """The outlines of an op on this mesh; `any_order`: axes on one factor in any order."""
+        key = (form_of(op.kind), partial, carried, any_order)
+        found = self._tables.get(key)
+        if found is None:
+            every = outlines(op.kind, _real_axes(self.mesh), partial, carried, any_order)
+            found = self._tables[key] = OutlineTable.of(every, self.mesh, self.table)
         return found
 
     def of_value(
@@ -245,55 +273,69 @@ def _real_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name, size in mesh.axes if size > 1)
 
 
-def _op_strategies(
+@dataclass(frozen=True, eq=False)
+class MadeStrategies(Sequence[Strategy]):
+    """Strategies of an op, each made where it is asked for: `rows` of a table, and what these cost."""
+
+    table: OutlineTable
+    rows: Ids
+    compute: Matrix
+    communication: Matrix
+
+    @property
+    def seconds(self) -> Matrix:
+        """What each costs once."""
+        return self.compute + self.communication
+
+    def only(self, places: Ids) -> MadeStrategies:
+        """Those at these places."""
+        return MadeStrategies(self.table, self.rows[places], self.compute[places], self.communication[places])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Strategy: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Strategy]: ...
+
+    def __getitem__(self, place: int | slice) -> Strategy | list[Strategy]:
+        if isinstance(place, slice):
+            return [self[k] for k in range(len(self))[place]]
+        row = int(self.rows[place])
+        outline = self.table.outlines[int(self.table.outline[row])]
+        results = self.table.endings[row]
+        costs = float(self.compute[place]), float(self.communication[place])
+        return Strategy(outline.held, outline.operands, results, outline.partial, *costs)
+
+
+def op_strategies(
     op: OpRecord, enumerator: Enumerator, partial: bool, carried: tuple[int, ...], any_order: bool
-) -> list[Strategy]:
-    mesh, factors = enumerator.mesh, op.factors
-    axes = _real_axes(mesh)
-    found: list[Strategy] = []
-    fits: dict[tuple[int, tuple[str, ...]], bool] = {}
-    for outline in outlines(op.kind, axes, partial, carried, any_order):
-        places = [(f, a) for f, a in enumerate(outline.held) if a]
-        for f, a in places:
-            if (f, a) not in fits:
-                fits[f, a] = splittable(factors, f, mesh.extent(a))
-        if all(fits[place] for place in places):
-            found.extend(_with_endings(op, outline, enumerator))
-    return found
+) -> MadeStrategies:
+    """All strategies of an op (see `Enumerator.of_op`); `any_order`: with axes on one factor in any order."""
+    table = enumerator.outline_table(op, partial, carried, any_order)
+    rows = table.possible(op.factors, op.result_types[0].shape if op.result_types else ())
+    seconds = np.zeros(len(rows))
+    for kind, start, per_byte in zip(op.result_types, table.start, table.per_byte, strict=True):
+        seconds = seconds + (start[rows] + per_byte[rows] * kind.bytes)
+    return MadeStrategies(table, rows, _compute(op, table, table.outline[rows], enumerator.cluster), seconds)
 
 
-def _with_endings(op: OpRecord, outline: Outline, enumerator: Enumerator) -> list[Strategy]:
-    mesh, table = enumerator.mesh, enumerator.table
-    compute = _compute(op, outline.held, outline.operands, outline.whole, enumerator)
-    numbers = [table.number(p) for p in outline.partial]
-    found = []
-    for results in outline.endings:
-        if outline.scattered and not results[0].divides(op.result_types[0].shape, mesh):
-            continue
-        pairs = zip(numbers, results, op.result_types, strict=True)
-        seconds = sum(table.pair(p, table.number(r)).at(t.bytes) for p, r, t in pairs)
-        found.append(Strategy(outline.held, outline.operands, results, outline.partial, compute, seconds))
-    return found
-
-
-def _compute(
-    op: OpRecord,
-    held: tuple[tuple[str, ...], ...],
-    operands: tuple[Sharding, ...],
-    results: tuple[Sharding, ...],
-    enumerator: Enumerator,
-) -> float:
-    mesh, factors = enumerator.mesh, op.factors
+def _compute(op: OpRecord, table: OutlineTable, outline: Ids, cluster: Cluster) -> Matrix:
+    """Seconds of an op's local piece under these outlines."""
+    nothing = np.zeros(len(outline))
     if not op.result_types or op.is_source:
-        return 0.0
-    read = [t.bytes / mesh.extent(s.axes) for s, t in zip(operands, op.operand_types, strict=True)]
-    written = [t.bytes / mesh.extent(s.axes) for s, t in zip(results, op.result_types, strict=True)]
-    split = prod(mesh.extent(axes) for axes in held)
-    flops = 0.0
+        return nothing
+    read = [t.bytes / parts[outline] for t, parts in zip(op.operand_types, table.reads, strict=True)]
+    written = [t.bytes / parts[outline] for t, parts in zip(op.result_types, table.written, strict=True)]
+    flops = nothing
     if op.kind.compute == "product":
-        flops = product_flops(factors, [t.shape for t in op.operand_types], op.result_types[0].shape) / split
+        whole = product_flops(op.factors, [t.shape for t in op.operand_types], op.result_types[0].shape)
+        flops = whole / table.split[outline]
     traffic = op.kind.traffic
     computed = traffic.runs * sum(read[:1] if op.kind.compute == "reduction" else written)
     dtype = op.operand_types[0].dtype if op.operand_types else op.result_types[0].dtype
-    moved = traffic.read_bytes(read, written), traffic.written_bytes(written)
-    return compute_seconds(enumerator.cluster, dtype, flops, *moved, computed)
+    moved = traffic.read_bytes(read, written, np.minimum), traffic.written_bytes(written)
+    seconds: Matrix = compute_seconds(cluster, dtype, flops, *moved, computed, np.maximum) + nothing
+    return seconds

@@ -6,14 +6,17 @@ import pytest
 from op_kinds import ROWS
 
 from alpa_mlir.dialect.context import make_context, parse_module
+from alpa_mlir.dialect.factors import splittable
 from alpa_mlir.dialect.linear import is_linear
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import load_cluster
+from alpa_mlir.passes.costs.compute import compute_seconds, product_flops
 from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.intra.outlines import outlines
 from alpa_mlir.passes.intra.program import OpRecord, Program
 from alpa_mlir.passes.intra.program_reader import read_program
-from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, _op_strategies, value_shardings
+from alpa_mlir.passes.intra.strategies import Enumerator, Strategy, op_strategies, value_shardings
 from alpa_mlir.passes.local.device_placement import place
 
 DOT = """
@@ -95,7 +98,7 @@ def test_the_localiser_reads_every_strategy_of_every_op_kind_as_meant(shape: tup
         op = program.ops[-1]
         everything = tuple(range(op.captured))
         carried = everything if len(op.result_types) == 1 and is_linear(op.op, frozenset(everything)) else ()
-        strategies = _op_strategies(op, enumerator, True, carried, len(shape) == 2)
+        strategies = op_strategies(op, enumerator, True, carried, len(shape) == 2)
         assert strategies and strategies[0].factor_axes == ((),) * len(op.factors.sizes), row.name
         sized = [f for f, n in enumerate(op.factors.sizes) if n > 1]
         for s in strategies:
@@ -103,6 +106,56 @@ def test_the_localiser_reads_every_strategy_of_every_op_kind_as_meant(shape: tup
             assert [placed.axes[f] for f in sized] == [s.factor_axes[f] for f in sized], row.name
             assert tuple(step for steps in placed.endings for step in steps) == s.ending, row.name
             assert placed.carried == tuple(a for a in mesh.axis_names if any(a in o.partial for o in s.operands))
+
+
+def one_by_one(op: OpRecord, enumerator: Enumerator, carried: tuple[int, ...]) -> list[Strategy]:
+    """The undominated strategies of an op, each looked at by itself."""
+    mesh, table, found = enumerator.mesh, enumerator.table, dict[tuple[object, ...], Strategy]()
+    for o in outlines(op.kind, tuple(n for n, size in mesh.axes if size > 1), True, carried, False):
+        if not all(splittable(op.factors, f, mesh.extent(axes)) for f, axes in enumerate(o.held) if axes):
+            continue
+        read = [t.bytes / mesh.extent(s.axes) for s, t in zip(o.operands, op.operand_types, strict=True)]
+        written = [t.bytes / mesh.extent(s.axes) for s, t in zip(o.whole, op.result_types, strict=True)]
+        seconds, flops, traffic = 0.0, 0.0, op.kind.traffic
+        if op.kind.compute == "product":
+            flops = product_flops(op.factors, [t.shape for t in op.operand_types], op.result_types[0].shape)
+            flops /= mesh.extent(tuple(a for axes in o.held for a in axes))
+        if op.result_types and not op.is_source:
+            computed = traffic.runs * sum(read[:1] if op.kind.compute == "reduction" else written)
+            moved = traffic.read_bytes(read, written), traffic.written_bytes(written)
+            dtype = (*op.operand_types, *op.result_types)[0].dtype
+            seconds = compute_seconds(enumerator.cluster, dtype, flops, *moved, computed)
+        for results in o.endings:
+            if o.scattered and not results[0].divides(op.result_types[0].shape, mesh):
+                continue
+            pairs = zip(o.partial, results, op.result_types, strict=True)
+            ended = sum(table.pair(table.number(p), table.number(r)).at(t.bytes) for p, r, t in pairs)
+            made = Strategy(o.held, o.operands, results, o.partial, seconds, ended)
+            best = found.setdefault((made.operands, made.results), made)
+            if seconds + ended < best.compute + best.communication:
+                found[made.operands, made.results] = made
+    return list(found.values())
+
+
+@pytest.mark.parametrize("shape", [(2,), (3,), (2, 2), (4, 2), (2, 2, 2)], ids=str)
+def test_strategies_reckoned_at_once_are_those_reckoned_one_by_one(shape: tuple[int, ...]) -> None:
+    """To the last bit, for every kind of op."""
+    context, mesh, cluster = make_context(), Mesh.from_shape("m", shape), load_cluster("dgx-h100")
+    enumerator = Enumerator(mesh_links(mesh, cluster), cluster)
+    for row in ROWS:
+        program = read_program(row.module(context))
+        for op in program.ops:
+            everything = tuple(range(op.captured))
+            linear = len(op.result_types) == 1 and is_linear(op.op, frozenset(everything))
+            for carried in {(), everything if linear else ()}:
+                found = enumerator.of_op(op, True, carried)
+                assert list(found.strategies) == one_by_one(op, enumerator, carried), row.name
+                assert found.seconds.tolist() == [s.compute + s.communication for s in found.strategies]
+                for k, t in enumerate(op.result_types):
+                    held = [t.bytes / mesh.extent(s.results[k].axes) for s in found.strategies]
+                    assert found.bytes[k].tolist() == held
+                numbers = [[enumerator.table.number(x) for x in s.operands] for s in found.strategies]
+                assert [list(n) for n in zip(*found.operands, strict=True)] == numbers or not found.operands
 
 
 def test_shardings_of_a_value() -> None:
@@ -148,5 +201,5 @@ def test_strategies_stand_in_the_same_order_whatever_was_met_before() -> None:
         assert set(made.results[0]) > set(numbers)
         copies = enumerator.of_copy(op.result_types[0], made.results[0])
         stored = enumerator.of_value(op.result_types[0], partial=True)
-        found.append((made.strategies, copies.strategies, stored.strategies))
+        found.append([tuple(one.strategies) for one in (made, copies, stored)])
     assert found[0] == found[1]
