@@ -6,8 +6,9 @@ cut in two or resharded on the way is in them.  `alpa-schedule` plays them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import ClassVar
 
@@ -24,10 +25,14 @@ from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.links import MeshLinks, mesh_links, pair_link
 from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
 from alpa_mlir.passes.inter.estimates import ESTIMATE
-from alpa_mlir.passes.local.equal_functions import Anonymous
+from alpa_mlir.passes.local.equal_functions import Anonymous, Key
+from alpa_mlir.passes.memo import noted
 from alpa_mlir.passes.registry import Pass, register
+from alpa_mlir.passes.streams import Maker, side_by_side
 
 PARTS = ("forward", "backward", "weight", "update", "prologue")
+LONG = 20_000
+"""From how many values read on functions are priced side by side: it is a quarter of a second's work."""
 
 
 @register
@@ -73,18 +78,45 @@ def local_bytes(kind: MeshTensor, stage: Stage) -> float:
 def _price_functions(
     module: ir.Module, main: PlanMain, links: Mapping[str, MeshLinks], parts: Mapping[str, Cluster]
 ) -> dict[str, FunctionCost]:
-    found = functions(module)
-    costs: dict[str, FunctionCost] = {}
-    equal: dict[tuple[object, ...], FunctionCost] = {}
-    anonymous = Anonymous()
+    found, known = functions(module), _known()
+    keys: dict[str, Key] = {}
+    new: dict[Key, Maker] = {}
     for call in (s for s in main.steps if isinstance(s, Fragment)):
-        function, at = found[call.function], links[call.mesh]
-        key = (anonymous.key(function, call.mesh), at.content, parts[call.mesh])
-        if key not in equal:
-            equal[key] = price_function(function, at, parts[call.mesh])
-        costs[call.function] = equal[key]
-        _write_cost(function, equal[key])
+        function, at, part = found[call.function], links[call.mesh], parts[call.mesh]
+        key = keys[call.function] = (*known.names.key(function, call.mesh), at.content, part)
+        if key not in known.costs:
+            new.setdefault(key, partial(_cost, function, at, part))
+    with side_by_side(list(new.values()), sum(map(_length, new)) >= LONG) as streams:
+        known.costs.update(zip(new, streams.advance(range(len(new))), strict=True))
+    costs = {name: known.costs[key] for name, key in keys.items()}
+    for name, cost in costs.items():
+        _write_cost(found[name], cost)
     return costs
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What functions cost in this planning, by what is in them: a plan that is made again has many of them again."""
+
+    names: Anonymous
+    costs: dict[Key, FunctionCost]
+
+
+def _known() -> _Known:
+    notes = noted(Price.name)
+    if not notes:
+        notes.append(_Known(Anonymous(), {}))
+    found: _Known = notes[0]
+    return found
+
+
+def _cost(function: ir.Operation, links: MeshLinks, part: Cluster) -> Iterator[FunctionCost]:
+    yield price_function(function, links, part)
+
+
+def _length(key: Key) -> int:
+    """About how many values a function reads."""
+    return len(key[1]) if isinstance(key[1], tuple) else 0
 
 
 def _write_cost(function: ir.Operation, cost: FunctionCost) -> None:

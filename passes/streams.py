@@ -59,9 +59,9 @@ def working(streams: Callable[[Sequence[Maker]], Streams]) -> Iterator[None]:
 
 
 @contextmanager
-def side_by_side(makers: Sequence[Maker]) -> Iterator[Streams]:
-    """The iterators that these make, each made where it is advanced."""
-    streams = _OPEN.get()(makers)
+def side_by_side(makers: Sequence[Maker], long: bool = True) -> Iterator[Streams]:
+    """The iterators that these make, each made where it is advanced; `long`: it is worth starting processes for."""
+    streams = _OPEN.get()(makers) if long else InOrder(makers)
     try:
         yield streams
     finally:
