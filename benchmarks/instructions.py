@@ -46,10 +46,12 @@ class Clock:
     def watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same call, its time added up."""
 
+        now = time.perf_counter
+
         def run(*arguments: Any) -> Any:
-            start = time.perf_counter()
+            start = now()
             result = call(*arguments)
-            self.seconds += time.perf_counter() - start
+            self.seconds += now() - start
             return result
 
         return run
@@ -110,7 +112,8 @@ def measure(path: Path, steps: int, platform: str = "cpu") -> tuple[list[Row], i
     inside, waiting = Clock(), Clock()
     transfers.wait_until = waiting.watched(transfers.wait_until)
     transfers.Transfers.until_computed = waiting.watched(transfers.Transfers.until_computed)  # type: ignore
-    transfers.assemble = devices.assemble = inside.watched(transfers.assemble)
+    make = transfers.assembler
+    transfers.assembler = devices.assembler = lambda *kind: inside.watched(make(*kind))
     transfers.parted, transfers.copied = inside.watched(transfers.parted), inside.watched(transfers.copied)
     copy = inside.watched(memory.HostMemory.copy)
     memory.HostMemory.copy = lambda self, *rest: copy(self, *rest)  # type: ignore

@@ -20,7 +20,7 @@ from alpa_mlir.dialect.staged import MeshTensor
 from alpa_mlir.dialect.tiles import Box, Placement, tiles, within
 from alpa_mlir.runtime.executable import dtype_of, jax_mesh, named
 from alpa_mlir.runtime.transport.base import Array, Held
-from alpa_mlir.runtime.transport.memory import assemble, parted
+from alpa_mlir.runtime.transport.memory import assembler, parted
 
 HOST = "host"
 """The mesh of one device that stands for rank 0's host memory."""
@@ -86,12 +86,8 @@ class Submeshes:
         """`put` for tensors of one kind, which knows all but the array."""
         everything, own = tuple((0, n) for n in kind.shape), self.own_tiles(kind)
         windows, devices = [within(box, everything) for box in own.values()], [self._devices[d] for d in own]
-        shape, dtype, sharding = kind.shape, dtype_of(kind.element), self.sharding(kind)
-
-        def put(whole: Array) -> jax.Array:
-            return assemble(shape, dtype, sharding, [np.asarray(whole[window]) for window in windows], devices)
-
-        return put
+        make = assembler(kind.shape, dtype_of(kind.element), self.sharding(kind), devices)
+        return lambda whole: make([np.asarray(whole[window]) for window in windows])
 
     def put_tiles(self, tile: Callable[[Box], Array], kind: MeshTensor) -> jax.Array:
         """A tensor of which `tile` gives any box, each of this rank's asked for once."""
@@ -110,4 +106,4 @@ class Submeshes:
 
     def _assemble(self, parts: dict[int, Held], kind: MeshTensor) -> jax.Array:
         devices = [self._devices[device] for device in parts]
-        return assemble(kind.shape, dtype_of(kind.element), self.sharding(kind), list(parts.values()), devices)
+        return assembler(kind.shape, dtype_of(kind.element), self.sharding(kind), devices)(list(parts.values()))

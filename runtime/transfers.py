@@ -35,7 +35,7 @@ from alpa_mlir.runtime.transport.base import (
     Window,
     wait_until,
 )
-from alpa_mlir.runtime.transport.memory import assemble, copied, parted
+from alpa_mlir.runtime.transport.memory import assembler, copied, parted
 
 TAGS_PER_TRANSFER = 1 << 14
 """More than the pieces that go from one endpoint to another in one transfer."""
@@ -127,9 +127,9 @@ class Transfers:
         if not share.spots:
             return _nothing
         landings, spots, take, early = self._landing, share.spots, side.memory.take, side.memory.early
-        dtype, placed, make = share.dtype, [spot for spot, _ in share.placed], _assembler(share)
+        dtype, placed = share.dtype, [spot for spot, _ in share.placed]
         together = partial(side.together, (path.source.mesh, path.target.mesh))
-        makes = path.target.mesh != HOST and not share.whole
+        make = _assembler(share) if share.sharding is not None and not share.whole else None
         moves = [self._landed(r, transfer) for r in share.moves]
         rounds = [
             (
@@ -144,7 +144,7 @@ class Transfers:
         def expect() -> None:
             buffers = {spot: take(shape, dtype, spot[0]) for spot, shape in spots}
             landing = landings[transfer] = _Landing(buffers, copies)
-            if makes:
+            if make is not None:
                 # Made before anybody waits for it.
                 landing.made = early(make, [buffers[spot] for spot in placed])
             with together():
@@ -287,15 +287,10 @@ class _Landing:
         return not self._open
 
 
-def _assembler(share: Share) -> Callable[[Sequence[Held]], jax.Array]:
+def _assembler(share: Share) -> Callable[[list[Held]], jax.Array]:
     """Makes a tensor of its parts."""
-    shape, dtype, sharding, devices = share.shape, share.dtype, share.sharding, share.devices
-
-    def make(parts: Sequence[Held]) -> jax.Array:
-        assert sharding is not None, "only values of a submesh are put together"
-        return assemble(shape, dtype, sharding, parts, devices)
-
-    return make
+    assert share.sharding is not None, "only values of a submesh are put together"
+    return assembler(share.shape, share.dtype, share.sharding, share.devices)
 
 
 def _whole_taker(share: Share, side: Side, owned: bool) -> _Taker:
@@ -303,10 +298,11 @@ def _whole_taker(share: Share, side: Side, owned: bool) -> _Taker:
     local, shards, make = side.local, side.memory.shards, _assembler(share)
     moved, devices, untested = list(share.whole), share.devices, [()] * len(share.placed)
     order = [moved.index(spot) for spot, _ in share.placed]
+    in_order = order == list(range(len(moved)))
 
     def take(whole: Sequence[Message], transfer: int, what: str) -> jax.Array:
         found = local.take(whole)
-        parts = [found[n] for n in order]
+        parts = found if in_order else [found[n] for n in order]
         if owned:
             parts = [_own(part, device) for part, device in zip(parts, devices, strict=True)]
         return make(shards(parts, untested, owned))

@@ -10,7 +10,6 @@ import gc
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ class Memory(ABC):
 
     @abstractmethod
     def shards(self, parts: Sequence[Held], landed: Sequence[Sequence[Test]], owned: bool) -> list[Held]:
-        """What `assemble` takes, one part for each device: `parts` are buffers, with their boxes, or arrays.
+        """What an assembled tensor is made of, a part for each device; `parts` are buffers, with boxes, or arrays.
 
         `owned`: a program will overwrite them.
         """
@@ -50,25 +49,22 @@ class Memory(ABC):
     def rehearse(self, shape: tuple[int, ...], dtype: np.dtype[Any], window: Window, endpoint: int) -> None:  # noqa: B027
         """Do now what the first move of such a box out of or into a tile would have to prepare."""
 
-    def early(self, make: Callable[[Sequence[Buffer]], jax.Array], parts: Sequence[Buffer]) -> jax.Array | None:
+    def early(self, make: Callable[[list[Buffer]], jax.Array], parts: list[Buffer]) -> jax.Array | None:
         """What `make` makes of buffers in which nothing has landed yet; None where it would not see what lands."""
         return None
 
 
-def assemble(
-    shape: tuple[int, ...], dtype: np.dtype[Any], sharding: NamedSharding, parts: Sequence[Held], devices: Sequence[Any]
-) -> jax.Array:
-    """A tensor from one part for each device of this process: host arrays, or arrays of any device."""
+def assembler(
+    shape: tuple[int, ...], dtype: np.dtype[Any], sharding: NamedSharding, devices: Sequence[Any]
+) -> Callable[[list[Held]], jax.Array]:
+    """Makes tensors from one part for each device of this process: host arrays, or arrays of any device."""
     # What jax.device_put ends in, without its 40 µs of looking at pytrees and types.
-    made: jax.Array = xla_client.batched_device_put(_aval(shape, dtype), sharding, list(parts), list(devices))
-    return made
-
-
-_aval = lru_cache(maxsize=1024)(jax.core.ShapedArray)
+    put, aval, places = xla_client.batched_device_put, jax.core.ShapedArray(shape, dtype), list(devices)
+    return lambda parts: put(aval, sharding, parts, places)
 
 
 def parted(value: jax.Array, order: list[int] | None = None) -> dict[int, Held]:
-    """The parts of a tensor on this process's devices, by jax's number of the device: `assemble` undone.
+    """The parts of a tensor on this process's devices, by jax's number of the device: `assembler` undone.
 
     `order`, empty at first, remembers these numbers from tensor to tensor of one sharding: asking for all that jax says
     of the parts takes 20 µs.  (Where all devices hold the same, jax names the parts in no other way.)
@@ -133,7 +129,7 @@ class HostMemory(Memory):
         """See `Memory`."""
         return list(parts)
 
-    def early(self, make: Callable[[Sequence[Buffer]], jax.Array], parts: Sequence[Buffer]) -> jax.Array | None:
+    def early(self, make: Callable[[list[Buffer]], jax.Array], parts: list[Buffer]) -> jax.Array | None:
         """See `Memory`: it sees it where XLA has taken the buffers over as they are, which GPUs never do."""
         if not self._shared:
             return None

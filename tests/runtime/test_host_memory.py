@@ -14,7 +14,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.runtime.executable import jax_mesh
 from alpa_mlir.runtime.transport.base import Array, Held, Message, Test, Window
 from alpa_mlir.runtime.transport.local import LocalTransport
-from alpa_mlir.runtime.transport.memory import HostMemory, assemble
+from alpa_mlir.runtime.transport.memory import HostMemory, assembler
 from alpa_mlir.runtime.transport.mpi import _Arrival
 
 SHAPE, F32 = (64, 64), np.dtype(np.float32)
@@ -31,7 +31,7 @@ def test_a_buffer_is_free_when_its_message_has_landed_and_its_array_is_gone() ->
         landed.append(arrival)  # some transfers are remembered for long
         buffer[...] = value
         assert arrival.part_landed() and arrival()
-        made = assemble(SHAPE, F32, sharding, [buffer], jax.devices()[:1])
+        made = assembler(SHAPE, F32, sharding, jax.devices()[:1])([buffer])
         assert made.unsafe_buffer_pointer() == buffer.ctypes.data
         assert np.asarray(made + 1).max() == value + 1
         del buffer
@@ -52,7 +52,7 @@ def test_an_array_made_before_its_boxes_land_sees_them() -> None:
     memory, devices = HostMemory(), jax.devices()[:2]
     sharding = NamedSharding(jax_mesh(Mesh("m", (("x", 2),)), devices), PartitionSpec("x"))
     halves = [memory.take((32, 64), F32, 0) for _ in devices]
-    made = memory.early(lambda parts: assemble(SHAPE, F32, sharding, parts, devices), halves)
+    made = memory.early(assembler(SHAPE, F32, sharding, devices), halves)
     assert made is not None
     for number, half in enumerate(halves):
         half[...] = number + 1
@@ -65,7 +65,7 @@ def test_an_array_that_cannot_live_in_its_buffers_is_not_made_early() -> None:
     crooked = np.zeros(64 * 64 * 4 + 64, np.uint8)
     start = -crooked.ctypes.data % 64 + 4
     buffer = crooked[start : start + 64 * 64 * 4].view(F32).reshape(SHAPE)
-    assert HostMemory().early(lambda parts: assemble(SHAPE, F32, sharding, parts, device), [buffer]) is None
+    assert HostMemory().early(assembler(SHAPE, F32, sharding, device), [buffer]) is None
 
 
 def test_two_threads_that_look_for_a_copy_make_it_once() -> None:
