@@ -51,6 +51,11 @@ def compute_seconds(
     return larger(flops / cluster.speed(dtype), read / traffic) + (written + computed / REGISTERS) / traffic
 
 
+def adding_seconds(sums: float, cluster: Cluster) -> float:
+    """Seconds to add what a microbatch makes to so many bytes of sums: two values are read, one is written (C11)."""
+    return 3 * sums / cluster.memory_speed
+
+
 def compute_kind(factors: OpFactors) -> str:
     """Which rule prices an op: product (C10), reduction (C11), point by point (fused) or other (moved)."""
     if is_product(factors):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from alpa_mlir.passes.inter.layout import Table
-from alpa_mlir.passes.inter.pricing import PARTS, UPDATE, RangePrices
+from alpa_mlir.passes.inter.pricing import RangePrices
 from alpa_mlir.passes.inter.schedules import EAGER, GPIPE
+from alpa_mlir.passes.inter.skeleton import PARTS, UPDATE
 from alpa_mlir.passes.intra.stage_parts import StageParts
 
 ARRIVALS = PARTS.index("receive_forward")
@@ -38,12 +39,12 @@ class InFlight:
             return min(2 * stages_left - 1, self.microbatches)
         return 1 if self.schedule == "inference" else min(stages_left, self.microbatches)
 
-    def pace(self, prices: RangePrices) -> Table:
-        """Seconds that a stage needs for each further microbatch."""
+    def pace(self, prices: RangePrices, times: int = 1) -> Table:
+        """Seconds that a stage needs for each further microbatch, `times` as small as those of these prices."""
         if self.schedule != EAGER:
-            return prices.repeated
+            return prices.of_smaller(prices.repeated, times)
         work, arrivals = prices.seconds[:ARRIVALS].sum(axis=0), prices.seconds[ARRIVALS:UPDATE].max(axis=0)
-        result: Table = np.maximum(work, arrivals)
+        result: Table = np.maximum(prices.of_smaller(work, times), arrivals / times)
         return result
 
     def wait(self, prices: RangePrices, times: int = 1) -> Table:
@@ -51,7 +52,7 @@ class InFlight:
         microbatches `times` as small as those of these prices."""
         waits = self.microbatches - 1
         # Ranges that cannot be take for ever, and none of that is not a number.
-        result: Table = waits * self.pace(prices) / times + prices.once if waits else prices.once
+        result: Table = waits * self.pace(prices, times) + prices.once if waits else prices.once
         return result
 
     def exact_wait(self, seconds: float, once: float, parts: Callable[[], StageParts]) -> float:

@@ -52,7 +52,8 @@ class ListedStages:
         for prices in self._made[mesh.shape]:
             held = float(prices.memory(in_flight, times)[layers])
             if held <= memory_limit:
-                found.append(StageCost(float(prices.repeated[layers]) / times, float(prices.once[layers]), held, True))
+                seconds = prices.of_smaller(prices.repeated, times)
+                found.append(StageCost(float(seconds[layers]), float(prices.once[layers]), held, True))
         microbatches = times * self.pricer.program.microbatches
         worst = StageCost(float("inf"), float("inf"), float("inf"), False)
         return min(found, key=lambda c: c.microbatch_seconds * microbatches + c.step_seconds, default=worst)

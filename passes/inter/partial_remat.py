@@ -20,7 +20,8 @@ from itertools import zip_longest
 import numpy as np
 
 from alpa_mlir.passes.inter.layout import Table
-from alpa_mlir.passes.inter.pricing import PARTS, RangePrices
+from alpa_mlir.passes.inter.pricing import RangePrices
+from alpa_mlir.passes.inter.skeleton import PARTS
 from alpa_mlir.passes.inter.tables import Tables
 
 ADDED = tuple(f.name for f in fields(RangePrices) if f.name != "working")

@@ -16,40 +16,31 @@ optimum would treat better. The stages of the partition chosen are priced exactl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
+from alpa_mlir.passes.costs.compute import adding_seconds
 from alpa_mlir.passes.costs.links import mesh_links
-from alpa_mlir.passes.inter.fold_layers import NotFoldable, segment_groups
-from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
+from alpa_mlir.passes.inter.layout import Ids, Layout, Table
+from alpa_mlir.passes.inter.skeleton import OFTEN, PARTS, UPDATE, WEIGHT, Skeleton, read_skeleton
 from alpa_mlir.passes.inter.tied import TiedGraph, TiedSketch
 from alpa_mlir.passes.intra.compiled import compiled
 from alpa_mlir.passes.intra.program import Program
-from alpa_mlir.passes.intra.sketch import Sketch, SketchNode
+from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.sketch_stage import sketch_stage
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.memo import digest, remembered
 
-Flags = npt.NDArray[np.bool_]
-OFTEN = ("microbatch", "main")
-"""Functions that run once per microbatch."""
 PRICES = (0.03, 0.12, 0.5, 2.0, 8.0, 1000.0)
 """Prices on memory, as the part of a stage's seconds that its whole memory would cost."""
-
-
-PARTS = ("forward", "backward", "weight", "receive_forward", "receive_backward", "update")
-"""Where seconds go, as in `StageParts`; the last once per step, the others once per microbatch."""
-UPDATE, WEIGHT = PARTS.index("update"), PARTS.index("weight")
-_ARRIVALS = {p: PARTS.index("receive_forward" if p == "forward" else "receive_backward") for p in PARTS[:3]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +61,20 @@ class RangePrices:
     least_kept: Table
     """What any labelling on this mesh stores and keeps at least."""
     apart: Table
+    adding: Table
+    """Seconds to add a microbatch to the sums; those of all but the first are part of `seconds`."""
 
     @cached_property
     def repeated(self) -> Table:
         """Seconds of one microbatch."""
         result: Table = self.seconds[:UPDATE].sum(axis=0)
+        return result
+
+    def of_smaller(self, seconds: Table, times: int) -> Table:
+        """What `seconds` of work on one microbatch become where microbatches are `times` as small, and as many: each is
+        added to sums as large as before."""
+        # Ranges that cannot be take for ever, and none of that is not a number.
+        result: Table = seconds / times + self.adding * (1 - 1 / times) if times > 1 else seconds
         return result
 
     @property
@@ -102,143 +102,6 @@ class RangePrices:
         seconds = dict(zip(PARTS, self.seconds[:, i, j].tolist(), strict=True))
         bytes_held = {f"{k}_bytes": float(getattr(self, k)[i, j]) for k in ("stored", "kept", "working")}
         return StageParts(**seconds, **bytes_held, weight_bytes=float(self.apart[i, j]))
-
-
-@dataclass(frozen=True, eq=False)
-class Skeleton:
-    """What prices need of the whole program beside its costs: the same on every mesh.
-
-    Per node: its `layer`, the `part` (number in PARTS) that its seconds belong to, the part that a transfer of its
-    value belongs to (`arrival`), whether its value is `stored` always, is `kept` per microbatch in flight, is read by a
-    weight part that comes after it (`apart`).
-    Per edge: layer and part of its consumer.
-    """
-
-    sketch: Sketch
-    layout: Layout
-    layer: Ids
-    part: Ids
-    arrival: Ids
-    stored: Flags
-    kept: Flags
-    apart: Flags
-    edge_layer: Ids
-    edge_part: Ids
-    values: tuple[tuple[int, int], ...]
-    """(node, result) of values used in other layers than their own."""
-    entries: Table
-    """[values, ranges]: how many copies of each enter a range of search layers."""
-
-    @cached_property
-    def content(self) -> str:
-        """A digest of everything here."""
-        per_node = [self.layer, self.part, self.arrival, self.stored, self.kept, self.apart]
-        arrays = [*per_node, self.edge_layer, self.edge_part]
-        return digest(self.sketch.content, self.layout, *(a.tobytes() for a in arrays), self.values)
-
-
-def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
-    """From the sketch of the whole program with two microbatches in flight."""
-    nodes = sketch.nodes
-    layer = np.array(_layers_of_nodes(sketch), dtype=np.int64)
-    part = np.array(_parts_of_nodes(sketch, _groups(layout)), dtype=np.int64)
-    kinds = [sketch.edge_kinds[k] for k in sketch.kinds.tolist()]
-    once = np.array([k.function not in OFTEN for k in kinds], dtype=bool)
-    used: dict[tuple[int, int], set[int]] = {}
-    reader = sketch.ends[:, 1]
-    for e in np.flatnonzero(layer[sketch.ends[:, 0]] != layer[reader]).tolist():
-        u, v = sketch.ends[e].tolist()
-        if not _from_host(nodes[u]) and layer[u] < layout.placed:
-            used.setdefault((u, kinds[e].result), set()).update(layout.users(int(layer[v])))
-    flows = [Flow(int(layer[u]), tuple(sorted(layers - {int(layer[u])}))) for (u, _), layers in used.items()]
-    counted = {flow: layout.entries(flow).ravel() for flow in dict.fromkeys(flows)}
-    kept = np.zeros(len(nodes), dtype=bool)
-    for spans in sketch.moments.spans:
-        kept[spans.node[spans.kept > 0]] = True
-    stored = np.zeros(len(nodes), dtype=bool)
-    stored[sketch.moments.stored] = True
-    apart = np.zeros(len(nodes), dtype=bool)
-    apart[_held_for(sketch, sketch.ends[part[reader] == WEIGHT, 0])] = True
-    apart &= (part != WEIGHT) & (part != UPDATE)
-    arrival = np.array([_ARRIVALS.get(PARTS[p], UPDATE) for p in part.tolist()], dtype=np.int64)
-    is_slot = np.array([n.source.op < 0 and not n.incoming for n in nodes], dtype=bool)
-    # A result stored in a slot is resharded where it is made.
-    payer = np.where(is_slot[reader], sketch.ends[:, 0], reader)
-    return Skeleton(
-        sketch,
-        layout,
-        layer,
-        part,
-        arrival,
-        stored,
-        kept,
-        apart,
-        layer[reader],
-        np.where(once, UPDATE, part[payer]),
-        tuple(used),
-        np.array([counted[flow] for flow in flows]).reshape(len(flows), layout.count**2),
-    )
-
-
-def _held_for(sketch: Sketch, nodes: Ids) -> Ids:
-    """The nodes that are held where these are read: what is copied for some products only is held as its origin."""
-    origin = np.arange(len(sketch.nodes))
-    held = np.zeros(len(sketch.nodes), dtype=bool)
-    held[list(sketch.moments.counted())] = True
-    copies = ~held[sketch.ends[:, 1]]
-    origin[sketch.ends[copies, 1]] = sketch.ends[copies, 0]
-    return np.where(held[nodes], nodes, origin[nodes])
-
-
-def _groups(layout: Layout) -> list[int]:
-    """A number for each layer, equal for those that no stage is cut between, as far as all copies are alike."""
-    try:
-        groups = segment_groups(layout)
-    except NotFoldable:
-        groups = list(range(layout.placed))
-    return [*groups, *range(layout.placed, layout.layers)]
-
-
-def _parts_of_nodes(sketch: Sketch, group: Sequence[int]) -> list[int]:
-    """The part of each node; weight: backward ops that no op of another group of layers waits for."""
-    program = sketch.program
-    awaited: set[int] = set()
-    for op in reversed(program.ops):
-        if op.function == "microbatch":
-            for source in op.operands:
-                if source.op >= 0 and (op.number in awaited or group[program.ops[source.op].layer] != group[op.layer]):
-                    awaited.add(source.op)
-    found = []
-    for node in sketch.nodes:
-        if node.source.op < 0 or node.function not in OFTEN:
-            found.append(UPDATE)
-            continue
-        phase = program.ops[node.source.op].phase or "forward"
-        weight = phase == "backward" and node.source.op not in awaited
-        found.append(PARTS.index("weight" if weight else phase))
-    return found
-
-
-def _from_host(node: SketchNode) -> bool:
-    return node.source.slot.startswith("batch") or node.source.slot == "index"
-
-
-def _layers_of_nodes(sketch: Sketch) -> list[int]:
-    """Ops know their layer; a stored value lives where it is made, or else with its first user."""
-    program, nodes = sketch.program, sketch.nodes
-    made = {f.slot: program.ops[f.source.op].layer for f in program.feeds if f.source.op >= 0}
-    lowest: dict[int, int] = {}
-    for u, v in sketch.ends.tolist():
-        op = nodes[v].source.op
-        if op >= 0:
-            lowest[u] = min(program.ops[op].layer, lowest.get(u, program.ops[op].layer))
-    found = []
-    for number, node in enumerate(nodes):
-        if node.source.op >= 0:
-            found.append(program.ops[node.source.op].layer)
-        else:
-            found.append(made.get(node.source.slot, lowest.get(number, 0)))
-    return [max(0, k) for k in found]
 
 
 class Pricer:
@@ -310,9 +173,12 @@ def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePric
     for part in sorted(set(skeleton.arrival[nodes].tolist())):
         seconds[part] += ((arrive * (skeleton.arrival[nodes] == part)) @ skeleton.entries).reshape(size)
     seconds[:UPDATE] /= microbatches
+    sums = layout.sums(_by_layer(skeleton, held * skeleton.sums))
+    adding = sums * adding_seconds(1.0, graph.enumerator.cluster)
+    seconds[WEIGHT] += adding * (1 - 1 / microbatches)
     least = _stored_and_kept(skeleton, graph.per_node(lambda c: graph.choices[c].least_held))
     fixed = (*_stored_and_kept(skeleton, held), *_working(skeleton, held), *least)
-    return RangePrices(seconds, *fixed, _with_arriving(skeleton, held * skeleton.apart))
+    return RangePrices(seconds, *fixed, _with_arriving(skeleton, held * skeleton.apart), adding)
 
 
 def _stored_and_kept(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:

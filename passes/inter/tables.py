@@ -184,7 +184,7 @@ class Tables:
         ordered = np.triu(np.ones(shape[1:3], dtype=bool))
         for offer in self.offers:
             size, prices = self.sizes.index(self._size(offer.option)), offer.prices
-            repeated = prices.repeated / times
+            repeated = prices.of_smaller(prices.repeated, times)
             wait = flying.wait(prices, times)
             room = self.search.limit(offer.option) * (1 + SLACK)
             for q in range(shape[0]):

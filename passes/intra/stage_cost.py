@@ -25,7 +25,7 @@ from alpa_mlir.passes.intra.program_reader import read_program
 from alpa_mlir.passes.intra.restrictions import Restrictions, restrict_uses
 from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.intra.sketch_stage import sketch_stage
-from alpa_mlir.passes.intra.stage_parts import StageParts, stage_parts
+from alpa_mlir.passes.intra.stage_parts import StageParts, adding, stage_parts
 from alpa_mlir.passes.intra.strategies import Enumerator
 from alpa_mlir.passes.intra.too_small import alive
 
@@ -152,9 +152,9 @@ def step_seconds(costs: Sequence[StageCost], microbatches: int) -> float:
 
 
 def split_seconds(graph: StageGraph, labels: tuple[int, ...], program: Program) -> tuple[float, float]:
-    """(seconds of one microbatch, seconds once per step) of a labelling."""
+    """(seconds of one microbatch, seconds once per step) of a labelling; adding to sums is of the microbatch."""
     repeated, once = graph.seconds(labels, program)
-    return repeated / program.microbatches, once
+    return repeated / program.microbatches + adding(graph, labels, program), once
 
 
 def stage_cost(

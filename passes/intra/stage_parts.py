@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxlib.mlir import ir
 
+from alpa_mlir.passes.costs.compute import adding_seconds
 from alpa_mlir.passes.intra.graph import Node, StageGraph
-from alpa_mlir.passes.intra.problem import Array
 from alpa_mlir.passes.intra.program import OpRecord, Program
 
 
@@ -70,7 +70,7 @@ def stage_parts(
         seconds[part.removeprefix("receive_")] += float(graph.enumerator.edge_seconds(kind)[a, b])
     often = {name: total / program.microbatches for name, total in seconds.items() if name != "update"}
     held = np.array([h[x] for h, x in zip(graph.held, labels, strict=True)])
-    often["weight"] += _accumulation(graph, held, program)
+    often["weight"] += adding(graph, labels, program)
     stored = float(held[graph.moments.stored].sum())
     activations = sum(float((held[s.node] * s.kept).sum()) for s in kept.moments.spans)
     peak = float(graph.usage(labels).max(initial=0.0))
@@ -95,10 +95,10 @@ def _read_by_weights(graph: StageGraph, program: Program, awaited: set[int]) -> 
     return sorted({u if u in held else maker.get(u, u) for u in found})
 
 
-def _accumulation(graph: StageGraph, held: Array, program: Program) -> float:
-    """Seconds of one microbatch to add it to the sums: all but the first read two values and write one."""
-    sums = sum(float(held[node]) for name, node in graph.of_slot.items() if name.startswith("sum:"))
-    return 3 * sums / graph.enumerator.cluster.memory_speed * (1 - 1 / program.microbatches)
+def adding(graph: StageGraph, labels: Sequence[int], program: Program) -> float:
+    """Seconds of one microbatch, on an average, to add it to the sums: the first is not added to anything."""
+    sums = sum(float(graph.held[node][labels[node]]) for name, node in graph.of_slot.items() if name.startswith("sum:"))
+    return adding_seconds(sums, graph.enumerator.cluster) * (1 - 1 / program.microbatches)
 
 
 def _part_of_node(node: Node, program: Program, awaited: set[int]) -> str:

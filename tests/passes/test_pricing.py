@@ -66,6 +66,22 @@ def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> N
     assert free.step(MICROBATCHES) == pytest.approx(MICROBATCHES * free.repeated[0, 3] + free.once[0, 3])
 
 
+def test_a_microbatch_is_added_to_the_sums(gpt: ir.Module) -> None:
+    """Each but the first reads two values and writes one, of what sums there are on a device; smaller ones as much."""
+    cluster, mesh = load_cluster("cpu"), Mesh.from_shape("stage", (2,))
+    profiler = StageProfiler(gpt, cluster)
+    free = next(Pricer(profiler.program, read_layout(gpt)).prices(mesh, 2, 0.5, cluster))
+    graph = profiler.graph((1, 2), mesh, 2)
+    cost, parts = profiler.cost((1, 2), mesh, 2, 1e15), profiler.parts((1, 2), mesh, 2, 1e15)
+    received = parts.receive_forward + parts.receive_backward
+    assert cost.microbatch_seconds == pytest.approx(parts.forward + parts.backward + parts.weight + received)
+    least = sum(3 * float(graph.held[v].min()) for s, v in graph.of_slot.items() if s.startswith("sum:"))
+    most = sum(3 * float(graph.held[v].max()) for s, v in graph.of_slot.items() if s.startswith("sum:"))
+    assert 0.0 < least <= free.adding[1, 2] * cluster.memory_speed <= most
+    smaller = free.of_smaller(free.repeated, 4)[1, 2]
+    assert 4 * smaller - free.repeated[1, 2] == pytest.approx(3 * free.adding[1, 2])
+
+
 def test_gradients_of_a_microbatch_are_held_beside_their_sums(gpt: ir.Module) -> None:
     profiler = StageProfiler(gpt, load_cluster("cpu"))
     graph = profiler.graph((0, 3), Mesh.from_shape("stage", (1,)), 1)
