@@ -4,12 +4,15 @@ Of a number of microbatches that was tried it is known how long a step would tak
 *floor*), and where memory is short, how long with more microbatches, each smaller (`Attempt.ahead`): at prices of the
 larger ones, so rather too little. For other numbers:
 
-* floors lie between those of their neighbours. Beyond all that were tried, where they rose from one number to the
-  next, they rise as much with each further one; where they fell, by half as much with each.
+* where the number of stages is given, floors follow the curve that a pipeline's do (`along`), through the two nearest
+  that are known. Else stages differ from one number to another, and floors lie between those of their neighbours;
+  beyond all that were tried, where they rose from one number to the next, they rise as much with each further one;
+  where they fell, by half as much with each.
 * within memory a step takes as long as was looked ahead to from the next fewer; what did not fit does not with fewer
   either.
 
-Layers that run again lengthen a step by the part SOME at least, where most of them must by the part ALL.
+Layers that run again lengthen a step by the part SOME at least, where most of them must by the part ALL; where all of
+them do, by as much as with any other number.
 """
 
 from __future__ import annotations
@@ -55,13 +58,44 @@ class Seen:
     fits: bool
 
 
-def floor(count: int, floors: Mapping[int, float], gain: float = 0.0) -> float:
+def along(count: int, floors: Mapping[int, float], stages: int) -> float:
+    """The floor of a number of microbatches by one or two others, of so many stages: about
+
+        f(M) = work + fill / M + each · M
+
+    The work of a step is the same however many microbatches it is split into. `fill / M` is how long the pipeline
+    fills and drains, of p stages the part (p - 1) / (M + p - 1) of a step at most, with equal stages. `each` is what
+    every microbatch costs besides (sums are added to, weights read); 0 where only one floor is known.
+    """
+    least = min(floors)
+    fill = floors[least] * (stages - 1) / (1 + (stages - 1) / least)
+    each = 0.0
+    for more in floors:
+        if more > least:
+            each = max(0.0, (floors[more] - floors[least] + fill * (1 / least - 1 / more)) / (more - least))
+    return floors[least] + fill * (1 / count - 1 / least) + each * (count - least)
+
+
+def nearest(count: int, floors: Mapping[int, float]) -> dict[int, float]:
+    """Two floors at most, those of the nearest numbers of microbatches: of fewer and of more where there are both."""
+    fewer = sorted((n for n in floors if n < count), reverse=True)
+    more = sorted(n for n in floors if n > count)
+    chosen = [fewer[0], more[0]] if fewer and more else (fewer or more)[:2]
+    return {n: floors[n] for n in chosen}
+
+
+def floor(count: int, floors: Mapping[int, float], gain: float = 0.0, stages: int = 0) -> float:
     """About the seconds of a step if memory were no object, by those of other numbers of microbatches; 0: unknown.
 
-    `gain`: the part by which they may fall from one number to the next, where it is not known how they do.
+    `gain`: the part by which they may fall from one number to the next, where it is not known how they do. `stages`:
+    how many there are with any number of microbatches; 0: not known.
     """
     if count in floors:
         return floors[count]
+    if stages and floors:
+        known = nearest(count, floors)
+        fewer_than_known = len(known) == 1 and count < min(known)
+        return along(count, known, stages) * exp2(fewer_than_known * log2(min(known) / count) * log2(1 - gain))
     fewer = sorted((n for n in floors if n < count), reverse=True)
     more = sorted(n for n in floors if n > count)
     if fewer and more:
@@ -108,30 +142,50 @@ class Forecasts:
     def of(self, count: int) -> Iterator[tuple[Setting, float, float]]:
         """Settings of a number of microbatches that were not tried, about the seconds of their steps at least, and
         those by which they are put in order."""
-        wishes, tried = self.wishes, self.attempts
-        eager = wishes.schedule == AUTO and not wishes.given and self.trains
-        for flying in ("", EAGER) if eager else ("",):
-            base, again = wishes.setting(count, wishes.least_remat, flying), wishes.setting(count, self._again, flying)
-            floors = self._floors(flying)
-            least, expected = (floor(count, floors, gain) for gain in (GAIN, 0.0))
-            if flying and not 0.0 < least < (1 - HIDDEN) * floor(count, self._floors(""), GAIN):
+        for flying in self._schedules:
+            least, expected = (self._floor(count, flying, gain) for gain in (GAIN, 0.0))
+            if flying and not 0.0 < least < (1 - HIDDEN) * self._floor(count, "", GAIN):
                 return
-            plain = quickest(self._of(base))
-            if base not in tried:
-                plain = self._within_memory(base)
-                # Stages that wait for transfers have the same prices, and may do better under other schedules.
-                first = base if replace(base, flying="") in tried else replace(base, flying="")
-                yield first, max(least, plain), max(expected, plain) * (1 + FAR * self.distance(count))
-            if wishes.remat == AUTO and self.trains and again not in tried and self._short(base, plain):
-                part = SOME if plain < inf else ALL
-                if base in tried and not tried[base].floor:
-                    part = UNKNOWN
-                # The longer a step is without recomputation, the more layers must run again.
-                longer = min(max(log2(plain / expected), 0.0), MOST) if 0 < plain < inf and expected else MOST
-                if plain == inf:
-                    least = expected
-                at_least, expected = (self._lengthened(again, seconds, part) for seconds in (least, expected))
-                yield again, at_least, expected * (1 + FAR * longer)
+            base = self.wishes.setting(count, self.wishes.least_remat, flying)
+            plain = quickest(self._of(base)) if base in self.attempts else self._within_memory(base)
+            if base not in self.attempts:
+                far = 1 + FAR * self.distance(count)
+                yield self._first(base), max(least, plain), max(expected, plain) * far
+            again = self.wishes.setting(count, self._again, flying)
+            if self._may_run_again(base, again, plain):
+                yield again, *self._again_in(again, base, plain, least, expected)
+
+    @property
+    def _schedules(self) -> tuple[str, ...]:
+        """The schedules whose microbatches in flight stages may be found for: the usual one, and eager ones."""
+        eager = self.wishes.schedule == AUTO and not self.wishes.given and self.trains
+        return ("", EAGER) if eager else ("",)
+
+    def _first(self, base: Setting) -> Setting:
+        """The setting to try first: stages that wait for transfers have the same prices, and may do better under other
+        schedules."""
+        waiting = replace(base, flying="")
+        return base if waiting in self.attempts else waiting
+
+    def _may_run_again(self, base: Setting, again: Setting, plain: float) -> bool:
+        """Whether a setting is left to try where layers run again, and memory may be too short without."""
+        free = self.wishes.remat == AUTO and self.trains
+        return free and again not in self.attempts and self._short(base, plain)
+
+    def _again_in(
+        self, again: Setting, base: Setting, plain: float, least: float, expected: float
+    ) -> tuple[float, float]:
+        """About the seconds of a step whose layers run again, at least, and those by which it is put in order; by what
+        is known of one where none do: `plain` seconds within memory, `least` and `expected` without limit."""
+        part = SOME if plain < inf else ALL
+        if base in self.attempts and not self.attempts[base].floor:
+            part = UNKNOWN
+        # The longer a step is without recomputation, the more layers must run again.
+        longer = min(max(log2(plain / expected), 0.0), MOST) if 0 < plain < inf and expected else MOST
+        if plain == inf:
+            least = expected
+        at_least, expected = (self._lengthened(again, seconds, part) for seconds in (least, expected))
+        return at_least, expected * (1 + FAR * longer)
 
     @property
     def _again(self) -> str:
@@ -144,21 +198,28 @@ class Forecasts:
 
     def _short(self, base: Setting, plain: float) -> bool:
         """Whether memory may be too short for what would be quicker; `plain`: seconds without recomputation."""
-        if base not in self.attempts and plain > (1 + SOME) * floor(base.microbatches, self._floors(base.flying)):
+        if base not in self.attempts and plain > (1 + SOME) * self._floor(base.microbatches, base.flying):
             return True
         rows = self._of(base) or self._of(replace(base, flying=""))
         return any(isinstance(r.error, DoesNotFit) or (r.bytes or 0.0) > HALF * self.wishes.memory for r in rows)
 
     def _lengthened(self, again: Setting, least: float, part: float) -> float:
         """Seconds of a step whose layers run again at least: the floor lengthened by a part, or, as far as it is known
-        of more microbatches, by as much as there: fewer need more memory."""
+        of other numbers of microbatches, by as much as there: where all run again if memory were no object, and within
+        memory with more, for fewer need more of it."""
         floors = self._floors(again.flying)
-        for more in sorted(floors):
-            setting = replace(again, microbatches=more)
-            if more > again.microbatches and setting in self.attempts:
-                known = quickest(self._of(self.found.get(setting, setting)))
-                part = max(part, known / floors[more] - 1 if known < inf else 0.0)
+        for count in sorted(floors):
+            setting = replace(again, microbatches=count)
+            if setting in self.attempts:
+                known = [self.attempts[setting].floor if again.remat == FULL else 0.0]
+                if count > again.microbatches:
+                    known.append(quickest(self._of(self.found.get(setting, setting))))
+                part = max([part, *(seconds / floors[count] - 1 for seconds in known if 0.0 < seconds < inf)])
         return max(least * (1 + part), self._within_memory(again))
+
+    def _floor(self, count: int, flying: str, gain: float = 0.0) -> float:
+        """Seconds of a step if memory were no object, as far as known or foreseen."""
+        return floor(count, self._floors(flying), gain, self.wishes.stages)
 
     def _floors(self, flying: str) -> dict[int, float]:
         """Seconds of a step if memory were no object, by number of microbatches, as far as known; `flying`: under which

@@ -142,6 +142,9 @@ class JointChoice:
         self._explore()
         self._try_interleaving()
         while self.hopeless is None:
+            if not self.left() and not self.rejected:
+                # What came back was not foreseen at all: it may be short of memory, and others need less.
+                self._explore()
             possible = self.left()
             if not possible:
                 return

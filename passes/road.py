@@ -89,9 +89,16 @@ class Road:
         counts = self.counts(normal)
         given = read_pipeline(normal) if alpa.STAGES in normal.operation.attributes else ()
         memory = float(options.cluster.memory)
-        fixed, single = bool(options.mesh or given), bool(options.mesh) or options.stages == 1 or len(set(given)) == 1
+        stages = 1 if options.mesh else len(given) or options.stages
         wishes = Wishes(
-            tuple(counts), options.schedule, options.remat, memory, single, fixed, options.cluster.device_count < MANY
+            tuple(counts),
+            options.schedule,
+            options.remat,
+            memory,
+            single=stages == 1 or len(set(given)) == 1,
+            given=bool(options.mesh or given),
+            interleave=options.cluster.device_count < MANY,
+            stages=stages,
         )
         self.rough = len(counts) > 1
         self.folds = self.stop_after not in EARLY

@@ -98,8 +98,9 @@ class Attempt:
 class Wishes:
     """What the user fixed: numbers of microbatches to choose from, a schedule or auto, layers to rematerialise or auto.
 
-    `memory` in bytes per device, of those that have least. `single`: there is one stage. `given`: the user says stages
-    and meshes. `interleave`: interleaving may be tried where no schedule is given.
+    `memory` in bytes per device, of those that have least. `single`: all is on one submesh. `given`: the user says
+    stages and meshes. `interleave`: interleaving may be tried where no schedule is given. `stages`: how many there are,
+    0: to be chosen.
     """
 
     microbatches: tuple[int, ...]
@@ -109,6 +110,7 @@ class Wishes:
     single: bool = False
     given: bool = False
     interleave: bool = True
+    stages: int = 0
 
     @property
     def least_remat(self) -> str:

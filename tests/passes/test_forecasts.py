@@ -28,6 +28,23 @@ def test_floors(count: int, floors: dict[int, float], expected: float) -> None:
     assert floor(count, floors, 0.03) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("known", [(8,), (8, 1024), (128, 1024), (8, 128)])
+def test_floors_of_a_pipeline_follow_its_curve(known: tuple[int, ...]) -> None:
+    """Four equal stages; a step's work takes 32 s on each, and every microbatch 10 ms besides (none: one is known)."""
+
+    def step(count: int) -> float:
+        return (count + 3) * (32.0 / count + 0.01 * (len(known) > 1))
+
+    floors = {count: step(count) for count in known}
+    for count in (2**k for k in range(3, 11)):
+        assert floor(count, floors, 0.0, stages=4) == pytest.approx(step(count), rel=0.03)
+
+
+def test_floors_of_fewer_microbatches_may_gain_where_one_is_known() -> None:
+    assert floor(64, {128: 10.0}, 0.03, stages=1) == pytest.approx(9.7)
+    assert floor(256, {128: 10.0}, 0.03, stages=1) == pytest.approx(10.0)
+
+
 def test_memory() -> None:
     """With 8 microbatches nothing fits; with 16 times as many there is enough. 64 are solved and do not fit either."""
     seen = {8: Seen((inf, 30.0, 12.0, 10.0), False)}
