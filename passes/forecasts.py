@@ -4,10 +4,7 @@ Of a number of microbatches that was tried it is known how long a step would tak
 *floor*), and where memory is short, how long with more microbatches, each smaller (`Attempt.ahead`): at prices of the
 larger ones, so rather too little. For other numbers:
 
-* where the number of stages is given, floors follow the curve that a pipeline's do (`along`), through the two nearest
-  that are known. Else stages differ from one number to another, and floors lie between those of their neighbours;
-  beyond all that were tried, where they rose from one number to the next, they rise as much with each further one;
-  where they fell, by half as much with each.
+* floors follow from those of their neighbours (`floors.py`);
 * within memory a step takes as long as was looked ahead to from the next fewer; what did not fit does not with fewer
   either.
 
@@ -19,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import exp2, inf, log2
+from math import inf, log2
 
+from alpa_mlir.passes.floors import floor
 from alpa_mlir.passes.inter.schedules import EAGER, GPIPE
 from alpa_mlir.passes.inter.search import FURTHER
 from alpa_mlir.passes.intra.problem import DoesNotFit
@@ -39,6 +37,9 @@ from alpa_mlir.passes.settings import (
 
 SOME, ALL, HALF = 0.05, 0.1, 0.5
 """See above; where all fits into the part HALF of the memory, no layers need run again."""
+MUCH = 0.5
+"""The part by which a step takes longer at most where all layers run again: a backward pass takes longer than a forward
+pass."""
 GAIN, FAR, MOST = 0.03, 0.01, 10
 """The part of a step that twice as many microbatches, or half as many, may gain where little is known; the one that is
 expected to be lost for each time that they are twice as many or half, and that memory makes a step twice as long (so
@@ -56,58 +57,6 @@ class Seen:
 
     ahead: tuple[float, ...]
     fits: bool
-
-
-def along(count: int, floors: Mapping[int, float], stages: int) -> float:
-    """The floor of a number of microbatches by one or two others, of so many stages: about
-
-        f(M) = work + fill / M + each · M
-
-    The work of a step is the same however many microbatches it is split into. `fill / M` is how long the pipeline
-    fills and drains, of p stages the part (p - 1) / (M + p - 1) of a step at most, with equal stages. `each` is what
-    every microbatch costs besides (sums are added to, weights read); 0 where only one floor is known.
-    """
-    least = min(floors)
-    fill = floors[least] * (stages - 1) / (1 + (stages - 1) / least)
-    each = 0.0
-    for more in floors:
-        if more > least:
-            each = max(0.0, (floors[more] - floors[least] + fill * (1 / least - 1 / more)) / (more - least))
-    return floors[least] + fill * (1 / count - 1 / least) + each * (count - least)
-
-
-def nearest(count: int, floors: Mapping[int, float]) -> dict[int, float]:
-    """Two floors at most, those of the nearest numbers of microbatches: of fewer and of more where there are both."""
-    fewer = sorted((n for n in floors if n < count), reverse=True)
-    more = sorted(n for n in floors if n > count)
-    chosen = [fewer[0], more[0]] if fewer and more else (fewer or more)[:2]
-    return {n: floors[n] for n in chosen}
-
-
-def floor(count: int, floors: Mapping[int, float], gain: float = 0.0, stages: int = 0) -> float:
-    """About the seconds of a step if memory were no object, by those of other numbers of microbatches; 0: unknown.
-
-    `gain`: the part by which they may fall from one number to the next, where it is not known how they do. `stages`:
-    how many there are with any number of microbatches; 0: not known.
-    """
-    if count in floors:
-        return floors[count]
-    if stages and floors:
-        known = nearest(count, floors)
-        fewer_than_known = len(known) == 1 and count < min(known)
-        return along(count, known, stages) * exp2(fewer_than_known * log2(min(known) / count) * log2(1 - gain))
-    fewer = sorted((n for n in floors if n < count), reverse=True)
-    more = sorted(n for n in floors if n > count)
-    if fewer and more:
-        return min(floors[fewer[0]], floors[more[0]])
-    beyond = fewer or more
-    if not beyond:
-        return 0.0
-    near, steps = beyond[0], abs(log2(count / beyond[0]))
-    if len(beyond) == 1 or abs(log2(beyond[1] / near)) > 1:
-        return floors[near] * exp2(steps * log2(1 - gain))
-    rise = floors[near] - floors[beyond[1]]
-    return floors[near] + rise * (steps if rise > 0 else 1 - exp2(-steps))
 
 
 def within_memory(count: int, seen: Mapping[int, Seen]) -> float:
@@ -205,36 +154,67 @@ class Forecasts:
 
     def _lengthened(self, again: Setting, least: float, part: float) -> float:
         """Seconds of a step whose layers run again at least: the floor lengthened by a part, or, as far as it is known
-        of other numbers of microbatches, by as much as there: where all run again if memory were no object, and within
-        memory with more, for fewer need more of it."""
+        of more microbatches, by as much as there, for fewer need more memory; where all of them run again, by as much
+        as with any other number."""
         floors = self._floors(again.flying)
-        for count in sorted(floors):
-            setting = replace(again, microbatches=count)
-            if setting in self.attempts:
-                known = [self.attempts[setting].floor if again.remat == FULL else 0.0]
-                if count > again.microbatches:
-                    known.append(quickest(self._of(self.found.get(setting, setting))))
-                part = max([part, *(seconds / floors[count] - 1 for seconds in known if 0.0 < seconds < inf)])
+        if again.remat == FULL:
+            part = max(part, self._all_again)
+        for more in sorted(floors):
+            setting = replace(again, microbatches=more)
+            if more > again.microbatches and setting in self.attempts:
+                known = quickest(self._of(self.found.get(setting, setting)))
+                part = max(part, known / floors[more] - 1 if known < inf else 0.0)
         return max(least * (1 + part), self._within_memory(again))
 
+    @property
+    def _all_again(self) -> float:
+        """The part by which a step takes longer if memory were no object where all layers run again; 0: unknown."""
+        both = [(a.floor, self.attempts.get(replace(s, remat=self.wishes.least_remat))) for s, a in self._full]
+        return max((long / short.floor - 1 for long, short in both if short is not None and short.floor), default=0.0)
+
+    @property
+    def _full(self) -> list[tuple[Setting, Attempt]]:
+        """Attempts with all layers run again, where that is all that is tried of it."""
+        wanted = self.wishes.least_remat != FULL and self._again == FULL
+        return [(s, a) for s, a in self.attempts.items() if wanted and s.remat == FULL and a.floor]
+
     def _floor(self, count: int, flying: str, gain: float = 0.0) -> float:
-        """Seconds of a step if memory were no object, as far as known or foreseen."""
-        return floor(count, self._floors(flying), gain, self.wishes.stages)
+        """Seconds of a step if memory were no object, as far as known or foreseen: where only that of layers run again
+        is known, it is longer by as much as that makes it at most."""
+        shorter = self._shorter(flying) / (1 + (self._all_again or MUCH))
+        known = {s.microbatches: shorter * a.floor for s, a in self._full if s.flying == flying}
+        return floor(count, known | self._floors(flying), gain, self.wishes.stages)
 
     def _floors(self, flying: str) -> dict[int, float]:
         """Seconds of a step if memory were no object, by number of microbatches, as far as known; `flying`: under which
         schedule."""
-        wishes, found = self.wishes, dict[int, float]()
-        for setting, attempt in self.attempts.items():
-            count = setting.microbatches
-            if setting not in [wishes.setting(count, r, setting.flying) for r in (wishes.least_remat, PARTLY)]:
-                continue
-            known = [attempt.eager if flying else 0.0 if setting.flying else attempt.floor]
-            mine = [r for r in self._of(setting) if (r.schedule in EAGERLY) == bool(flying)]
-            known += [r.seconds or 0.0 for r in mine if r.schedule in (SIMPLE, EAGER) or r.error is None]
-            if any(known):
-                found[count] = min([k for k in known if k] + [found.get(count, inf)])
+        found, shorter = dict[int, float](), self._shorter(flying)
+        for setting, said, played in self._known(flying):
+            seconds = [s for s in (shorter * said, played) if 0.0 < s < inf]
+            if seconds:
+                found[setting.microbatches] = min([*seconds, found.get(setting.microbatches, inf)])
         return found
+
+    def _known(self, flying: str) -> Iterator[tuple[Setting, float, float]]:
+        """Settings that were tried without recomputation, the seconds that their attempts say (0: nothing), and those
+        when their stages are played, as far as memory does not matter (infinite: they were not)."""
+        for setting, attempt in self.attempts.items():
+            usual = [
+                self.wishes.setting(setting.microbatches, r, setting.flying) for r in (self.wishes.least_remat, PARTLY)
+            ]
+            if setting in usual:
+                said = attempt.eager if flying else 0.0 if setting.flying else attempt.floor
+                rows = self._of(setting)
+                # Given stages are the same under any schedule.
+                mine = [r for r in rows if self.wishes.given or (r.schedule in EAGERLY) == bool(flying)]
+                played = [r.seconds or inf for r in mine if r.schedule in (SIMPLE, EAGER) or r.error is None]
+                yield setting, said, min(played, default=inf)
+
+    def _shorter(self, flying: str) -> float:
+        """The part of what attempts say that a step of as many stages takes when it is played, where that is known:
+        some of the time that transfers take passes beside the work."""
+        known = [played / said for _, said, played in self._known(flying) if self.wishes.stages and said]
+        return min([1.0, *known])
 
     def _seen(self, setting: Setting) -> dict[int, Seen]:
         """What attempts say of memory that are like a setting but for the number of microbatches, by that."""
@@ -247,4 +227,5 @@ class Forecasts:
     def _within_memory(self, setting: Setting) -> float:
         """About the seconds of a step as far as memory makes it long; eager schedules need no less than others."""
         flying = ("", EAGER) if setting.flying else ("",)
-        return max(within_memory(setting.microbatches, self._seen(replace(setting, flying=f))) for f in flying)
+        seconds = max(within_memory(setting.microbatches, self._seen(replace(setting, flying=f))) for f in flying)
+        return seconds * self._shorter(setting.flying)

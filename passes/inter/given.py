@@ -10,7 +10,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.inter.listed import ListedStages
-from alpa_mlir.passes.inter.search import FURTHER
+from alpa_mlir.passes.inter.search import FURTHER, SHORT
 from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit
 from alpa_mlir.passes.intra.stage_cost import Layers, StageCost, step_seconds
@@ -40,16 +40,19 @@ class GivenStages:
         return step_seconds([s.listed.unlimited(s.layers, s.mesh) for s in self.stages], self.microbatches)
 
     def ahead(self) -> list[float]:
-        """About the seconds of a step with FURTHER times as many microbatches, up to the first number that fits."""
+        """Where memory makes a step take SHORT longer: about its seconds with FURTHER times as many microbatches, up to
+        the first number that fits."""
         found: list[float] = []
-        for times in FURTHER:
+        for times in (1, *FURTHER):
             flying = self.flying(times * self.microbatches)
             costs = [
                 s.listed.foreseen(s.layers, s.mesh, n, s.limit * (1 + SLACK), times)
                 for s, n in zip(self.stages, flying, strict=True)
             ]
-            found.append(step_seconds(costs, times * self.microbatches))
-            if all(c.feasible for c in costs):
+            seconds = step_seconds(costs, times * self.microbatches)
+            if times > 1:
+                found.append(seconds)
+            if all(c.feasible for c in costs) and (times > 1 or seconds <= (1 + SHORT) * self.floor()):
                 break
         return found
 

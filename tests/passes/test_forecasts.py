@@ -6,7 +6,8 @@ from math import inf
 
 import pytest
 
-from alpa_mlir.passes.forecasts import Seen, floor, within_memory
+from alpa_mlir.passes.floors import floor
+from alpa_mlir.passes.forecasts import Seen, within_memory
 
 
 @pytest.mark.parametrize(
