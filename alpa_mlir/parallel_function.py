@@ -31,6 +31,7 @@ class _Ready:
     arguments: tuple[Any, ...]
     results: Any
     implementations: tuple[Any, ...]
+    dtypes: tuple[Any, ...]
 
 
 class ParallelFunction:
@@ -57,8 +58,8 @@ class ParallelFunction:
         given = jax.tree.leaves(arguments)
         ready.running.place([_plain(value, like) for value, like in zip(given, wanted, strict=True)])
         found = ready.running.step()
-        named = zip(found, ready.implementations, strict=True)
-        return jax.tree.unflatten(ready.results, [_wrapped(value, name) for value, name in named])
+        named = zip(found, ready.implementations, ready.dtypes, strict=True)
+        return jax.tree.unflatten(ready.results, [_wrapped(value, name, dtype) for value, name, dtype in named])
 
     def plan_for(self, *arguments: Any) -> Planned:
         """The plan for a call with these arguments, arrays all of them."""
@@ -80,7 +81,8 @@ class ParallelFunction:
         likes, tree = jax.tree.flatten(jax.eval_shape(step.function, *step.arguments))
         implementations = tuple(_implementation(like) for like in likes)
         running = InProcess(planned.text, self._platform, self._store)
-        return _Ready(planned, running, step.arguments, tree, implementations)
+        dtypes = tuple([like.dtype for like in likes])
+        return _Ready(planned, running, step.arguments, tree, implementations, dtypes)
 
 
 def parallelize(
@@ -133,6 +135,8 @@ def _implementation(like: jax.ShapeDtypeStruct) -> Any:
     return found[0]
 
 
-def _wrapped(value: jax.Array, implementation: Any) -> Any:
-    """A result of `@main` as the function gives it."""
-    return value if implementation is None else jax.random.wrap_key_data(value, impl=implementation)
+def _wrapped(value: jax.Array, implementation: Any, dtype: Any) -> Any:
+    """A result of `@main` as the function gives it: keys as keys, elements shorter than a byte as such."""
+    if implementation is not None:
+        return jax.random.wrap_key_data(value, impl=implementation)
+    return value if value.dtype == dtype else value.astype(dtype)

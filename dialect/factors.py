@@ -38,6 +38,8 @@ REDUCER_OF = {
     "stablehlo.and": "and",
     "stablehlo.or": "or",
 }
+_OF_BOOLEANS = {"add": "or", "mul": "and"}
+"""StableHLO adds and multiplies booleans as logical or, and."""
 
 Mapping = tuple[tuple[int, ...], ...]
 """Per dimension of one tensor the factors it is made of, major first."""
@@ -187,7 +189,7 @@ def _shape_of_type(kind: ir.Type) -> tuple[int, ...] | None:
 def reducer_of(region: ir.Region) -> str | None:
     """The monoid of a reducer body that is one known binary op per result, else None."""
     operations = list(region.blocks[0].operations)
-    kinds = {REDUCER_OF.get(op.operation.name) for op in operations[:-1]}
+    kinds = {_monoid(op.operation) for op in operations[:-1]}
     count = len(operations) - 1
     arguments = list(region.blocks[0].arguments)
     if len(kinds) != 1 or None in kinds or len(arguments) != 2 * count:
@@ -196,6 +198,15 @@ def reducer_of(region: ir.Region) -> str | None:
         if set(op.operation.operands) != {arguments[i], arguments[count + i]}:
             return None
     return kinds.pop()
+
+
+def _monoid(op: ir.Operation) -> str | None:
+    kind = REDUCER_OF.get(op.name)
+    if kind not in _OF_BOOLEANS:
+        return kind
+    element = ir.RankedTensorType(op.results[0].type).element_type
+    boolean = isinstance(element, ir.IntegerType) and element.width == 1
+    return _OF_BOOLEANS[kind] if boolean else kind
 
 
 def _from_rule(attribute: ir.Attribute) -> OpFactors:

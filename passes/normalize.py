@@ -17,6 +17,7 @@ from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.context import functions, passmanager
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, from_mlir_error, location_text
 from alpa_mlir.dialect.factors import indivisible_ops
+from alpa_mlir.dialect.resources import inline_resources
 from alpa_mlir.dialect.sharding import (
     SHARDING,
     argument_attributes,
@@ -26,13 +27,15 @@ from alpa_mlir.dialect.sharding import (
 )
 from alpa_mlir.passes.complex_constants import split_complex_constants
 from alpa_mlir.passes.domains import mark_nonnegative
+from alpa_mlir.passes.empty import replace_empty
 from alpa_mlir.passes.inline import inline_calls, require_one_block
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.roles import ALIAS, DONOR, assign_roles
 from alpa_mlir.passes.simplify import simplify
 from alpa_mlir.passes.splat import CONSTANT, dense_value
+from alpa_mlir.passes.tuples import take_tuples_apart
 from alpa_mlir.passes.unroll import UNROLL, unroll_loops
-from alpa_mlir.passes.unsupported import remove_unsupported
+from alpa_mlir.passes.unsupported import refuse_hidden_state, remove_unsupported
 
 SMALL_CONSTANT = 1024
 """Bytes up to which a constant that is not a splat is copied to each of its uses."""
@@ -41,7 +44,8 @@ _LEGALIZE = (
     "func.func(stablehlo-legalize-composite-to-call,stablehlo-legalize-deprecated-ops,chlo-legalize-to-stablehlo)"
 )
 _CLEAN = "canonicalize,cse"
-_OTHER_DIALECTS = ("arith", "math", "complex", "tensor", "scf", "memref", "vector", "affine", "shape")
+_DIALECTS = ("stablehlo", "mhlo", "func", "sdy")
+"""What XLA takes, or is taken out on the way."""
 _XLA_SHARDING = "mhlo.sharding"
 
 
@@ -76,14 +80,18 @@ class Normalize(Pass):
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Rewrite `module` in place."""
         _require_level(module)
-        main = _choose_main(module)
+        main = choose_main(module)
+        inline_resources(module)
+        refuse_hidden_state(module)
         assign_roles(main, self.state_args, self.batch_args, remarks)
         _upstream(module, _LEGALIZE)
         inline_calls(module)
         _upstream(module, "symbol-dce")
         _remove_gspmd(module, main, remarks)
         remove_unsupported(main, remarks)
+        take_tuples_apart(main)
         _require_static(main)
+        replace_empty(main)
         split_complex_constants(main)
         _trim_attributes(module, main)
         _upstream(module, _CLEAN)
@@ -106,14 +114,22 @@ def _upstream(module: ir.Module, passes: str) -> None:
         raise from_mlir_error(e) from None
 
 
+def inline_composites(module: ir.Module) -> None:
+    """Composite ops as calls of the functions that say what they compute, as XLA wants them."""
+    _upstream(module, "func.func(stablehlo-legalize-composite-to-call)")
+
+
 def _require_level(module: ir.Module) -> None:
     level = alpa.get_string(module.operation, alpa.LEVEL)
     if level not in (None, "normal"):
         raise CompileError(f"alpa-normalize takes a program, this module is {level} already", module.operation.location)
 
 
-def _choose_main(module: ir.Module) -> ir.Operation:
-    """The entry function, made the only public one and called `main`."""
+def choose_main(module: ir.Module) -> ir.Operation:
+    """The entry function, made the only public one and called `main`.
+
+    Raises CompileError where there is none, or several public ones and no `@main`.
+    """
     defined = functions(module)
     public = [name for name, function in defined.items() if _is_public(function)]
     if "main" in defined:
@@ -158,9 +174,11 @@ def _require_static(main: ir.Operation) -> None:
     for op in walk(main):
         if op.name.startswith("chlo."):
             raise CompileError(f"{op.name} has no StableHLO form", op.location)
-        if op.name.partition(".")[0] in _OTHER_DIALECTS:
+        if op.name.partition(".")[0] not in _DIALECTS:
             raise CompileError(f"{op.name} is not StableHLO: XLA cannot run it", op.location)
         for result in op.results:
+            if isinstance(result.type, ir.TupleType):
+                raise CompileError(f"{op.name} has the type {result.type}: only tensors can be planned", op.location)
             _require_static_type(result.type, op.name, op.location)
 
 

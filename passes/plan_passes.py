@@ -133,7 +133,8 @@ def rest(options: PlanOptions, schedule: str) -> list[str]:
 
 
 def _bytes(memory: float) -> str:
-    return f"{int(memory)}B" if memory else ""
+    """The option's text; where less than nothing is left, a byte, in which nothing fits."""
+    return f"{max(1, int(memory))}B" if memory else ""
 
 
 def _text(name: str, **options: str | int | bool) -> str:

@@ -20,6 +20,17 @@ _ONE_DEVICES_PART = frozenset({
 })  # fmt: skip
 
 
+def refuse_hidden_state(module: ir.Module) -> None:
+    """CompileError at an op whose result depends on what ran before it on the device."""
+    for op in alpa.walk(module.operation):
+        if op.name == "stablehlo.rng":
+            raise CompileError(
+                "stablehlo.rng draws from a state that the program does not show, so no two runs agree: "
+                "use stablehlo.rng_bit_generator",
+                op.location,
+            )
+
+
 def remove_unsupported(main: ir.Operation, remarks: list[Remark]) -> None:
     """Remove ops with effects, with a warning each.
 

@@ -33,18 +33,37 @@ _NUMPY = {
     "f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16,
     "i1": np.bool_, "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64,
     "ui8": np.uint8, "ui16": np.uint16, "ui32": np.uint32, "ui64": np.uint64,
-    "i4": ml_dtypes.int4, "ui4": ml_dtypes.uint4,
-    "f8E4M3FN": ml_dtypes.float8_e4m3fn, "f8E5M2": ml_dtypes.float8_e5m2,
+    "i4": ml_dtypes.int4, "ui4": ml_dtypes.uint4, "i2": ml_dtypes.int2, "ui2": ml_dtypes.uint2,
+    "f8E4M3FN": ml_dtypes.float8_e4m3fn, "f8E5M2": ml_dtypes.float8_e5m2, "f8E8M0FNU": ml_dtypes.float8_e8m0fnu,
+    "f8E4M3FNUZ": ml_dtypes.float8_e4m3fnuz, "f8E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "f8E4M3B11FNUZ": ml_dtypes.float8_e4m3b11fnuz, "f8E4M3": ml_dtypes.float8_e4m3, "f8E3M4": ml_dtypes.float8_e3m4,
+    "f4E2M1FN": ml_dtypes.float4_e2m1fn,
     "complex<f32>": np.complex64, "complex<f64>": np.complex128,
 }  # fmt: skip
+_STORED = {"i4": "i8", "ui4": "ui8", "i2": "i8", "ui2": "ui8", "f4E2M1FN": "f8E4M3FN"}
+"""Elements shorter than a byte, between programs: jax refuses its own arrays of them on several devices, because the
+layout that it gives such an array is not the one that it compiles for."""
 
 
-def dtype_of(element: str) -> np.dtype[Any]:
-    """The numpy type of an MLIR element type such as `f32`, `bf16`, `ui32`, `i1`; CompileError for others."""
+def exact_dtype(element: str) -> np.dtype[Any]:
+    """The numpy type of an MLIR element type such as `f32`, `bf16`, `ui32`, `i4`; CompileError for others."""
     if element not in _NUMPY:
         raise CompileError(f"tensors of {element} cannot be executed")
     found: np.dtype[Any] = np.dtype(_NUMPY[element])
     return found
+
+
+def dtype_of(element: str) -> np.dtype[Any]:
+    """The numpy type in which values of an MLIR element type lie between programs: a byte where it is shorter."""
+    return exact_dtype(_STORED.get(element, element))
+
+
+def stored(value: np.ndarray[Any, Any], element: str) -> np.ndarray[Any, Any]:
+    """An array of an element type as it lies between programs; one of another type stays as it is."""
+    exact = exact_dtype(element)
+    if value.dtype.kind == "V" and value.dtype.itemsize == exact.itemsize:
+        value = value.view(exact)  # numpy's files keep such types as raw bytes
+    return value.astype(dtype_of(element), copy=False) if value.dtype == exact else value
 
 
 call_module = Primitive("alpa_stage")
@@ -127,14 +146,18 @@ def _compile(lower: Callable[[], jax.stages.Lowered], name: str) -> jax.stages.C
 
 
 def _lowered(function: StageFunction, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    results = tuple((t.shape, dtype_of(t.element)) for t in function.results)
+    results = tuple((t.shape, exact_dtype(t.element)) for t in function.results)
+    takes = [exact_dtype(t.element) for t in function.arguments]
+    gives = [dtype_of(t.element) for t in function.results]
     ins = tuple(named(mesh, t.sharding) for t in function.arguments)
     outs = [named(mesh, t.sharding) for t in function.results]
     on_cpus_of_many = mesh.is_multi_process and mesh.devices.flat[0].platform == "cpu"
     text = without_reduce_scatter(function.text) if on_cpus_of_many else function.text
 
     def stage(*operands: Any) -> list[Any]:
-        return list(call_module.bind(*operands, text=text, results=results))
+        values = [v.astype(d) for v, d in zip(operands, takes, strict=True)]
+        found = call_module.bind(*values, text=text, results=results)
+        return [v.astype(d) for v, d in zip(found, gives, strict=True)]
 
     stage.__name__ = function.name
     jitted = jax.jit(stage, in_shardings=ins, out_shardings=outs, donate_argnums=function.donated, keep_unused=True)

@@ -19,7 +19,7 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.runtime.carriers import transfers_for
 from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.devices import Submeshes
-from alpa_mlir.runtime.executable import dtype_of
+from alpa_mlir.runtime.executable import dtype_of, stored
 from alpa_mlir.runtime.guard import Watchdog
 from alpa_mlir.runtime.layout import device_count
 from alpa_mlir.runtime.platform import choose
@@ -76,7 +76,7 @@ class InProcess:
         for number, (value, argument) in enumerate(zip(arguments, expected, strict=True)):
             if isinstance(value, jax.Array) and value is self._held.get(number):
                 continue
-            whole = np.asarray(value)
+            whole = stored(np.asarray(value), argument.type.element)
             if whole.shape != argument.type.shape or whole.dtype != dtype_of(argument.type.element):
                 raise CompileError(
                     f"argument {number} is {argument.type.tensor_text}, got {whole.dtype}{list(whole.shape)}"

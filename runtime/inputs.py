@@ -20,7 +20,7 @@ import numpy as np
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.staged import Argument
-from alpa_mlir.runtime.executable import dtype_of
+from alpa_mlir.runtime.executable import dtype_of, stored
 from alpa_mlir.runtime.files import written_whole
 from alpa_mlir.runtime.transport.base import Array
 
@@ -110,11 +110,9 @@ class FromFile:
         if name not in self._file.files:
             raise self._error(f"{name} is missing: the plan wants {wanted}")
         try:
-            found: Array = self._file[name]
+            found: Array = stored(self._file[name], kind.element)
         except (ValueError, OSError, zipfile.BadZipFile) as e:
             raise self._error(f"cannot read {name}: {e}") from None
-        if found.dtype.kind == "V" and found.dtype.itemsize == dtype.itemsize:
-            found = found.view(dtype)
         if found.shape != kind.shape or found.dtype != dtype:
             raise self._error(f"{name} is {found.dtype.name}{list(found.shape)}, the plan wants {wanted}")
         return found

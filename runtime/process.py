@@ -9,7 +9,8 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +52,8 @@ def run_local(job: Job) -> int:
         choice = choose(job.platform, job.transport, 1)
     except CompileError as e:
         raise _located(e, job.plan) from None
-    return Rank(job, module, plan, None, choice, Watchdog(0, job.timeout), stop).run()
+    with _located_in(job.plan):
+        return Rank(job, module, plan, None, choice, Watchdog(0, job.timeout), stop).run()
 
 
 def run_under_mpi(job: Job) -> NoReturn:
@@ -112,7 +114,17 @@ def _run_rank(job: Job, world: Any, watchdog: Watchdog, stop: StopRequest, beati
         return FAILED
     plan = program.read(module)
     bind_cores(job.bind_cores, world, layout.arrange(plan, world.size, f"{job.plan}:1:1").per_rank)
-    return Rank(job, module, plan, world, choice, watchdog, stop).run()
+    with _located_in(job.plan):
+        return Rank(job, module, plan, world, choice, watchdog, stop).run()
+
+
+@contextmanager
+def _located_in(path: str) -> Iterator[None]:
+    """What is wrong at no place of its own is wrong in the plan."""
+    try:
+        yield
+    except CompileError as e:
+        raise _located(e, path) from e
 
 
 def _agree_on_platform(job: Job, world: Any) -> Choice | None:

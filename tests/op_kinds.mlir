@@ -674,6 +674,24 @@ func.func public @main(%arg0: tensor<8x4xi1>) -> tensor<4xi1> {
 
 // -----
 
+// reduce_add_of_booleans: ij,->j i:or
+func.func public @main(%arg0: tensor<8x4xi1>) -> tensor<4xi1> {
+  %c = stablehlo.constant dense<false> : tensor<i1>
+  %0 = stablehlo.reduce(%arg0 init: %c) applies stablehlo.add across dimensions = [0] : (tensor<8x4xi1>, tensor<i1>) -> tensor<4xi1>
+  return %0 : tensor<4xi1>
+}
+
+// -----
+
+// reduce_multiply_of_booleans: ij,->j i:and
+func.func public @main(%arg0: tensor<8x4xi1>) -> tensor<4xi1> {
+  %c = stablehlo.constant dense<true> : tensor<i1>
+  %0 = stablehlo.reduce(%arg0 init: %c) applies stablehlo.multiply across dimensions = [0] : (tensor<8x4xi1>, tensor<i1>) -> tensor<4xi1>
+  return %0 : tensor<4xi1>
+}
+
+// -----
+
 // reduce_or: ij,->j i:or
 func.func public @main(%arg0: tensor<8x4xi1>) -> tensor<4xi1> {
   %c = stablehlo.constant dense<false> : tensor<i1>

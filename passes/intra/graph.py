@@ -126,7 +126,7 @@ class StageGraph:
         chosen = np.asarray(labels)[self.ends].reshape(-1, 2)
         order = np.argsort(self.kinds, kind="stable")
         numbers, starts = np.unique(self.kinds[order], return_index=True)
-        for number, members in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        for number, members in zip(numbers.tolist(), np.split(order, starts)[1:], strict=True):
             costs = self.enumerator.edge_seconds(number)[chosen[members, 0], chosen[members, 1]]
             parts[self.enumerator.edge_kinds[number].function in often].extend(costs.tolist())
         return fsum(parts[True]), fsum(parts[False])
