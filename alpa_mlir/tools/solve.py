@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from alpa_mlir import __version__
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.model_file import read_bytes
-from alpa_mlir.passes.intra.problem import Progress, Solution, Stop, never, quiet
+from alpa_mlir.passes.intra.problem import Progress, Remaining, Solution, endless, quiet
 from alpa_mlir.tools.diagnostics import guarded
 from alpa_mlir.tools.output import write_output
 
@@ -32,16 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     from alpa_mlir.passes.intra.instances import parse_instance, solution_document
     from alpa_mlir.passes.intra.solve import solve
 
+    began = time.monotonic()
     document = _read(options.instance)
     problem = parse_instance(document, options.instance)
-    began = time.monotonic()
+    started = time.monotonic()
     try:
+        remaining = _remaining(began, options.time_limit)
         found = solve(
-            problem, options.solver, engine=options.engine, progress=_progress(), stop=_stop(began, options.time_limit)
+            problem,
+            options.solver,
+            engine=options.engine,
+            progress=_progress(),
+            stop=lambda: remaining() <= 0,
+            remaining=remaining,
         )
     except CompileError as e:
         raise type(e)(e.message, f"{options.instance}:1:1", e.notes) from None
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started
     if not problem.fits(found.labels):
         raise CompileError("the solution found does not keep the limit", f"{options.instance}:1:1")
     for line in found.steps:
@@ -66,8 +73,8 @@ def _progress() -> Progress:
     return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _stop(began: float, limit: float | None) -> Stop:
-    return never if limit is None else lambda: time.monotonic() - began > limit
+def _remaining(began: float, limit: float | None) -> Remaining:
+    return endless if limit is None else lambda: began + limit - time.monotonic()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -110,7 +117,7 @@ def _read(path: str) -> Any:
     raw = read_bytes(path)
     try:
         return json.loads(gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw)
-    except (OSError, EOFError, ValueError) as e:
+    except (OSError, EOFError, ValueError, RecursionError) as e:
         raise CompileError(f"not JSON: {e}", f"{path}:1:1") from None
 
 

@@ -21,46 +21,96 @@ FORBIDDEN = 1e17
 
 
 def parse_instance(document: Any, filename: str = "-") -> Problem:
-    """The problem in a parsed JSON document; `CompileError` at `filename` for anything missing or wrong."""
+    """The problem in a parsed JSON document; `CompileError` at `filename`, with the entry, for what is wrong there."""
     try:
-        instance = document["problem"]
-        nodes, edges = instance["nodes"], instance["edges"]
-        costs = tuple(_costs(c) for c in nodes["costs"])
-        usages = tuple(np.asarray(u, dtype=np.float64) for u in nodes["usages"])
-        intervals = np.asarray(nodes["intervals"], dtype=np.int64).reshape(-1, 2)
-        limit = float(instance.get("usage_limit", np.inf))
-        pairs, tables = edges["nodes"], edges["costs"]
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise CompileError(f"not an instance of the intra-operator problem: {e!r}", f"{filename}:1:1") from None
-    sizes = [len(c) for c in costs]
-    if [len(u) for u in usages] != sizes or len(intervals) != len(sizes) or 0 in sizes:
-        raise CompileError("every node needs an interval and as many usages as costs, at least one", f"{filename}:1:1")
-    merged = _merge_edges(costs, pairs, tables, filename)
-    return Problem(costs, merged, usages, limit=limit, spans=Spans.of_intervals(intervals))
+        return _problem(document)
+    except _Wrong as e:
+        raise CompileError(f"not an instance of the intra-operator problem: {e}", f"{filename}:1:1") from None
 
 
-def _costs(values: Any) -> Array:
-    found = np.asarray(values, dtype=np.float64)
+class _Wrong(Exception):
+    """What is wrong with an instance, and where in it."""
+
+
+def _problem(document: Any) -> Problem:
+    instance = _member(document, "problem", "the document")
+    nodes, edges = (_member(instance, name, "problem") for name in ("nodes", "edges"))
+    costs, usages, intervals = (_list(_member(nodes, n, "nodes"), n) for n in ("costs", "usages", "intervals"))
+    if not len(costs) == len(usages) == len(intervals):
+        raise _Wrong(f"{len(costs)} nodes have costs, {len(usages)} usages, {len(intervals)} an interval")
+    tables = tuple([_costs(c, f"nodes.costs[{v}]") for v, c in enumerate(costs)])
+    bytes_ = tuple([_numbers(u, f"nodes.usages[{v}]") for v, u in enumerate(usages)])
+    for v, (c, u) in enumerate(zip(tables, bytes_, strict=True)):
+        if len(c) == 0 or len(c) != len(u):
+            raise _Wrong(f"node {v} has {len(c)} costs and {len(u)} usages: as many of both, at least one, are needed")
+        if not np.isfinite(u).all():
+            raise _Wrong(f"nodes.usages[{v}] is not finite")
+    times = [_whole(i, 2, f"nodes.intervals[{v}]") for v, i in enumerate(intervals)]
+    limit = _numbers([instance.get("usage_limit", float("inf"))], "usage_limit")[0]
+    spans = Spans.of_intervals(np.array(times, dtype=np.int64).reshape(-1, 2))
+    merged = _merge_edges(tables, *(_list(_member(edges, n, "edges"), f"edges.{n}") for n in ("nodes", "costs")))
+    return Problem(tables, merged, bytes_, limit=float(limit), spans=spans)
+
+
+def _member(value: Any, name: str, where: str) -> Any:
+    if not isinstance(value, dict) or name not in value:
+        raise _Wrong(f"{where} has no {name!r}")
+    return value[name]
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _Wrong(f"{where} is no list")
+    return value
+
+
+def _numbers(values: Any, where: str) -> Array:
+    """Numbers that are not negative."""
+    try:
+        found = np.asarray(_list(values, where))
+        if found.dtype.kind not in "iuf":
+            found = np.array([float(v) for v in values if _is_number(v, where)])
+    except (ValueError, OverflowError):  # lists of unlike lengths inside; whole numbers beyond all floats
+        raise _Wrong(f"{where} holds something else than numbers") from None
+    if found.ndim != 1:
+        raise _Wrong(f"{where} is no flat list of numbers")
+    result: Array = found.astype(np.float64)
+    if not (result >= 0).all():
+        raise _Wrong(f"{where} holds a negative number, or none")
+    return result
+
+
+def _is_number(value: Any, where: str) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _Wrong(f"{where} holds {value!r}: numbers are needed")
+    return True
+
+
+def _costs(values: Any, where: str) -> Array:
+    found = _numbers(values, where)
     return np.where(found >= FORBIDDEN, np.inf, found)
 
 
-def _merge_edges(
-    costs: Sequence[Array], pairs: Sequence[Sequence[int]], tables: Sequence[Any], filename: str
-) -> dict[tuple[int, int], Array]:
+def _whole(values: Any, count: int, where: str) -> list[int]:
+    """That many whole numbers of 62 bits."""
+    fits = len(_list(values, where)) == count and all(type(v) is int and abs(v) < 2**62 for v in values)
+    if not fits:
+        raise _Wrong(f"{where} is {values!r}: {count} whole numbers are needed")
+    return list(values)
+
+
+def _merge_edges(costs: Sequence[Array], pairs: list[Any], tables: list[Any]) -> dict[tuple[int, int], Array]:
     """Edges from the lower to the higher node, parallel ones added."""
     merged: dict[tuple[int, int], Array] = {}
     if len(pairs) != len(tables):
-        raise CompileError(f"{len(pairs)} edges but {len(tables)} cost tables", f"{filename}:1:1")
+        raise _Wrong(f"{len(pairs)} edges but {len(tables)} cost tables")
     for number, (pair, table) in enumerate(zip(pairs, tables, strict=True)):
-        u, v = pair
+        u, v = _whole(pair, 2, f"edges.nodes[{number}]")
         if not (min(u, v) >= 0 and max(u, v) < len(costs)) or u == v:
-            raise CompileError(f"edge {number} joins {pair}, there are {len(costs)} nodes", f"{filename}:1:1")
-        flat = _costs(table)
+            raise _Wrong(f"edge {number} joins {pair}, there are {len(costs)} nodes")
+        flat = _costs(table, f"edges.costs[{number}]")
         if flat.size != len(costs[u]) * len(costs[v]):
-            raise CompileError(
-                f"edge {number} has {flat.size} costs, its nodes {len(costs[u])} × {len(costs[v])} strategies",
-                f"{filename}:1:1",
-            )
+            raise _Wrong(f"edge {number} has {flat.size} costs, its nodes {len(costs[u])} × {len(costs[v])} strategies")
         matrix = flat.reshape(len(costs[u]), len(costs[v]))
         key, matrix = ((u, v), matrix) if u < v else ((v, u), matrix.T)
         merged[key] = merged[key] + matrix if key in merged else matrix

@@ -36,7 +36,7 @@ class LiveSets:
 
 
 def live_sets(problem: Problem, count: int, most: int = DIRECT) -> LiveSets:
-    """The memory rows of a problem with `count` labels in all, in units of the limit.
+    """The memory rows of a problem with `count` labels in all, in units of the limit (bytes where that is none).
 
     Direct up to `most` non-zeros, or where running sums are not much smaller.
     """
@@ -44,7 +44,7 @@ def live_sets(problem: Problem, count: int, most: int = DIRECT) -> LiveSets:
         nothing = sparse.csr_matrix((0, count))
         return LiveSets(nothing, nothing, np.zeros(0), 0)
     base = problem.base if len(problem.base) else np.zeros(problem.rows.shape[0])
-    room: Array = 1.0 - base / problem.limit
+    room: Array = (problem.limit - base) / _unit(problem)
     change = sparse.csr_matrix(problem.rows - sparse.vstack([np.zeros((1, problem.rows.shape[1])), problem.rows[:-1]]))
     change.eliminate_zeros()
     labels = np.array([len(b) for b in problem.bytes])
@@ -59,12 +59,13 @@ def live_sets(problem: Problem, count: int, most: int = DIRECT) -> LiveSets:
     return LiveSets(ties, sparse.hstack([sparse.csr_matrix((times, count)), sums]).tocsr(), room, times)
 
 
+def _unit(problem: Problem) -> float:
+    return problem.limit or 1.0
+
+
 def _over_labels(rows: sparse.csr_matrix, problem: Problem) -> sparse.csr_matrix:
     """Rows over values as rows over their labels, weighted with each label's bytes."""
-    table = rows.tocsc()
+    table, unit = rows.tocsc(), _unit(problem)
     return sparse.hstack(
-        [
-            sparse.csc_matrix(table[:, [v]]) @ sparse.csc_matrix(b[None, :] / problem.limit)
-            for v, b in enumerate(problem.bytes)
-        ]
+        [sparse.csc_matrix(table[:, [v]]) @ sparse.csc_matrix(b[None, :] / unit) for v, b in enumerate(problem.bytes)]
     ).tocsr()

@@ -14,6 +14,7 @@ Deterministic: one thread, fixed seed, and a bias towards low label numbers far 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,10 +25,12 @@ from scipy import sparse
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.costs.communication import Ids
 from alpa_mlir.passes.intra.live_sets import live_sets
-from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem
+from alpa_mlir.passes.intra.problem import Array, DoesNotFit, Problem, Remaining, endless
 
 BIAS = 1e-9
 ECOS_LIMIT = 300
+USER_LIMIT = "user_limit"
+"""CVXPY's status of a program whose solver was stopped by a limit."""
 COARSE = 100.0
 """Costs this many times the optimum make the solver's tolerances too coarse: it is asked again without them."""
 SETTINGS: dict[str, dict[str, object]] = {
@@ -123,16 +126,16 @@ class Answer(NamedTuple):
     bound: float
 
 
-def solve_program(problem: Problem, solver: str = "highs") -> Answer:
-    """Optimal labels, as the solver sees it.
+def solve_program(problem: Problem, solver: str = "highs", remaining: Remaining = endless) -> Answer:
+    """Optimal labels, as the solver sees it; the best that HiGHS has found where no time is left.
 
     CompileError where the solver is unknown or gives up, DoesNotFit where no labelling keeps within memory.
     """
     name = check_solver(solver)
-    answer = _solve_once(problem, name)
+    answer = _solve_once(problem, name, remaining)
     cost = problem.cost(answer.labels)
-    if name == "HIGHS" and 0 < cost < np.inf and _largest(problem) > COARSE * cost:
-        return _solve_once(_without_dear(problem, cost), name)
+    if name == "HIGHS" and 0 < cost < np.inf and _largest(problem) > COARSE * cost and remaining() > 0:
+        return _solve_once(_without_dear(problem, cost), name, remaining)
     return answer
 
 
@@ -147,7 +150,7 @@ def _without_dear(problem: Problem, cost: float) -> Problem:
     return replace(problem, costs=tuple(np.minimum(c, 2 * cost) for c in problem.costs), edges=edges)
 
 
-def _solve_once(problem: Problem, name: str) -> Answer:
+def _solve_once(problem: Problem, name: str, remaining: Remaining) -> Answer:
     encoding = encode(problem)
     if name == "ECOS_BB" and encoding.count > ECOS_LIMIT:
         raise CompileError(
@@ -156,10 +159,10 @@ def _solve_once(problem: Problem, name: str) -> Answer:
         )
     text = f"{encoding.count} binaries, {len(encoding.cost)} variables, {encoding.marginals.shape[0]} rows"
     if name == "HIGHS":
-        values, bound = _solve(encoding, name, integral=False)
+        values, bound = _solve(encoding, name, remaining(), integral=False)
         if np.abs(values - np.round(values)).max(initial=0.0) < 1e-6:
             return Answer(_labels(encoding, values), f"linear program: {text}: integral", bound)
-    values, bound = _solve(encoding, name, integral=True)
+    values, bound = _solve(encoding, name, remaining(), integral=True)
     return Answer(_labels(encoding, values), f"mixed-integer program: {text}", bound)
 
 
@@ -177,8 +180,8 @@ def check_solver(solver: str) -> str:
     return name
 
 
-def _solve(encoding: Encoding, name: str, *, integral: bool) -> tuple[Array, float]:
-    """Values of the s columns, and a bound on the cost."""
+def _solve(encoding: Encoding, name: str, seconds: float, *, integral: bool) -> tuple[Array, float]:
+    """Values of the s columns, and a bound on the cost; HiGHS ends after these seconds."""
     import cvxpy
 
     rest = len(encoding.cost) - encoding.count
@@ -189,17 +192,37 @@ def _solve(encoding: Encoding, name: str, *, integral: bool) -> tuple[Array, flo
         constraints.append(encoding.memory @ x <= encoding.room)
     program = cvxpy.Problem(cvxpy.Minimize(encoding.cost @ x), constraints)
     try:
-        program.solve(solver=name, **SETTINGS.get(name, {}))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Solution may be inaccurate")  # the status says so too
+            program.solve(solver=name, **_settings(name, seconds))
     except cvxpy.error.SolverError as e:
         raise CompileError(f"the solver {name} gave up: {e}") from None
     if program.status == cvxpy.INFEASIBLE:
         raise DoesNotFit("no choice of strategies keeps within memory")
-    if program.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE) or chosen.value is None:
+    if program.status == USER_LIMIT and not (integral and _is_choice(encoding, chosen.value)):
+        raise CompileError(f"{name} had found no choice when the time was up: engine search finds some sooner")
+    if program.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE, USER_LIMIT) or chosen.value is None:
         raise CompileError(f"the solver {name} ended with status {program.status}")
     proven = float(program.value)
     if integral and name == "HIGHS":
         proven = min(proven, float(program.solver_stats.extra_stats.mip_dual_bound))
     return np.asarray(chosen.value), proven * encoding.scale
+
+
+def _settings(name: str, seconds: float) -> dict[str, object]:
+    settings = dict(SETTINGS.get(name, {}))
+    if name == "HIGHS" and seconds < float("inf"):
+        options = settings["highs_options"]
+        assert isinstance(options, dict)
+        settings["highs_options"] = {**options, "time_limit": max(0.0, seconds)}
+    return settings
+
+
+def _is_choice(encoding: Encoding, values: Array | None) -> bool:
+    """Whether these values of the s columns pick one label of each node."""
+    if values is None or len(values) != encoding.count or np.abs(values - np.round(values)).max(initial=0.0) > 1e-6:
+        return False
+    return bool((np.round(np.add.reduceat(values, encoding.starts[:-1])) == 1).all())
 
 
 def _labels(encoding: Encoding, values: Array) -> tuple[int, ...]:

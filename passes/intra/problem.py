@@ -113,6 +113,8 @@ class Problem:
 
 Progress = Callable[[str], None]
 Stop = Callable[[], bool]
+Remaining = Callable[[], float]
+"""Seconds until a solver has to end."""
 
 
 def quiet(_: str) -> None:
@@ -122,6 +124,11 @@ def quiet(_: str) -> None:
 def never() -> bool:
     """The search runs to its end."""
     return False
+
+
+def endless() -> float:
+    """A solver may take as long as it takes."""
+    return float("inf")
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,8 @@ class _Search:
             bound, cost = self.bound, self.cost
             for _ in range(max(1, rounds // CHUNKS)):
                 prices.round(self._aim(prices.bound))
+                if self.labels is not None and self.stop():
+                    break
             self.bound = max(self.bound, prices.bound + self.graph.constant)
             for labels in self.repair.run(self.flat, prices, self.cost - self.graph.constant):
                 self.adopt(labels)

@@ -15,7 +15,18 @@ from scipy import sparse
 
 from alpa_mlir.passes.intra.bounds import FixByBound
 from alpa_mlir.passes.intra.milp import check_solver, solve_program
-from alpa_mlir.passes.intra.problem import TOLERANCE, DoesNotFit, Problem, Progress, Solution, Stop, never, quiet
+from alpa_mlir.passes.intra.problem import (
+    TOLERANCE,
+    DoesNotFit,
+    Problem,
+    Progress,
+    Remaining,
+    Solution,
+    Stop,
+    endless,
+    never,
+    quiet,
+)
 from alpa_mlir.passes.intra.reductions import Eliminate, Prune, Reduction, WorkingGraph, components
 
 ROUNDS = 8
@@ -33,6 +44,7 @@ def solve(
     reduce: bool = True,
     progress: Progress = quiet,
     stop: Stop = never,
+    remaining: Remaining = endless,
     start: Sequence[int] = (),
     gap: float = 0.0,
 ) -> Solution:
@@ -40,7 +52,8 @@ def solve(
 
     `engine` highs: optimal, by the chain above; search: by the second engine (`search.py`), which says in `bound` what
     is proven, begins with `start` and ends within `gap` of the bound; auto: the second engine where the problem is
-    large. DoesNotFit where memory cannot be kept, CompileError where the solver fails.
+    large. `stop` ends the second engine, HiGHS ends where nothing is `remaining`. DoesNotFit where memory cannot be
+    kept, CompileError where the solver fails.
     """
     check_solver(solver)
     least = float(problem.least_usage().max(initial=0.0))
@@ -51,16 +64,23 @@ def solve(
     entries = sum(m.size for m in problem.edges.values())
     large = entries > (TIGHT if gap and problem.runs.rows else LARGE)
     if engine == "search" or (engine == "auto" and large and solver == "highs"):
-        from alpa_mlir.passes.intra.search import search
-
-        return search(problem, progress, stop, start=start, gap=gap)
+        return _searched(problem, progress, stop, start, gap)
     free = replace(problem, rows=sparse.csr_matrix((0, len(problem.costs))), spans=None, limit=float("inf"))
-    relaxed = _solve_reduced(free, solver, reduce)
+    relaxed = _solve_reduced(free, solver, reduce, remaining)
     if problem.fits(relaxed.labels):
         return relaxed
     bound = _binding_rows(problem)
-    constrained = _solve_reduced(bound, solver, reduce)
+    constrained = _solve_reduced(bound, solver, reduce, remaining)
+    if not problem.fits(constrained.labels):
+        # Solvers keep rows within some 1e-6 of the limit; the second engine counts bytes.
+        return _searched(problem, progress, stop, start, gap)
     return replace(constrained, steps=(*relaxed.steps, f"memory binds: {bound.rows.shape[0]} rows", *constrained.steps))
+
+
+def _searched(problem: Problem, progress: Progress, stop: Stop, start: Sequence[int], gap: float) -> Solution:
+    from alpa_mlir.passes.intra.search import search
+
+    return search(problem, progress, stop, start=start, gap=gap)
 
 
 def _binding_rows(problem: Problem) -> Problem:
@@ -89,7 +109,7 @@ def undominated_rows(rows: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(dense[keep])
 
 
-def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
+def _solve_reduced(problem: Problem, solver: str, reduce: bool, remaining: Remaining) -> Solution:
     graph = WorkingGraph(problem)
     steps = [f"problem: {graph.size()}"]
     chain = _reduce(graph, problem.rows.shape[0] > 0, steps) if reduce else []
@@ -98,7 +118,7 @@ def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
     groups = [sorted(graph.costs)] if problem.rows.shape[0] else components(graph)
     for group in groups:
         if group:
-            found, bound = _solve_group(problem, graph, group, solver, steps)
+            found, bound = _solve_group(problem, graph, group, solver, steps, remaining)
             labels.update(found)
             proven += bound
     for reduction in reversed(chain):
@@ -107,8 +127,6 @@ def _solve_reduced(problem: Problem, solver: str, reduce: bool) -> Solution:
     cost = problem.cost(chosen)
     if not np.isfinite(cost):
         raise DoesNotFit("every choice of strategies holds a forbidden one")
-    if not problem.fits(chosen):
-        raise DoesNotFit("no choice of strategies keeps within memory")
     return Solution(chosen, cost, tuple(steps), min(proven, cost))
 
 
@@ -138,7 +156,12 @@ def _reduce(graph: WorkingGraph, memory: bool, steps: list[str]) -> list[Reducti
 
 
 def _solve_group(
-    problem: Problem, graph: WorkingGraph, group: list[int], solver: str, steps: list[str]
+    problem: Problem,
+    graph: WorkingGraph,
+    group: list[int],
+    solver: str,
+    steps: list[str],
+    remaining: Remaining,
 ) -> tuple[dict[int, int], float]:
     place = {v: i for i, v in enumerate(group)}
     inf = float("inf")
@@ -158,6 +181,6 @@ def _solve_group(
         smaller = Problem(costs, edges, held, problem.rows[:, group], problem.limit, base=problem.rows @ fixed)
     else:
         smaller = Problem(costs, edges)
-    answer = solve_program(smaller, solver)
+    answer = solve_program(smaller, solver, remaining)
     steps.append(answer.line)
     return {v: int(graph.labels[v][answer.labels[place[v]]]) for v in group}, answer.bound

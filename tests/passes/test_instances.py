@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,87 @@ def test_the_command_writes_a_solution(tmp_path, capsys):
     assert "optimal" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("engine", ["highs", "search"])
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '{"problem": {"nodes": {"costs": [[1]]}, "edges": {}}}', "\x1f\x8b junk"]
+    ("limit", "heavy", "best"),
+    [
+        (0, 7, 9),  # nothing may be held: no scale for the rows
+        (10**12, 10**12, 9),  # over by 3 bytes, far within what solvers of linear programs take for equal
+        (10**12 + 3, 10**12, 0),
+    ],
+)
+def test_a_limit_is_kept_to_the_byte(engine: str, limit: int, heavy: int, best: int) -> None:
+    light = 0 if limit == 0 else 3
+    document = {
+        "problem": {
+            "nodes": {"intervals": [[0, 4], [1, 5]], "costs": [[0, 9], [0]], "usages": [[heavy, 0], [light]]},
+            "edges": {"nodes": [], "costs": []},
+            "usage_limit": limit,
+        }
+    }
+    assert solve(parse_instance(document), engine=engine).cost == best
+
+
+WRONG = {
+    "costs[0] holds 'a'": ("nodes", "costs", ["a", 2]),
+    "costs[0] holds None": ("nodes", "costs", [None, 2]),
+    "costs[0] holds a negative number": ("nodes", "costs", [-1, 2]),
+    "costs[0] is no list": ("nodes", "costs", "12"),
+    "costs[0] holds something else": ("nodes", "costs", [10**400, 2]),
+    "node 0 has 1 costs and 2 usages": ("nodes", "costs", [1]),
+    "usages[0] is not finite": ("nodes", "usages", [float("inf"), 1]),
+    "usages[0] holds a negative number, or none": ("nodes", "usages", [float("nan"), 1]),
+    "intervals[0] is [0, 1.5]": ("nodes", "intervals", [0, 1.5]),
+    f"intervals[0] is [0, {10**30}]": ("nodes", "intervals", [0, 10**30]),
+    "edges.nodes[0] is [0, 1, 1]": ("edges", "nodes", [0, 1, 1]),
+    "edges.nodes[0] is ['a', 1]": ("edges", "nodes", ["a", 1]),
+    "edge 0 joins [1, 1]": ("edges", "nodes", [1, 1]),
+    "edge 0 has 3 costs": ("edges", "costs", [1, 2, 3]),
+    "edges.costs[0] is no flat list": ("edges", "costs", [[1, 2], [3, 4]]),
+    "edges.costs[0] holds something": ("edges", "costs", [[1, 2], [3]]),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_the_entry_that_is_wrong_is_named(message: str) -> None:
+    part, name, value = WRONG[message]
+    nodes = {"intervals": [[0, 2], [1, 3]], "costs": [[1, 2], [3, 4]], "usages": [[1, 2], [3, 4]]}
+    document = {"problem": {"nodes": nodes, "edges": {"nodes": [[0, 1]], "costs": [[1, 2, 3, 4]]}}}
+    solve(parse_instance(document))
+    document["problem"][part][name][0] = value
+    with pytest.raises(CompileError) as found:
+        parse_instance(document, "i.json")
+    assert found.value.location == "i.json:1:1"
+    assert message in found.value.message
+
+
+def test_branch_and_bound_keeps_the_time_limit(tmp_path, capsys):
+    """The solver alone would take minutes: a ring of many labels with memory that binds."""
+    rng = np.random.default_rng(0)
+    nodes, labels = 60, 12
+    pairs = [[i, (i + k) % nodes] for i in range(nodes) for k in (1, 2, 5)]
+    document = {
+        "problem": {
+            "nodes": {
+                "intervals": [[0, 1]] * nodes,
+                "costs": rng.integers(0, 100, (nodes, labels)).tolist(),
+                "usages": rng.integers(1, 100, (nodes, labels)).tolist(),
+            },
+            "edges": {"nodes": pairs, "costs": rng.integers(0, 100, (len(pairs), labels**2)).tolist()},
+            "usage_limit": 20 * nodes,
+        }
+    }
+    path = tmp_path / "hard.json"
+    path.write_text(json.dumps(document))
+    began = time.process_time()
+    code = guarded(NAME, main, [str(path), "--engine", "highs", "--time-limit", "2"])
+    assert time.process_time() - began < 30
+    said = capsys.readouterr()
+    assert (code == 0 and "gap" in said.out) or "when the time was up" in said.err
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[" * 100_000, "[1]", '{"problem": {"nodes": {"costs": [[1]]}, "edges": {}}}', "\x1f\x8b junk"]
 )
 def test_what_is_no_instance_is_one_located_error(tmp_path, capsys, text):
     path = tmp_path / "broken.json"
