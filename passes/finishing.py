@@ -88,6 +88,47 @@ class Carried:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Plans of the same stages, in the order in which they were made."""
+
+    plans: list[Carried]
+
+    @property
+    def full(self) -> list[Carried]:
+        """Those that are too large."""
+        return [plan for plan in self.plans if plan.over]
+
+    @property
+    def fitting(self) -> list[Carried]:
+        """Those that are not."""
+        return [plan for plan in self.plans if not plan.over]
+
+    @property
+    def help(self) -> bool:
+        """Whether it is of use to go on with less memory."""
+        full = self.full
+        return len(full) < 2 or full[-1].helps(full[-2])
+
+    def less(self) -> tuple[float, ...]:
+        """What stages are allowed after one that was too large."""
+        return self.full[-1].less(len(self.full) - 1)
+
+    def following(self) -> tuple[float, ...]:
+        """What they are allowed in the next turn: less, or something between what was too large and what takes long;
+        empty where there is none."""
+        full, fitting = self.full, self.fitting
+        if not fitting:
+            return self.less() if self.help else ()
+        longer = full and fitting[-1].seconds > (1 + CLOSE) * full[-1].seconds
+        return between(fitting[-1], full[-1]) if longer else ()
+
+    def error(self) -> DoesNotFit:
+        """What the first one that is too large needs."""
+        first = self.full[0]
+        return too_large(*fullest(first.needed, first.there), COPIES)
+
+
+@dataclass(frozen=True)
 class Finisher:
     """The last passes for rows of the joint choice; `stage`: exact stages with so many bytes per device (0: what is
     there)."""
@@ -109,46 +150,38 @@ class Finisher:
             if attempt.error is None and staging and self.choice.postpone(row, attempt):
                 return None
             try:
-                plans = self._turns(row, attempt, memory)
+                turns = self._turns(row, attempt, memory)
             except DoesNotFit as short:
                 error = error or short
                 break
-            fitting = [plan for plan in (best, *plans) if plan is not None and not plan.over]
-            best = min(fitting, key=lambda plan: plan.seconds, default=None)
-            if best is not None and (staging or best.seconds <= (1 + LONGER) * plans[0].seconds):
+            best = min([*([best] if best else []), *turns.fitting], key=lambda plan: plan.seconds, default=None)
+            if best is not None and (staging or best.seconds <= (1 + LONGER) * turns.plans[0].seconds):
                 break
-            full = [plan for plan in plans if plan.over]
-            error = error or too_large(*fullest(full[0].needed, full[0].there), COPIES)
-            if len(full) > 1 and not full[-1].helps(full[-2]):
+            error = error or turns.error()
+            if not turns.help:
                 break
-            memory = min(full[-1].less(len(full) - 1))
+            memory = min(turns.less())
         return best.attempt if best is not None else replace(attempt, error=error)
 
-    def _turns(self, row: Considered, attempt: Attempt, memory: float) -> list[Carried]:
+    def _turns(self, row: Considered, attempt: Attempt, memory: float) -> Turns:
         """Plans of the same stages: with less memory for submeshes that were too full until one fits, then with memory
         between. DoesNotFit where there is none at all."""
         if attempt.error is not None:
             raise attempt.error
-        plans, full, fitting = list[Carried](), list[Carried](), list[Carried]()
+        turns = Turns([])
         allowed = tuple(memory or there for there in memory_limits(attempt.module))
-        while len(plans) < TURNS:
+        while len(turns.plans) < TURNS:
             try:
-                plan = self.carried(row, attempt, allowed, bool(plans or memory))
+                plan = self.carried(row, attempt, allowed, bool(turns.plans or memory))
             except DoesNotFit:
-                if not plans:
+                if not turns.plans:
                     raise
                 break
-            plans.append(plan)
-            (full if plan.over else fitting).append(plan)
-            if not fitting:
-                if len(full) > 1 and not plan.helps(full[-2]):
-                    break
-                allowed = plan.less(len(full) - 1)
-            elif full and fitting[-1].seconds > (1 + CLOSE) * full[-1].seconds:
-                allowed = between(fitting[-1], full[-1])
-            else:
+            turns.plans.append(plan)
+            allowed = turns.following()
+            if not allowed:
                 break
-        return plans
+        return turns
 
     def carried(self, row: Considered, attempt: Attempt, allowed: tuple[float, ...], said: bool) -> Carried:
         """From level 4 to a plan; `said`: passes must be told what is allowed.
