@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.context import passmanager
+from alpa_mlir.dialect.context import functions, passmanager
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, from_mlir_error, location_text
 from alpa_mlir.passes.registry import Pass, PipelineError, pass_from_text, pass_to_text, registered
 from alpa_mlir.passes.upstream import FUNCTION, MODULE, ON_FUNCTIONS, check_input, check_name
+
+FIRST = "alpa-normalize"
+"""The pass that takes any program; the others need one whose functions have bodies."""
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,19 @@ def run_pipeline(
         if isinstance(step, Upstream):
             _run_upstream(module, step, remarks, verify_each)
         else:
+            if step.name != FIRST:
+                _require_bodies(module)
             step.apply(module, remarks)
             if verify_each:
                 verify(module, step.name)
         if after_each is not None:
             after_each(text, module)
+
+
+def _require_bodies(module: ir.Module) -> None:
+    for name, function in functions(module).items():
+        if len(function.regions[0].blocks) == 0:
+            raise CompileError(f"@{name} has no body: run {FIRST} first", function.location)
 
 
 def verify(module: ir.Module, after: str) -> None:

@@ -51,6 +51,8 @@ class Price(Pass):
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         if alpa.get_string(module.operation, alpa.LEVEL) != "split":
             raise CompileError("alpa-price needs a split module: run alpa-split first", module.operation.location)
+        if any(op.name == "sdy.manual_computation" for op in alpa.walk(module.operation)):
+            raise CompileError("alpa-price needs whole tensors: run it before alpa-localize", module.operation.location)
         cluster = module_cluster(module) or load_cluster("cpu")
         stages, main = read_stages(module), read_main(module)
         links = {name: mesh_links(s.mesh, cluster, min(s.devices)) for name, s in stages.items()}

@@ -86,6 +86,8 @@ class Shard(Pass):
 
     def decide(self, module: ir.Module, remarks: list[Remark]) -> Decided:
         """The choice for all stages, before it is written down."""
+        if alpa.get_string(module.operation, alpa.LEVEL) in ("split", "plan"):
+            raise CompileError("alpa-shard needs a whole program: this one is split already", module.operation.location)
         check_solver(self.solver)
         constraints = parse_constraints(self.constrain)
         _drop_nested(module, remarks)

@@ -38,6 +38,7 @@ from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.launch import choose_pmix_security, started_ranks
 from alpa_mlir.runtime.platform import Choice, choose
 from alpa_mlir.runtime.rank import Rank
+from alpa_mlir.runtime.sentry import Sentry
 from alpa_mlir.runtime.team import together
 
 
@@ -62,6 +63,7 @@ def run_under_mpi(job: Job) -> NoReturn:
     keep_stdout()
     show_crashes()
     choose_pmix_security()
+    sentry = Sentry(job.heartbeat if started_ranks() > 1 else 0.0)
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -81,6 +83,7 @@ def run_under_mpi(job: Job) -> NoReturn:
             )
         together(world)
         beating = heartbeat.connect(world, job.heartbeat, watchdog, heeds_term=job.checkpoint is None)
+        sentry.end()
         status = _run_rank(job, world, watchdog, stop, beating)
         together(world)
         status = int(world.bcast(status))

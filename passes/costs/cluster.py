@@ -275,7 +275,7 @@ def _equal_nodes(table: Mapping[str, Any], where: Callable[[str], str]) -> Clust
         read.count("devices_per_node", MOST_DEVICES),
         read.memory("memory"),
         read.number("memory_bandwidth"),
-        read.number("efficiency"),
+        read.number("efficiency", most=1.0),
         tuple(sorted((k, flops.number(k)) for k in flops.entries)),
         _device_link(link.table("device"), where),
         _link(link.table("node"), where, "link.node."),

@@ -55,12 +55,14 @@ class ClusterTable:
                 raise CompileError(f"a cluster has no {dotted}{hint}", self.where(dotted))
         return self
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float | None = None, most: float = 1e30) -> float:
         value = self.entries.get(key, default)
         minimum = 0 if default is not None else 1e-30
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not numeric or not minimum <= value <= 1e30:
+        if not numeric or not (value > 0 or (value == 0 and minimum == 0)):
             raise self._wrong("positive number", key, value)
+        if not minimum <= value <= most:
+            raise self._wrong(f"number from {minimum:g} to {most:g} as", key, value)
         return float(value)
 
     def part(self, key: str) -> float:

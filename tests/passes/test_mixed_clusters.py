@@ -87,6 +87,11 @@ def test_links_are_those_of_the_group() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "at"),
     [
+        (
+            MIXED.replace("efficiency = 0.5", "efficiency = 7"),
+            "number from 1e-30 to 1 as efficiency, got 7",
+            "mixed.toml:4:1",
+        ),
         (MIXED.replace("efficiency = 0.5", ""), "a cluster needs a positive number efficiency", "mixed.toml:1:1"),
         (MIXED + "[axes]\nalpha = [1.0]\nbeta = [1.0]\n", "cannot have links for mesh axes", "mixed.toml:21:2"),
         ('name = "x"\ngroups = [1]\n', "groups must be tables", "mixed.toml:2:1"),

@@ -158,3 +158,27 @@ def test_nan_equals_nan_but_not_a_number() -> None:
     assert compare(np.asarray([0.0, 1.0]), nan).relative == float("inf")
     assert compare(np.asarray([1.5]), np.asarray([1.0])).absolute == 0.5
     assert compare(np.zeros(0), np.zeros(0)).relative == 0
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_rank_that_is_stopped_while_it_starts_ends_the_job(culprit: int, tmp_path: Path) -> None:
+    """Before the ranks know of one another; the others wait in MPI_Init."""
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from alpa_mlir.runtime.sentry import Sentry\n"
+        "sentry = Sentry(2.0)\n"
+        "if os.environ['OMPI_COMM_WORLD_RANK'] == sys.argv[1]:\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "from mpi4py import MPI\n"
+        "sentry.end()\n"
+    )
+    found = ranks.finish(ranks.start([culprit], mpirun=3, script=script), 60)
+    assert found.code == 137, found.err
+    host = socket.gethostname()
+    told = [line for line in found.err.splitlines() if "while it started" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"[rank {culprit} on {host}] was stopped for ")
+    assert ranks.living(str(tmp_path)) == []
+    found = ranks.finish(ranks.start([-1], mpirun=3, script=script), 60)
+    assert (found.code, found.err) == (0, "")
