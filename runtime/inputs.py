@@ -20,11 +20,14 @@ import numpy as np
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.staged import Argument
-from alpa_mlir.runtime.executable import dtype_of, stored
+from alpa_mlir.runtime.executable import dtype_of, exact_dtype, stored
 from alpa_mlir.runtime.files import written_whole
 from alpa_mlir.runtime.transport.base import Array
 
 SCALE, INTEGERS = 0.02, 8
+
+
+SHORT_INTEGERS = ("int4", "uint4", "int2", "uint2")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Drawn:
         if step > self.first:
             return None
         argument = self.arguments[number]
-        found = draw(argument.type.shape, dtype_of(argument.type.element), self.seed, number)
+        element = argument.type.element
+        found = stored(draw(argument.type.shape, exact_dtype(element), self.seed, number), element)
         if argument.nonnegative:
             return np.asarray(np.abs(found), found.dtype)
         return found
@@ -51,7 +55,7 @@ def draw(shape: Sequence[int], dtype: np.dtype[Any], seed: int, number: int) -> 
     rng = np.random.default_rng([seed, number])
     if dtype == np.bool_:
         return rng.integers(0, 2, shape).astype(dtype)
-    if np.issubdtype(dtype, np.integer) or dtype.name in ("int4", "uint4"):
+    if np.issubdtype(dtype, np.integer) or dtype.name in SHORT_INTEGERS:
         return rng.integers(0, INTEGERS, shape).astype(dtype)
     if np.issubdtype(dtype, np.complexfloating):
         parts = rng.standard_normal((2, *shape)) * SCALE
@@ -140,5 +144,14 @@ def check_writable(path: str, what: str) -> None:
 def write_outputs(path: str, results: Sequence[Array]) -> None:
     """Write results as `out0`, `out1`, …: all or nothing; CompileError where the file cannot be written."""
     with written_whole(path, "outputs") as file:
-        arrays: dict[str, Any] = {f"out{i}": value for i, value in enumerate(results)}
+        arrays: dict[str, Any] = {f"out{i}": _readable(value) for i, value in enumerate(results)}
         np.savez(file, **arrays)
+
+
+def _readable(array: Array) -> Array:
+    """As raw bytes where numpy would write a type that it does not read again (f8E5M2)."""
+    try:
+        np.dtype(array.dtype.str)
+    except TypeError:
+        return array.view(f"V{array.dtype.itemsize}")
+    return array

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import forked_runs
+import numpy as np
 import pytest
 
 from alpa_mlir.tools import plan
@@ -88,3 +89,30 @@ def test_results_larger_than_all_memory_do_not_fit(tmp_path: Path, capfd: pytest
     assert code == 1
     assert f"{model}:1:1: error: " in said
     assert "not an amount of memory" not in said
+
+
+def test_state_in_short_types_goes_through_files(tmp_path: Path, run: forked_runs.Runs) -> None:
+    """Checkpoints, results and inputs; a value that no program touches is one of its type all the same."""
+    kinds = ("tensor<8x4xi4>", "tensor<8x4xi2>", "tensor<8x4xf8E5M2>", "tensor<8x4xf4E2M1FN>", "tensor<8x4xf32>")
+    arguments = ", ".join(f"%{n}: {kind}" for n, kind in zip("abcde", kinds, strict=True))
+    text = f"""func.func @main({arguments}) -> ({", ".join(kinds)}) {{
+  %a2 = stablehlo.add %a, %a : {kinds[0]}
+  %w = stablehlo.convert %a2 : ({kinds[0]}) -> {kinds[4]}
+  %v = stablehlo.convert %c : ({kinds[2]}) -> {kinds[4]}
+  %s = stablehlo.add %w, %v : {kinds[4]}
+  %e2 = stablehlo.add %s, %e : {kinds[4]}
+  %c2 = stablehlo.convert %e2 : ({kinds[4]}) -> {kinds[2]}
+  return %a2, %b, %c2, %d, %e2 : {", ".join(kinds)}
+}}"""
+    code, model, found = planned(text, ["--state-args", "0-3", "--mesh", "2", "--microbatches", "1"], tmp_path)
+    assert code == 0
+    saved, out = tmp_path / "saved", tmp_path / "out.npz"
+    for start in (["--checkpoint", saved, "--outputs", out], ["--restore", saved]):
+        said = run("--local", found, "--reference", model, *start)
+        assert said.code == 0, said.err
+        assert "largest relative difference 0 " in said.out.splitlines()[-1]
+    results = np.load(out)
+    given = tmp_path / "in.npz"
+    np.savez(given, **{f"arg{i}": results[f"out{i}"] for i in range(5)})
+    said = run("--local", found, "--reference", model, "--inputs", given)
+    assert said.code == 0, said.err
