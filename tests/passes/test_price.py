@@ -15,6 +15,7 @@ from alpa_mlir.dialect.context import functions, make_context, parse_module, pri
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.plan import read_plan, stage_entries
+from alpa_mlir.dialect.staged import ACCUMULATE
 from alpa_mlir.passes.costs.cluster import Cluster, Link
 from alpa_mlir.passes.costs.links import mesh_links
 from alpa_mlir.passes.costs.pricing import price_function
@@ -121,15 +122,19 @@ def gpt() -> str:
 
 
 def test_parts_add_up_to_what_the_solver_minimised(gpt: str) -> None:
-    """Forward and backward of a microbatch, and the update, against the labelling's seconds (without C14)."""
+    """Forward and backward of a microbatch, adding it to the sums unless it is the first, and the update, against the
+    labelling's seconds (without C14)."""
     module = parse_module(gpt, make_context())
     Split().apply(module, [])
     Price().apply(module, [])
     (entry,) = stage_entries(module)
     seconds = {k: float(ir.FloatAttr(entry[k]).value) for k in ("forward_seconds", "backward_seconds")}
     solved = float(ir.FloatAttr(entry["microbatch_seconds"]).value)
+    sums = [op for op in alpa.walk(functions(module)["main"]) if op.name == ACCUMULATE]
+    adding = sum(float(ir.FloatAttr(ir.DictAttr(op.attributes[alpa.COST])["seconds"]).value) for op in sums)
+    assert 0 < adding < solved / 5
     # Fusion is seen for whole phases there, for what was outlined here.
-    assert sum(seconds.values()) == pytest.approx(solved, rel=0.02)
+    assert sum(seconds.values()) + adding * (1 - 1 / 4) == pytest.approx(solved, rel=0.02)
     # With the step that jax 0.11 writes it is below 1.5.
     least = 1.5 if jax.__version__.startswith("0.10.") else 1.4
     assert least < seconds["backward_seconds"] / seconds["forward_seconds"] < 2.5
