@@ -48,9 +48,9 @@ types: setup
 	ln -s ../../../examples/models $(TYPED)/models
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy -p alpa_mlir
 
-# Two at a time; tests that start mpirun take ports and ranks of their own.
+# Two at a time; tests that start mpirun take ports and ranks of their own. Who is done early takes tests from the other.
 unit: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lit: setup
 	$(BIN)/lit -v lit_tests
