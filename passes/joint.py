@@ -53,6 +53,9 @@ SOLVED = 3
 """Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
 LEEWAY = 0.03
 """Plans that need this part of the memory too much by estimates may fit when their stages are solved."""
+SLOWER, FINISHED = 0.05, 3
+"""The part by which a finished plan's step must be longer than foreseen, and another's shorter, for that to be finished
+as well; how often."""
 TIGHT = 0.95
 """Memory is called tight where a step needs more than this part of it."""
 
@@ -84,6 +87,8 @@ class JointChoice:
         self.postponed: set[Setting] = set()
         self.hopeless: StateDoesNotFit | None = None
         """Why no setting can be."""
+        self.finished = 0
+        """How many plans were finished that took longer than was foreseen."""
         self.rejected = False
         """Whether a plan turned out to be impossible that had been found to be possible."""
 
@@ -287,6 +292,21 @@ class JointChoice:
         self.attempts[row.setting] = attempt
         self.rows[self.rows.index(row)] = now
         return True
+
+    def outdone(self, row: Considered, seconds: float, least: float) -> bool:
+        """Note what the step of a finished plan takes; whether another is expected to be quicker than `least`, what the
+        quickest finished one takes, by so much that it is worth to finish it as well.
+
+        A plan may take longer than was foreseen where its shardings had to be chosen with less memory.
+        """
+        if row.seconds is None or seconds <= (1 + SLOWER) * row.seconds:
+            return False
+        self.finished += 1
+        now = replace(row, seconds=seconds)
+        self.rows[self.rows.index(row)] = now
+        self.given.append(now)
+        others = [r for r in self.left() if r.seconds is not None]
+        return self.finished < FINISHED and bool(others) and (1 + SLOWER) * self._key(self.best(others)) < least
 
     def reject(self, row: Considered, error: CompileError) -> None:
         """Note that a row turned out to be impossible."""

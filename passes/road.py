@@ -108,6 +108,7 @@ class Road:
             return self._early(choice, counts, notes)
         exact = lambda setting, memory: self.attempt(normal, setting, exact=True, memory=memory)  # noqa: E731
         finisher = Finisher(options, self.run, self.stop_after, exact, choice)
+        kept: tuple[float, Attempt] | None = None
         for row, attempt in choice.ranked():
             done = finisher.finished(row, attempt)
             if done is None:
@@ -115,12 +116,17 @@ class Road:
             if done.error is not None:
                 choice.reject(row, done.error)
                 continue
-            module = done.module
-            notes += [*done.remarks, *_passed_over(choice.rows)]
-            if self.stop_after == "":
-                verify(module, "alpa-schedule")
-            return module
-        raise choice.least_error()
+            seconds = _step_seconds(done.module)
+            if kept is None or seconds < kept[0]:
+                kept = seconds, done
+            if not choice.outdone(row, seconds, kept[0]):
+                break
+        if kept is None:
+            raise choice.least_error()
+        notes += [*kept[1].remarks, *_passed_over(choice.rows)]
+        if self.stop_after == "":
+            verify(kept[1].module, "alpa-schedule")
+        return kept[1].module
 
     def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
         """A module from before the stages, with the first number of microbatches that can be."""
@@ -249,6 +255,13 @@ class Road:
             return [1]
         size = batch_size(normal)
         return [m for m in (2**k for k in range(MOST_MICROBATCHES.bit_length())) if size % m == 0] or [1]
+
+
+def _step_seconds(module: ir.Module) -> float:
+    """What a step of a finished plan is predicted to take; 0 where the road ended before."""
+    attributes = module.operation.attributes
+    finished = alpa.get_string(module.operation, alpa.LEVEL) == "plan" and alpa.COST in attributes
+    return float(ir.FloatAttr(attributes[alpa.COST]).value) if finished else 0.0
 
 
 def _passed_over(rows: Sequence[Considered]) -> list[Remark]:

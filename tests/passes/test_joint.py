@@ -419,3 +419,20 @@ def test_a_finished_plan_that_is_too_full_is_replaced_or_refused(mlp: str) -> No
     assert planned(least, "x=zero3") <= least
     # Unless it must be so, there are plans that need less.
     assert planned(0.98 * least, "") <= 0.98 * least
+
+
+def test_a_plan_slower_than_foreseen_makes_room_for_another() -> None:
+    """Shardings chosen with less memory may cost far more than the stages were chosen for."""
+    fake = Fake(2)
+    choice = JointChoice(Wishes((2, 4), "auto", "none", 1e9), fake)
+    given = choice.ranked()
+    first, _ = next(given)
+    assert first.seconds is not None
+    assert not choice.outdone(first, 1.04 * first.seconds, 1.04 * first.seconds)
+    assert choice.outdone(first, 4 * first.seconds, 4 * first.seconds)
+    second, _ = next(given)
+    assert second.seconds is not None and (second.setting, second.schedule) != (first.setting, first.schedule)
+    noted = next(r for r in choice.rows if (r.setting, r.schedule) == (first.setting, first.schedule))
+    assert noted.seconds == 4 * first.seconds and noted not in choice.left()
+    # Nothing is expected to be quicker than a plan that is finished already.
+    assert not choice.outdone(second, 3 * second.seconds, first.seconds)
