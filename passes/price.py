@@ -22,6 +22,7 @@ from alpa_mlir.dialect.staged import ACCUMULATE, STACK, TRANSFER, Fragment, Mesh
 from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
+from alpa_mlir.passes.costs.compute import adding_seconds
 from alpa_mlir.passes.costs.links import MeshLinks, mesh_links, pair_link
 from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
 from alpa_mlir.passes.inter.estimates import ESTIMATE
@@ -65,10 +66,10 @@ class Price(Pass):
                 cost = transfer_cost(target.sharding, there)
                 _set_seconds(op, cost.at(target.bytes), cost.seconds)
             elif op.name in (ACCUMULATE, STACK):
-                # A sum reads two values and writes one, a stack reads and writes one.
-                passes = 3 if op.name == ACCUMULATE else 2
-                part = MeshTensor.read(op.operands[0].type)
-                _set_seconds(op, passes * local_bytes(part, stages[part.mesh]) / parts[part.mesh].memory_speed)
+                kind = MeshTensor.read(op.operands[0].type)
+                held, part = local_bytes(kind, stages[kind.mesh]), parts[kind.mesh]
+                # A stack reads a value and writes one.
+                _set_seconds(op, adding_seconds(held, part) if op.name == ACCUMULATE else 2 * held / part.memory_speed)
         _write_stages(module, main, costs)
 
 

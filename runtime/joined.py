@@ -134,14 +134,12 @@ class Group:
         """One function that calls all."""
         kinds = [[self.main.type_of(ref) for ref in refs] for refs in (interface.operands, interface.results)]
         arguments, results = (tuple([Tensor(k.shape, k.element, k.sharding) for k in side]) for side in kinds)
-        write = partial(self._text, module, interface)
+        write = partial(self._text, module, interface, kinds)
         return StageFunction(self.name, write, arguments, results, tuple(range(interface.donated)), interface.into)
 
-    def _text(self, module: ir.Module, interface: Interface) -> str:
-        """The function as a module."""
-        main, mesh = self.main, self.calls[0].mesh
-        types = [[main.type_of(ref) for ref in refs] for refs in (interface.operands, interface.results)]
-        found = functions(module)
+    def _text(self, module: ir.Module, interface: Interface, types: Sequence[Sequence[MeshTensor]]) -> str:
+        """The function, of arguments and results of these types, as a module."""
+        mesh, found = self.calls[0].mesh, functions(module)
         with module.context, ir.Location.unknown():
             alone = cut_out(module, found, [call.function for call in self.calls])
             made = functions(alone)

@@ -83,7 +83,10 @@ def decode(module: ir.Module, plan: Plan, rank: int, rank_of: Sequence[int]) -> 
     """The part of `rank`; `rank_of[d]` is the rank of device d.  CompileError where the plan is malformed."""
     meshes = tuple(name for name, stage in plan.stages.items() if rank in {rank_of[d] for d in stage.devices})
     routes = read_routes(module)
-    decoder = _Decoder(module, plan.main, plan.stages, routes, frozenset(meshes), _donated(module, plan.main))
+    calls = [s for s in plan.main.steps if isinstance(s, Fragment)]
+    parts = {name: extract(module, name) for name in dict.fromkeys(s.function for s in calls)}
+    donated = frozenset(step.operands[i] for step in calls for i in parts[step.function].donated)
+    decoder = _Decoder(module, plan.main, plan.stages, routes, frozenset(meshes), donated, parts)
     _check_state(plan.main)
     for mesh, instructions in grouped(total_order(plan)):
         decoder.emit(mesh, instructions)
@@ -109,13 +112,6 @@ def paths_of(main: PlanMain) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(main.type_of(s.operands[0]), s.results[0], s.route) for s in steps))
 
 
-def _donated(module: ir.Module, main: PlanMain) -> frozenset[Ref]:
-    """The values whose buffers some stage function takes over."""
-    calls = [s for s in main.steps if isinstance(s, Fragment)]
-    donated = {name: extract(module, name).donated for name in dict.fromkeys(s.function for s in calls)}
-    return frozenset(step.operands[i] for step in calls for i in donated[step.function])
-
-
 def _check_state(main: PlanMain) -> None:
     for number, argument in enumerate(main.arguments):
         if argument.updates is None:
@@ -137,6 +133,8 @@ class _Decoder:
     routes: dict[int, Route]
     meshes: frozenset[str]
     donated: frozenset[Ref]
+    """The values whose buffers some stage function takes over."""
+    parts: dict[str, StageFunction]
     checked: set[Path] = field(default_factory=set)
     paths: dict[Path, Path] = field(default_factory=dict)
     slots: dict[tuple[Ref, int, bool], int] = field(default_factory=dict)
@@ -146,7 +144,6 @@ class _Decoder:
     begun: dict[int, int] = field(default_factory=dict)
     called: set[int] = field(default_factory=set)
     """Calls whose function was seen to fit."""
-    parts: dict[str, StageFunction] = field(default_factory=dict)
     joined: dict[tuple[int, ...], tuple[Group, Interface]] = field(default_factory=dict)
     inner: set[int] = field(default_factory=set)
     """Sums that programs keep to themselves."""
@@ -220,8 +217,6 @@ class _Decoder:
 
     def _part(self, step: Fragment) -> StageFunction:
         """The function of a call, which fits it."""
-        if step.function not in self.parts:
-            self.parts[step.function] = extract(self.module, step.function)
         if step.id not in self.called:
             _check_call(self.parts[step.function], step, self.main)
             self.called.add(step.id)

@@ -107,8 +107,6 @@ class OutlineTable:
     def undominated(self, rows: Ids, seconds: Matrix) -> Ids:
         """Of these rows, which cost so much, those (their places in `rows`) that are the quickest, and the first, of
         the ones with their shardings; in the order of the first ones."""
-        if self.distinct:
-            return np.arange(len(rows))
         _, first, group = np.unique(self.alike[rows], return_index=True, return_inverse=True)
         if len(first) == len(rows):
             return np.arange(len(rows))
