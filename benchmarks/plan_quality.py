@@ -14,7 +14,9 @@ For each pair the planner chooses everything; the rivals are fixed by stages, me
 
 Rivals choose the number of microbatches and rematerialisation as the planner does.  The table shows predicted
 milliseconds of a step and, for rivals, the ratio to the planner's: below 1 is a planner bug.  A rival that does not
-fit in memory loses.  Planning uses the process's CPU seconds printed in the last column.
+fit in memory loses.  So does one whose step is foreseen to be NEAR times the planner's or longer: its shardings are not
+solved, and its figures, at prices, are marked with `about`.  Planning uses the process's CPU seconds printed in the
+last column.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +44,8 @@ from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster
 from alpa_mlir.passes.manual import ManualStage, write_stages
-from alpa_mlir.planner import PlanOptions, plan
+from alpa_mlir.passes.settings import Considered
+from alpa_mlir.planner import PlanOptions, foresee, plan
 from alpa_mlir.tools.plan_summary import PlanSummary, summarize
 
 PAIRS = {
@@ -59,6 +63,7 @@ FITTING: dict[tuple[str, str], dict[str, str | bool]] = {
     ("moe", "70B"): {"master": False, "moments": "bfloat16", "sums": "float16"},
 }
 """Options of models whose state with f32 master copies, moments and sums is more than their GPUs hold."""
+NEAR = 1.2
 TIE = 1e-3
 """Ratios down to 1 - TIE are ties: the search ends at a proven gap."""
 
@@ -75,6 +80,8 @@ class Outcome:
     looks: str
     cpu_seconds: float
     error: str = ""
+    foreseen: bool = False
+    """Whether the seconds are those at prices: the plan was not finished."""
 
 
 class Pair(NamedTuple):
@@ -96,10 +103,11 @@ class Rival:
 
 
 class Task(NamedTuple):
-    """A rival, or the planner itself, on a pair."""
+    """A rival, or the planner itself, on a pair; not finished where it is foreseen to take `most` seconds or more."""
 
     pair: Pair
     rival: Rival
+    most: float = inf
 
 
 def cluster_of(gpus: int) -> Cluster:
@@ -154,16 +162,28 @@ def _grid(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
 
 def run(task: Task) -> Outcome:
     """Plan one rival."""
-    pair, rival = task.pair, task.rival
+    pair, rival = task[:2]
     module = program(pair.family, pair.size, pair.batch)
     begin = time.process_time()
     if rival.stages:
         write_stages(module, rival.stages)
     try:
+        first = _first_look(module, rival.options) if task.most < inf else None
+        if first is not None and first.seconds is not None and first.seconds >= task.most:
+            looks = f"{first.setting.told}, {first.schedule}"
+            return Outcome(*pair[:3], rival.name, first.seconds, looks, time.process_time() - begin, foreseen=True)
         summary = summarize(plan(module, rival.options))
         return Outcome(*pair[:3], rival.name, summary.step_seconds, _looks(summary), time.process_time() - begin)
     except CompileError as e:
         return Outcome(*pair[:3], rival.name, None, "", time.process_time() - begin, e.message)
+
+
+def _first_look(module: ir.Module, options: PlanOptions) -> Considered | None:
+    """What is foreseen of a plan; None where prices find none: they may ask for too much memory."""
+    try:
+        return foresee(module, options)
+    except CompileError:
+        return None
 
 
 def _looks(summary: PlanSummary) -> str:
@@ -184,6 +204,12 @@ def tasks(pairs: Sequence[Pair], wanted: Sequence[str], layers: int) -> Iterator
                 yield Task(pair, rival)
 
 
+def limited(todo: Sequence[Task], outcomes: Sequence[Outcome], near: float) -> list[Task]:
+    """The tasks of rivals with what they may take to be worth finishing."""
+    planner = {(o.family, o.size, o.gpus): o.seconds for o in outcomes if o.name == "planner"}
+    return [task._replace(most=near * (planner.get(task.pair[:3]) or inf)) for task in todo]
+
+
 def outcomes_of(todo: Sequence[Task], jobs: int) -> Iterator[Outcome]:
     """What becomes of tasks, as they end, in so many processes."""
     if jobs == 1:
@@ -196,7 +222,11 @@ def outcomes_of(todo: Sequence[Task], jobs: int) -> Iterator[Outcome]:
 
 def _tell(o: Outcome) -> None:
     where = f"{o.family} {o.size} on {o.gpus}, {o.name}"
-    print(f"{where}: {o.seconds} s, {o.looks}{o.error} ({o.cpu_seconds:.0f} CPU s)", file=sys.stderr, flush=True)
+    print(
+        f"{where}: {'about ' * o.foreseen}{o.seconds} s, {o.looks}{o.error} ({o.cpu_seconds:.0f} CPU s)",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def best_points(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -225,7 +255,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     for o in outcomes:
         ours = planner.get((o.family, o.size, o.gpus))
         ratio = f"{o.seconds / ours:.3f}" if o.seconds and ours else "does not fit" if o.error else ""
-        milliseconds = f"{1e3 * o.seconds:.5g}" if o.seconds else ""
+        milliseconds = f"{'about ' * o.foreseen}{1e3 * o.seconds:.5g}" if o.seconds else ""
         words = o.looks or o.error[:70]
         shown.add_row(f"{o.family} {o.size}", str(o.gpus), o.name, milliseconds, ratio, words, f"{o.cpu_seconds:.0f}")
     return shown
@@ -253,6 +283,12 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=0, help="layers to cut stages from (default: the planner's)")
     parser.add_argument("--batch", type=int, default=0, help="global batch (default: the paper's)")
     parser.add_argument("--size", help="a preset of the model instead of the paper's for the number of GPUs")
+    parser.add_argument(
+        "--near",
+        type=float,
+        default=NEAR,
+        help="rivals foreseen to take so many times the planner's step stay as they are",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes that plan at the same time")
     parser.add_argument(
         "--json", metavar="FILE", help="keep all outcomes here; those that FILE has are not planned again"
@@ -267,11 +303,13 @@ def main() -> int:
     outcomes = _read(options.json)
     known = {(o.family, o.size, o.gpus, o.name) for o in outcomes}
     todo = [t for t in tasks(pairs, options.rivals, options.layers) if (*t.pair[:3], t.rival.name) not in known]
-    for outcome in outcomes_of(todo, options.jobs):
-        _tell(outcome)
-        outcomes.append(outcome)
-        if options.json:
-            Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")
+    for rival in (False, True):
+        now = [task for task in todo if (task.rival.name != "planner") == rival]
+        for outcome in outcomes_of(limited(now, outcomes, options.near) if rival else now, options.jobs):
+            _tell(outcome)
+            outcomes.append(outcome)
+            if options.json:
+                Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")
     shown = best_points(outcomes)
     Console(width=150).print(table(shown))
     beaten = losses(shown)

@@ -102,6 +102,15 @@ class JointChoice:
         if not found:
             raise self.least_error()
 
+    def foreseen(self) -> Considered:
+        """The best plan at prices: its stages are not solved. CompileError where there is none."""
+        self._explore()
+        self._try_interleaving()
+        possible = self.left()
+        if not possible:
+            raise self.least_error()
+        return self.best(possible)
+
     def _fewest(self) -> Iterator[Considered]:
         """One stage never idles: the fewest microbatches are quickest where they fit, and nothing need be compared."""
         if self.wishes.single:

@@ -85,29 +85,12 @@ class Road:
         A setting that cannot be (an operation mixes examples, memory is short) is passed over, the first with a
         remark; its error stands where none can be.
         """
-        options = self.options
         counts = self.counts(normal)
-        given = read_pipeline(normal) if alpa.STAGES in normal.operation.attributes else ()
-        memory = float(options.cluster.memory)
-        stages = 1 if options.mesh else len(given) or options.stages
-        wishes = Wishes(
-            tuple(counts),
-            options.schedule,
-            options.remat,
-            memory,
-            single=stages == 1 or len(set(given)) == 1,
-            given=bool(options.mesh or given),
-            interleave=options.cluster.device_count < MANY,
-            stages=stages,
-        )
-        self.rough = len(counts) > 1
-        self.folds = self.stop_after not in EARLY
-        closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
-        choice = JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
+        choice = self._choice(normal, counts)
         if self.stop_after in EARLY:
             return self._early(choice, counts, notes)
         exact = lambda setting, memory: self.attempt(normal, setting, exact=True, memory=memory)  # noqa: E731
-        finisher = Finisher(options, self.run, self.stop_after, exact, choice)
+        finisher = Finisher(self.options, self.run, self.stop_after, exact, choice)
         kept: tuple[float, Attempt] | None = None
         for row, attempt in choice.ranked():
             done = finisher.finished(row, attempt)
@@ -127,6 +110,31 @@ class Road:
         if self.stop_after == "":
             verify(kept[1].module, "alpa-schedule")
         return kept[1].module
+
+    def foresee(self, normal: ir.Module) -> Considered:
+        """The best plan at prices, as settings are compared before any stage is solved."""
+        return self._choice(normal, self.counts(normal)).foreseen()
+
+    def _choice(self, normal: ir.Module, counts: Sequence[int]) -> JointChoice:
+        """The choice among all settings, none of which was tried yet."""
+        options = self.options
+        given = read_pipeline(normal) if alpa.STAGES in normal.operation.attributes else ()
+        memory = float(options.cluster.memory)
+        stages = 1 if options.mesh else len(given) or options.stages
+        wishes = Wishes(
+            tuple(counts),
+            options.schedule,
+            options.remat,
+            memory,
+            single=stages == 1 or len(set(given)) == 1,
+            given=bool(options.mesh or given),
+            interleave=options.cluster.device_count < MANY,
+            stages=stages,
+        )
+        self.rough = len(counts) > 1
+        self.folds = self.stop_after not in EARLY
+        closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
+        return JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
 
     def _early(self, choice: JointChoice, counts: Sequence[int], notes: list[Remark]) -> ir.Module:
         """A module from before the stages, with the first number of microbatches that can be."""
