@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
+from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.costs.cluster import load_cluster
 from alpa_mlir.passes.manual import ManualStage, write_stages
-from alpa_mlir.planner import PlanOptions, plan
+from alpa_mlir.planner import PlanOptions, foresee, plan
 from alpa_mlir.tools.plan_summary import PlanSummary, summarize
 
 COUNTS = (1, 2, 4, 8, 16, 32)
@@ -51,3 +54,17 @@ def test_layers_run_again_where_a_number_of_microbatches_does_not_fit_otherwise(
     assert not planned(mlp, 4, 6e6, microbatches=8).remat
     tight = planned(mlp, 4, 4e6, microbatches=8)
     assert (tight.microbatches, len(tight.remat)) == (8, 4)
+
+
+def test_a_step_is_foreseen_about_as_it_is_planned() -> None:
+    module = parse_module(program("mlp", layers=8, hidden=1024, batch=4096), make_context())
+    options = PlanOptions(load_cluster("p3.16xlarge").with_sizes(1, 4), layers=4, stages=2)
+    first, summary = foresee(module, options), summarize(plan(module, options))
+    assert first.seconds == pytest.approx(summary.step_seconds, rel=0.05)
+    assert (first.setting.microbatches, first.schedule) == (summary.microbatches, summary.schedule)
+
+
+def test_what_cannot_be_is_not_foreseen() -> None:
+    module = parse_module(program("mlp", layers=4, hidden=64, batch=32), make_context())
+    with pytest.raises(CompileError, match="memory"):
+        foresee(module, PlanOptions(load_cluster("p3.16xlarge").with_sizes(1, 2, 100_000), layers=4))
