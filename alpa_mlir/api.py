@@ -21,6 +21,7 @@ from alpa_mlir.cache import Store, cache_directory
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import check_digest, read_plan
+from alpa_mlir.dialect.reading import read_text
 from alpa_mlir.lowering import lower
 from alpa_mlir.model_file import read_model
 from alpa_mlir.models.step import TrainStep
@@ -95,11 +96,7 @@ def plan(
 
 def load(path: str | Path) -> Planned:
     """Read a plan from a file; CompileError where it is none, or was changed."""
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        why = (e.strerror if isinstance(e, OSError) else None) or "this is no text"
-        raise CompileError(f"cannot read the plan: {why}", f"{path}:1:1") from None
+    text = read_text(path, "plan")
     module = parse_module(text, make_context(), str(path))
     read_plan(module)
     check_digest(module)
@@ -160,8 +157,9 @@ def _cluster(cluster: Cluster | str) -> Cluster:
     if cluster in preset_names():
         return load_cluster(cluster)
     try:
-        return parse_cluster(Path(cluster).read_text(), cluster)
-    except (OSError, UnicodeDecodeError) as e:
+        text = read_text(cluster)
+    except CompileError as e:
         presets = ", ".join(preset_names())
-        why = (e.strerror if isinstance(e, OSError) else None) or "this is no text"
-        raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", f"{cluster}:1:1") from None
+        why = e.message.partition(": ")[2]
+        raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", e.location) from None
+    return parse_cluster(text, cluster)

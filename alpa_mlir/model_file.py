@@ -26,6 +26,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import BYTECODE_MAGIC, functions, make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.reading import Unreadable, read_file, read_open
 
 MODULE_FIELD = 13  # Exported.mlir_module_serialized in serialization.fbs; flatbuffers never renumber a field
 REFUSED = 65  # the child's exit status for a CompileError, unlike that of a crash
@@ -42,14 +43,13 @@ def read_model(path: str | Path, context: ir.Context) -> ir.Module:
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file, or of standard input for "-". Raises `CompileError` if it cannot be read."""
-    if str(path) == "-":
-        return sys.stdin.buffer.read()
+    if str(path) != "-":
+        return read_file(path)
     try:
-        return Path(path).read_bytes()
-    except OSError as e:
-        raise CompileError(f"cannot read the file: {e.strerror or e}", f"{path}:1:1") from None
-    except ValueError as e:  # a NUL in the name
-        raise CompileError(f"cannot read the file: {e}", f"{str(path)!r}:1:1") from None
+        return read_open(sys.stdin.buffer)
+    except (OSError, Unreadable) as e:
+        why = getattr(e, "strerror", None) or e
+        raise CompileError(f"cannot read the file: {why}", "<stdin>:1:1") from None
 
 
 def module_from_bytes(raw: bytes, context: ir.Context, filename: str) -> ir.Module:

@@ -9,25 +9,26 @@ the model on the full batch.  Its reference is the model with the statistics tak
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.context import make_context, parse_module
+from alpa_mlir.dialect.context import make_context
 from alpa_mlir.dialect.resources import inline_resources
 from alpa_mlir.dialect.staged_main import microbatches_of, read_main
 from alpa_mlir.model_file import read_model
 from alpa_mlir.passes.normalize import choose_main, inline_composites
 
 
-def reference_program(model: str, plan: str) -> ir.Module:
-    """The module whose `@main` computes on one device what the plan should; `CompileError` where one is unreadable."""
+def reference_program(model: str, planned: ir.Module, plan: str) -> ir.Module:
+    """The module whose `@main` computes on one device what the plan `planned` of the file `plan` should.
+
+    Raises `CompileError` where the model is unreadable.
+    """
     module = read_model(model, make_context())
     choose_main(module)
     inline_resources(module)
     inline_composites(module)
-    planned = parse_module(Path(plan).read_bytes(), make_context(), plan)
     if alpa.get_string(planned.operation, alpa.STATISTICS) == "microbatch":
         count = microbatches_of(planned)
         print(

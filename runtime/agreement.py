@@ -16,6 +16,8 @@ from pathlib import Path
 
 import jaxlib
 
+from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.reading import read_file
 from alpa_mlir.dialect.source import digest_of_source
 from alpa_mlir.runtime.guard import label
 
@@ -59,10 +61,10 @@ def _version(package: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, shortened; "" where it cannot be read."""
+    """SHA-256 of a file's bytes, shortened; "" where it cannot be read, or not twice."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    except OSError:
+        return hashlib.sha256(read_file(path)).hexdigest()[:12] if path.is_file() else ""
+    except (CompileError, OSError):
         return ""
 
 

@@ -10,6 +10,8 @@ numpy writes bfloat16 as two raw bytes, which are read back as such.  Only rank 
 
 from __future__ import annotations
 
+import errno
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +76,8 @@ class FromFile:
     def __init__(self, path: str, arguments: tuple[Argument, ...], steps: range) -> None:
         self._path, self._arguments, self._steps = path, arguments, steps
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise self._error("cannot read the inputs: this is no file")
             self._file = np.load(path, allow_pickle=False)
         except OSError as e:
             raise self._error(f"cannot read the inputs: {e.strerror or e}") from None
@@ -133,6 +137,10 @@ def check_writable(path: str, what: str) -> None:
     file = Path(path)
     existed = file.exists()
     try:
+        if file.is_fifo():  # to open it would wait for a reader, and to close it be the end of what that one reads
+            if not os.access(file, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
         with file.open("ab"):
             pass
         if not existed:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What to run.  `reference` reads the original program (rank 0 calls it); `tolerance` None is the default.
+    """What to run.  `reference` reads the original program of a plan (on rank 0); `tolerance` None is the default.
 
     `timeout` is how long an instruction may take, `heartbeat` how long a rank may be silent; 0: for ever.
     `checkpoint` is a folder that gets one every `checkpoint_every` steps (0: none but the last), of which
@@ -29,7 +29,7 @@ class Job:
     seed: int | None = None
     inputs: str | None = None
     outputs: str | None = None
-    reference: Callable[[], ir.Module] | None = None
+    reference: Callable[[ir.Module], ir.Module] | None = None
     reference_name: str = "-"
     tolerance: float | None = None
     timeout: float = 600.0

@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlib.mlir import ir
@@ -20,6 +19,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan, check_digest
+from alpa_mlir.dialect.reading import read_text
 from alpa_mlir.runtime import agreement, heartbeat, layout, program
 from alpa_mlir.runtime.binding import bind_cores
 from alpa_mlir.runtime.guard import (
@@ -48,7 +48,7 @@ def run_local(job: Job) -> int:
     stop = StopRequest()
     if job.checkpoint is not None:
         stop.listen()
-    _, plan, module = _read(job.plan, 1)
+    _, plan, module = read(job.plan, 1)
     try:
         choice = choose(job.platform, job.transport, 1)
     except CompileError as e:
@@ -152,7 +152,7 @@ def _receive(job: Job, world: Any) -> ir.Module | None:
     text, module = None, None
     if world.rank == 0:
         try:
-            text, _, module = _read(job.plan, world.size)
+            text, _, module = read(job.plan, world.size)
         except CompileError as e:
             print(e, file=sys.stderr, flush=True)
     together(world)
@@ -160,14 +160,9 @@ def _receive(job: Job, world: Any) -> ir.Module | None:
     return module if text is None or module is not None else _parse(text, job.plan)
 
 
-def _read(path: str, ranks: int) -> tuple[str, Plan, ir.Module]:
+def read(path: str, ranks: int) -> tuple[str, Plan, ir.Module]:
     """The text of a plan that `ranks` ranks can run; CompileError, located in the file, for all that is wrong."""
-    try:
-        text = Path(path).read_bytes().decode()
-    except OSError as e:
-        raise CompileError(f"cannot read the plan: {e.strerror or e}", f"{path}:1:1") from None
-    except UnicodeDecodeError:
-        raise CompileError("a plan is MLIR text, this file is not UTF-8", f"{path}:1:1") from None
+    text = read_text(path, "plan", "a plan is MLIR text, this file is not UTF-8")
     module = _parse(text, path)
     try:
         plan = program.read(module)

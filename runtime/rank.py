@@ -237,7 +237,7 @@ class Rank:
             return None
         from alpa_mlir.runtime.reference import original
 
-        return self._team.on_rank_0(lambda: original(read(), self._plan.main, self._job.reference_name))
+        return self._team.on_rank_0(lambda: original(read(self._module), self._plan.main, self._job.reference_name))
 
     def _open_outputs(self) -> None:
         """Refuse a file that cannot be written before the first step, not after the last."""

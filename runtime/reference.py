@@ -2,19 +2,21 @@
 
 The difference of a result is the largest absolute one, and that divided by the largest magnitude in the
 reference's result.  NaN equals NaN and an infinity itself: a plan has to reproduce these too, and their number is
-told.  The default tolerance is 1e-4.
+told.  A result that is NaN throughout tells nothing about the plan: it is not compared, and that is no success.  The
+default tolerance is 1e-4.
 
 Where a program computes with floats of 16 bits (or fewer), two correct runs differ by what their sums, made in another
 order, are rounded to, and one device is not the nearer to the truth: it adds up the whole batch in short floats, a plan
 with microbatches only parts of it.  So there the same program in f32 (`widened`) is asked too.  A result is right where
 it is within the type's epsilon (bf16: 7.8e-3; at most 2e-2) of one device's; or at most twice as far from f32's as
-that, or within epsilon of it.
+that, or within epsilon of it; where one device's is infinite or NaN and f32's is not, within epsilon of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import jax
 import ml_dtypes
@@ -40,11 +42,15 @@ TIMES_FARTHER = 2.0
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a result is from the reference; `strange` counts elements that are not finite in both."""
+    """How far a result is from the reference; `strange` counts elements that are not finite in both.
+
+    `silent`: all elements are NaN in both.
+    """
 
     absolute: float
     relative: float
     strange: int
+    silent: bool = False
 
 
 def original(model: ir.Module, main: PlanMain, location: str) -> StageFunction:
@@ -106,11 +112,15 @@ def compare(found: Array, expected: Array) -> Difference:
     wide = np.complex128 if np.iscomplexobj(expected) else np.float64
     a, b = np.asarray(found).astype(wide), np.asarray(expected).astype(wide)
     finite = np.isfinite(a) & np.isfinite(b)
-    same = (np.isnan(a) & np.isnan(b)) | (a == b)
+    neither = np.isnan(a) & np.isnan(b)
+    same = neither | (a == b)
     strange = int((~finite & same).sum())
     if (~finite & ~same).any():
         return Difference(float("inf"), float("inf"), strange)
-    absolute = float(np.max(np.abs(a - b), where=finite, initial=0.0)) if a.size else 0.0
+    if a.size and neither.all():
+        return Difference(0.0, 0.0, strange, silent=True)
+    with np.errstate(invalid="ignore"):  # of infinities, which are left out
+        absolute = float(np.max(np.abs(a - b), where=finite, initial=0.0)) if a.size else 0.0
     scale = float(np.max(np.abs(b), where=finite, initial=0.0)) if a.size else 0.0
     relative = absolute / scale if scale > 0 else (0.0 if absolute == 0 else float("inf"))
     return Difference(absolute, relative, strange)
@@ -126,12 +136,13 @@ class Bound:
 
     def holds(self, number: int, found: Array, expected: Array) -> tuple[bool, str]:
         """Whether it holds for a result, and what was found out about it."""
-        if compare(found, expected).relative <= self.tolerance:
+        relative = compare(found, expected).relative
+        if isfinite(relative) and relative <= self.tolerance:
             return True, ""
         if self.wide is None:
             return False, ""
         ours, theirs = (compare(a, self.wide[number]).relative for a in (found, expected))
-        near = ours <= max(TIMES_FARTHER * theirs, self.tolerance)
+        near = isfinite(ours) and ours <= max(TIMES_FARTHER * theirs if isfinite(theirs) else 0.0, self.tolerance)
         return near, f", from f32 {ours:.3g} where one device is {theirs:.3g} off"
 
     def __str__(self) -> str:
@@ -161,18 +172,23 @@ def bound_for(
 def report(
     names: Sequence[str], found: Sequence[Array], expected: Sequence[Array], bound: Bound
 ) -> tuple[list[str], bool]:
-    """One line per result and a summary, and whether the bound holds for all."""
-    lines, worst, equal = [], (0.0, ""), True
+    """One line per result and a summary, and whether all were compared and the bound holds for all."""
+    lines, worst, strange, silent, equal = [], (0.0, ""), 0, 0, True
     for number, (name, a, b) in enumerate(zip(names, found, expected, strict=True)):
         d = compare(a, b)
-        strange = f", {d.strange} elements are NaN or infinite in both" if d.strange else ""
         holds, said = bound.holds(number, a, b)
-        verdict = "" if holds else "  ABOVE THE TOLERANCE"
-        lines.append(f"{name}: largest difference {d.absolute:.3g}, relative {d.relative:.3g}{said}{strange}{verdict}")
+        if d.strange and not d.silent:
+            said += f", {d.strange} elements are NaN or infinite in both"
+        verdict = "  NOT COMPARED: NaN throughout, in both" if d.silent else "" if holds else "  ABOVE THE TOLERANCE"
+        lines.append(f"{name}: largest difference {d.absolute:.3g}, relative {d.relative:.3g}{said}{verdict}")
         worst, equal = max(worst, (d.relative, name)), equal and holds
+        strange, silent = strange + d.strange, silent + d.silent
     where = f" ({worst[1]})" if worst[1] else ""
+    also = f", {strange} elements NaN or infinite in both" if strange else ""
+    verdict = "equal" if equal else "DIFFERENT"
+    if equal and silent:
+        verdict = f"{silent} NOT COMPARED, being NaN throughout: give --inputs from which they become numbers"
     lines.append(
-        f"reference: {len(found)} results, largest relative difference {worst[0]:.3g}{where},"
-        f" {bound}: {'equal' if equal else 'DIFFERENT'}"
+        f"reference: {len(found)} results, largest relative difference {worst[0]:.3g}{where}, {bound}{also}: {verdict}"
     )
-    return lines, equal
+    return lines, equal and not silent

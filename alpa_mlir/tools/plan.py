@@ -19,6 +19,7 @@ from typing import NoReturn
 from alpa_mlir.cache import Store, cache_directory, planning_version
 from alpa_mlir.dialect.context import make_context, print_module
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.reading import read_text
 from alpa_mlir.forked import forked
 from alpa_mlir.model_file import module_from_bytes, read_bytes
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_cluster
@@ -308,11 +309,7 @@ def _by_hand(path: str | None, cluster: Cluster) -> ManualPlan | None:
     """The plan of a file, if there is one; CompileError, located in it, for what is wrong."""
     if path is None:
         return None
-    try:
-        return parse_manual(Path(path).read_text(), path, cluster)
-    except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "not a text file"
-        raise CompileError(f"cannot read the plan by hand: {why}", f"{path}:1:1") from None
+    return parse_manual(read_text(path, "plan by hand"), path, cluster)
 
 
 def _decided(options: PlanOptions, plan: ManualPlan, path: str) -> PlanOptions:
@@ -349,11 +346,12 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
         known = load_cluster(name)
     else:
         try:
-            known = parse_cluster(Path(name).read_text(), name)
-        except (OSError, UnicodeDecodeError) as e:
-            why = e.strerror if isinstance(e, OSError) else "not a text file"
+            text = read_text(name)
+        except CompileError as e:
             presets = ", ".join(preset_names())
-            raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", f"{name}:1:1") from None
+            why = e.message.partition(": ")[2]
+            raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", e.location) from None
+        known = parse_cluster(text, name)
     try:
         return known.with_sizes(arguments.nodes, arguments.devices_per_node, arguments.memory)
     except CompileError as e:

@@ -14,6 +14,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import check_digest, read_plan
+from alpa_mlir.dialect.reading import read_text
 from alpa_mlir.passes.inter.simulate import Timeline
 from alpa_mlir.passes.inter.trace import trace_events
 from alpa_mlir.passes.schedule import plan_timeline
@@ -82,11 +83,7 @@ def simulated(module: ir.Module) -> Timeline:
 
 
 def _read(path: str) -> tuple[ir.Module, Timeline]:
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        why = (e.strerror if isinstance(e, OSError) else None) or "a plan is MLIR text, this file is not UTF-8"
-        raise CompileError(f"cannot read the plan: {why}", f"{path}:1:1") from None
+    text = read_text(path, "plan", "a plan is MLIR text, this file is not UTF-8")
     try:
         module = parse_module(text, make_context(), path)
         read_plan(module)

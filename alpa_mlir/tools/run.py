@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlib.mlir import ir
@@ -18,6 +20,10 @@ from alpa_mlir.tools.diagnostics import UsageError, guarded
 from alpa_mlir.tools.version import add_version
 
 NAME = "alpa-mlir-run"
+LONGEST = 1e9
+"""Seconds, as good as for ever; the operating system knows no much longer waits."""
+RANKS_PER_CORE = 4
+"""So many are started unasked; more only of a plan that has devices for them, for they may bring the machine down."""
 EPILOG = """\
 Three ways to start, with the same results:
   mpirun -n N alpa-mlir-run PLAN …     a rank for each N-th of the plan's devices; N must divide their number
@@ -86,11 +92,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--profile-stages", action="store_true", help="print measured against predicted seconds of the stage functions"
     )
     parser.add_argument(
-        "--timeout", type=_not_negative, default=600.0, metavar="SECONDS",
+        "--timeout", type=_seconds, default=600.0, metavar="SECONDS",
         help="end the job when an instruction takes longer; 0: never; default 600",
     )  # fmt: skip
     parser.add_argument(
-        "--heartbeat", type=_not_negative, default=5.0, metavar="SECONDS",
+        "--heartbeat", type=_seconds, default=5.0, metavar="SECONDS",
         help="end the job when a rank gives no sign of life for so long (it is stopped, or its host is gone); "
         "0: do not watch; default 5",
     )  # fmt: skip
@@ -121,6 +127,10 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    return min(_not_negative(text), LONGEST)
+
+
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -146,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.ranks is not None:
         if under_mpirun():
             raise UsageError("-n starts mpirun, but this is already a rank of mpirun or srun")
+        _check_ranks(options.plan, options.ranks)
         try:
             finishing = options.checkpoint is not None
             return start_mpirun(options.ranks, "alpa_mlir.tools.run", _without_ranks(arguments), finishing=finishing)
@@ -164,6 +175,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_local(job) if options.local else run_under_mpi(job)
 
 
+def _check_ranks(plan: str, ranks: int) -> None:
+    """CompileError where more ranks than are harmless cannot share the plan's devices."""
+    if ranks > RANKS_PER_CORE * (os.cpu_count() or 1) and Path(plan).is_file():
+        from alpa_mlir.runtime.process import read
+
+        read(plan, ranks)
+
+
 def _without_ranks(arguments: list[str]) -> list[str]:
     """The command line without `-n N` or `-nN`."""
     at = next(i for i, a in enumerate(arguments) if a.startswith("-n") and not a.startswith("--"))
@@ -180,7 +199,7 @@ def _job(options: argparse.Namespace) -> Job:
         seed=options.seed,
         inputs=options.inputs,
         outputs=options.outputs,
-        reference=None if path is None else lambda: reference_program(path, options.plan),
+        reference=None if path is None else lambda planned: reference_program(path, planned, options.plan),
         reference_name="-" if path is None else f"{path}:1:1",
         tolerance=options.tolerance,
         timeout=options.timeout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 from alpa_mlir import __version__
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.reading import LARGEST_FILE
 from alpa_mlir.model_file import read_bytes
 from alpa_mlir.passes.intra.problem import Progress, Remaining, Solution, endless, quiet
 from alpa_mlir.tools.diagnostics import guarded
@@ -116,9 +118,18 @@ def _seconds(text: str) -> float:
 def _read(path: str) -> Any:
     raw = read_bytes(path)
     try:
-        return json.loads(gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw)
+        return json.loads(_decompressed(raw, path) if raw.startswith(b"\x1f\x8b") else raw)
     except (OSError, EOFError, ValueError, RecursionError) as e:
         raise CompileError(f"not JSON: {e}", f"{path}:1:1") from None
+
+
+def _decompressed(raw: bytes, path: str) -> bytes:
+    """What was gzipped, which may be a thousand times as long."""
+    with gzip.open(io.BytesIO(raw)) as file:
+        found = file.read(LARGEST_FILE + 1)
+    if len(found) > LARGEST_FILE:
+        raise CompileError(f"more than {LARGEST_FILE // 2**30} GiB when decompressed", f"{path}:1:1")
+    return found
 
 
 def entry() -> NoReturn:

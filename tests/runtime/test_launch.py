@@ -15,6 +15,8 @@ import ranks
 from alpa_mlir.runtime import launch
 from alpa_mlir.runtime.binding import share
 from alpa_mlir.runtime.layout import await_listener
+from alpa_mlir.tools import run
+from alpa_mlir.tools.diagnostics import guarded
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
 CORES = [*range(8)]
@@ -143,3 +145,20 @@ def test_nobody_is_waited_for_beyond_the_limit() -> None:
         begin = time.monotonic()
         await_listener(f"127.0.0.1:{silent.getsockname()[1]}", longest=0.1)
         assert 0.1 <= time.monotonic() - begin < 2
+
+
+def test_no_thousand_ranks_are_started_for_a_plan_of_four_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would bring the machine down before one of them could refuse the plan."""
+    plan = tmp_path / "plan.mlir"
+    plan.write_text(mlp_plan.plan_text())
+    monkeypatch.setattr(run, "start_mpirun", lambda *_, **__: pytest.fail("started"))
+    assert guarded("alpa-mlir-run", run.main, ["-n", "1000", str(plan)]) == 1
+    assert "which 1000 ranks cannot share evenly: start 1 or 2 or 4" in capsys.readouterr().err
+
+
+def test_a_wait_for_ever_is_one_that_the_system_can_measure() -> None:
+    options = run.make_parser().parse_args(["--heartbeat", "inf", "--timeout", "1e300", "plan"])
+    assert options.heartbeat == options.timeout == run.LONGEST
+    assert run.LONGEST < threading.TIMEOUT_MAX

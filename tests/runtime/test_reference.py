@@ -93,6 +93,30 @@ def test_a_program_without_short_floats_is_compared_with_one_device_alone() -> N
     assert bound_for(program, [np.ones(4)], [np.zeros(4)], never) == Bound(TOLERANCE)
 
 
+def half(*numbers: float) -> np.ndarray:
+    return np.asarray([numbers], ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("found", [np.inf, -np.inf, np.nan, 4096.0])
+def test_what_differs_from_an_overflow_of_one_device_must_be_near_f32(found: float) -> None:
+    """One device overflows, f32 does not: that far from f32, anything would be near enough."""
+    wide = [np.asarray([[1.0, 1024.0]], np.float32)]
+    overflow = half(1.0, np.inf if found != np.inf else -np.inf)
+    assert not report(["r"], [half(1.0, found)], [overflow], Bound(1e-2, wide))[1]
+    assert report(["r"], [half(1.0, 1024.0)], [overflow], Bound(1e-2, wide))[1]
+
+
+def test_what_is_not_a_number_in_both_is_told_and_does_not_count_as_compared() -> None:
+    nothing, some = np.full(3, np.nan, np.float16), np.asarray([1.0, np.nan, np.inf], np.float16)
+    lines, equal = report(["a", "b"], [nothing, some], [nothing, some], Bound(1e-4))
+    assert not equal
+    assert lines[0].endswith("NOT COMPARED: NaN throughout, in both")
+    assert "5 elements NaN or infinite in both: 1 NOT COMPARED" in lines[2]
+    lines, equal = report(["b"], [some], [some], Bound(1e-4))
+    assert equal and lines[-1].endswith("2 elements NaN or infinite in both: equal")
+    assert not report(["b"], [some], [np.zeros(3)], Bound(np.inf))[1]
+
+
 def test_a_program_that_reads_bits_has_no_wide_form() -> None:
     program = function("""func.func public @main(%a: tensor<4xbf16>) -> tensor<4xui16> {
       %0 = stablehlo.bitcast_convert %a : (tensor<4xbf16>) -> tensor<4xui16>
