@@ -74,7 +74,8 @@ class ParallelFunction:
         return self._ready[key]
 
     def _make(self, step: TrainStep) -> _Ready:
-        options = dict(self._options)
+        # A result is one array, on one stage.
+        options = {**self._options, "unstack": False}
         if isinstance(self._cluster, str) and not options.keys() & {"nodes", "devices_per_node"}:
             options |= {"nodes": 1, "devices_per_node": len(devices_here(self._platform))}
         planned = plan(step, self._cluster, **options)

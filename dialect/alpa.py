@@ -36,6 +36,7 @@ STATISTICS = "alpa.statistics"
 NONNEGATIVE = "alpa.nonnegative"
 REMAT = "alpa.remat"
 REPEATS = "alpa.repeats"
+PART = "alpa.part"
 LAYOUT = "alpa.layout"
 CONSIDERED = "alpa.considered"
 MESHES = "alpa.meshes"
@@ -65,6 +66,11 @@ def _is_binding(attribute: ir.Attribute) -> bool:
     if kind == "index":
         return number == ""
     return kind in ("arg", "batch", "prologue", "sum", "stack", "out") and number.isdigit()
+
+
+def _is_part(attribute: ir.Attribute) -> bool:
+    found = list(ir.DenseI64ArrayAttr(attribute)) if isinstance(attribute, ir.DenseI64ArrayAttr) else []
+    return len(found) == 3 and 0 <= found[0] < found[1] and found[2] >= 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V27", AHEAD, "array of f64", ("module",),
                 "while a plan is searched and memory is short, about the seconds of a step with 2, 4, 8 … times as many microbatches",
                 lambda a: isinstance(a, ir.DenseF64ArrayAttr)),
+    Declaration("V28", PART, "array of i64: number, count, dimension", ("argument", "result"),
+                "which part of an argument or result of the program this one of @main is: their parts stand side by side", _is_part),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

@@ -201,6 +201,15 @@ Step = Fragment | Transfer | Slice | Index | Accumulate | Stack
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of `count` equal parts, along dimension `dim`, of an argument or result of the program."""
+
+    number: int
+    count: int
+    dim: int
+
+
+@dataclass(frozen=True)
 class Argument:
     """An argument of `@main`: its type, role, the result that replaces it (state), its name if known.
 
@@ -212,13 +221,14 @@ class Argument:
     updates: int | None = None
     name: str = ""
     nonnegative: bool = False
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
 class PlanMain:
     """One step: arguments, ops in program order with increasing ids, and the returned values.
 
-    `result_names` are `jax.result_info` where known, else "".
+    `result_names` are `jax.result_info` where known, else ""; `result_parts` are none where all results are whole.
     """
 
     arguments: tuple[Argument, ...]
@@ -226,6 +236,7 @@ class PlanMain:
     results: tuple[Ref, ...]
     result_names: tuple[str, ...] = ()
     microbatches: int = 1
+    result_parts: tuple[Part | None, ...] = ()
     _by_id: dict[int, Step] = field(default_factory=dict, compare=False, repr=False)
     _often: set[int] = field(default_factory=set, compare=False, repr=False)
 

@@ -33,6 +33,7 @@ from alpa_mlir.dialect.staged import (
     Fragment,
     Index,
     MeshTensor,
+    Part,
     PlanMain,
     Ref,
     Slice,
@@ -64,8 +65,15 @@ def read_main(module: ir.Module) -> PlanMain:
         checked.update(step.results)
         refs.update({r: Ref(step.id, i) for i, r in enumerate(op.results)})
         steps.append(step)
-    names = tuple(_text(e, "jax.result_info") for e in result_attributes(main))
-    return PlanMain(_read_arguments(main, meshes), tuple(steps), results, names, microbatches_of(module))
+    leaving = result_attributes(main)
+    names = tuple(_text(e, "jax.result_info") for e in leaving)
+    parts = tuple(map(part_of, leaving)) if any(alpa.PART in e for e in leaving) else ()
+    return PlanMain(_read_arguments(main, meshes), tuple(steps), results, names, microbatches_of(module), parts)
+
+
+def part_of(entry: dict[str, ir.Attribute]) -> Part | None:
+    """Which part of an argument or result of the program one of `@main` is, by its attributes; None: it is whole."""
+    return Part(*ir.DenseI64ArrayAttr(entry[alpa.PART])) if alpa.PART in entry else None
 
 
 def microbatches_of(module: ir.Module) -> int:
@@ -82,7 +90,7 @@ def _read_arguments(main: ir.Operation, meshes: dict[str, Mesh]) -> tuple[Argume
         updates = int(ir.IntegerAttr(entry[alpa.UPDATES]).value) if alpa.UPDATES in entry else None
         role = _text(entry, alpa.ROLE) or "constant"
         name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
-        found.append(Argument(kind, role, updates, name, alpa.NONNEGATIVE in entry))
+        found.append(Argument(kind, role, updates, name, alpa.NONNEGATIVE in entry, part_of(entry)))
     return tuple(found)
 
 
@@ -184,6 +192,9 @@ def _argument_entry(argument: Argument, context: ir.Context) -> dict[str, ir.Att
         entry[alpa.UPDATES] = alpa.i64(argument.updates, context)
     if argument.nonnegative:
         entry[alpa.NONNEGATIVE] = ir.UnitAttr.get(context)
+    if argument.part is not None:
+        part = argument.part
+        entry[alpa.PART] = ir.DenseI64ArrayAttr.get([part.number, part.count, part.dim], context)
     return entry
 
 

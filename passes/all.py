@@ -17,3 +17,4 @@ from alpa_mlir.passes import schedule as schedule
 from alpa_mlir.passes import shard as shard
 from alpa_mlir.passes import split as split
 from alpa_mlir.passes import stages as stages
+from alpa_mlir.passes import unstack as unstack

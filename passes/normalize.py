@@ -106,6 +106,14 @@ class Normalize(Pass):
         module.operation.attributes[alpa.LEVEL] = alpa.string("normal", module.context)
 
 
+def clean(module: ir.Module) -> None:
+    """Simplify a module of level 1 again that was rewritten, and give each use of a small constant its own."""
+    main = functions(module)["main"]
+    simplify(main)
+    _upstream(module, _CLEAN)
+    split_constants(main)
+
+
 def _upstream(module: ir.Module, passes: str) -> None:
     manager = passmanager.PassManager.parse(f"builtin.module({passes})", module.context)
     try:

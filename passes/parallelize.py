@@ -17,7 +17,7 @@ from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.passes.costs.cluster import choose_cluster
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.memo import remembering_meanwhile
-from alpa_mlir.passes.plan_passes import PARTITIONERS, SCHEDULES, PlanOptions, normalize
+from alpa_mlir.passes.plan_passes import PARTITIONERS, SCHEDULES, PlanOptions, normalize, unstack
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.road import Progress, Road
 from alpa_mlir.passes.settings import AUTO, Considered
@@ -58,7 +58,7 @@ def foresee(module: ir.Module, options: PlanOptions) -> Considered:
 def _normal(road: Road, module: ir.Module, notes: list[Remark]) -> tuple[ir.Module, bool]:
     """Level 1 of a program; whether the road ends there."""
     normal = clone_module(module)
-    stopped = road.run(normal, [normalize(road.options)], notes)
+    stopped = road.run(normal, [normalize(road.options), *unstack(road.options)], notes)
     normal.operation.attributes[alpa.CLUSTER] = road.options.cluster.attribute(normal.context)
     return normal, stopped
 
@@ -91,6 +91,7 @@ class Parallelize(Pass):
     chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
     constrain: str = option("", "shardings that must be, e.g. arg0=[{x},{}]; y=tensor (docs/constraints.md)")
     unroll: int = option(UNROLL, "most ops that a loop with a known number of rounds may become, or 0 to keep loops")
+    unstack: bool = option(True, "keep arrays that hold a slice for each layer in parts")
     axes: int = option(MESH_AXES, "axes of a stage's logical mesh at most: 1, 2 or 3")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -122,5 +123,6 @@ class Parallelize(Pass):
             self.constrain,
             unroll=self.unroll,
             axes=self.axes,
+            unstack=self.unstack,
         )
         replace_module(module, plan(module, options, remarks))

@@ -61,6 +61,7 @@ class PlanOptions:
     what_if: str = ""
     unroll: int = UNROLL
     axes: int = MESH_AXES
+    unstack: bool = True
 
 
 def normalize(options: PlanOptions) -> str:
@@ -68,6 +69,11 @@ def normalize(options: PlanOptions) -> str:
     roles = {"batch_args": options.batch_args, "state_args": options.state_args}
     unroll = {} if options.unroll == UNROLL else {"unroll": str(options.unroll)}
     return _text("alpa-normalize", **roles, **unroll)
+
+
+def unstack(options: PlanOptions) -> list[str]:
+    """The passes that follow on level 1."""
+    return ["alpa-unstack"] if options.unstack else []
 
 
 def until_layers(options: PlanOptions, normal: ir.Module, setting: Setting) -> list[str]:

@@ -42,7 +42,7 @@ from alpa_mlir.dialect.staged import (
     Step,
     Transfer,
 )
-from alpa_mlir.dialect.staged_main import microbatches_of, write_main
+from alpa_mlir.dialect.staged_main import microbatches_of, part_of, write_main
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.split_donation import donations, replaced_unread
 from alpa_mlir.passes.split_fragments import Key, assign, names
@@ -130,7 +130,7 @@ class _Splitter:
             role = ir.StringAttr(entry[alpa.ROLE]).value if alpa.ROLE in entry else "constant"
             updates = int(ir.IntegerAttr(entry[alpa.UPDATES]).value) if alpa.UPDATES in entry else None
             name = ir.NameLoc(value.location).name_str if isinstance(value.location, ir.NameLoc) else ""
-            found.append(Argument(homes.get(i, unused), role, updates, name, alpa.NONNEGATIVE in entry))
+            found.append(Argument(homes.get(i, unused), role, updates, name, alpa.NONNEGATIVE in entry, part_of(entry)))
         return tuple(found)
 
     def _add_home(self, homes: dict[int, MeshTensor], number: int, entry: dict[str, ir.Attribute], whole: bool) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ import tensorstore as ts
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Plan
-from alpa_mlir.dialect.staged import PlanMain
+from alpa_mlir.dialect.signature import Signature
+from alpa_mlir.dialect.staged import Argument, PlanMain
 from alpa_mlir.dialect.tiles import Box
 from alpa_mlir.runtime.executable import dtype_of
 from alpa_mlir.runtime.position import Position
@@ -96,10 +98,13 @@ class Directory:
         staging = self.path / f"{_STAGING}{step}"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-        for number in state_arguments(plan.main):
-            kind = plan.main.arguments[number].type
-            tile = kind.sharding.local_shape(kind.shape, plan.stages[kind.mesh].mesh)
-            grid = {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in tile]}}
+        signature = Signature(plan.main)
+        for number in state_arguments(signature.arguments):
+            kind = signature.arguments[number].type
+            parts = [plan.main.arguments[n].type for n in signature.given[number].parts]
+            tiles = [t.sharding.local_shape(t.shape, plan.stages[t.mesh].mesh) for t in parts]
+            chunk = [max(1, gcd(*extents)) for extents in zip(*tiles, strict=True)]
+            grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
             described = {
                 "shape": list(kind.shape),
                 "data_type": dtype_of(kind.element).name,
@@ -116,7 +121,8 @@ class Directory:
 
     def commit(self, staging: Path, plan: Plan, position: Position) -> Path:
         """Make a checkpoint of the written arrays; the path of it."""
-        tree = {_name(i): _Written(staging / _name(i)) for i in state_arguments(plan.main)}
+        arguments = Signature(plan.main).arguments
+        tree = {_name(i): _Written(staging / _name(i)) for i in state_arguments(arguments)}
         told = {**asdict(position), "arguments": _described(plan.main)}
         if position.step in self._manager.all_steps():
             self._manager.delete(position.step)
@@ -167,9 +173,9 @@ def find(path: str, main: PlanMain) -> tuple[Path, Position]:
     return root / str(step) / STATE, position
 
 
-def state_arguments(main: PlanMain) -> tuple[int, ...]:
-    """The arguments that a checkpoint holds."""
-    return tuple(i for i, a in enumerate(main.arguments) if a.role == "state")
+def state_arguments(arguments: Sequence[Argument]) -> tuple[int, ...]:
+    """The numbers of those that a checkpoint holds."""
+    return tuple(i for i, a in enumerate(arguments) if a.role == "state")
 
 
 def write(folder: Path, number: int, box: Box, tile: Array) -> Any:
@@ -240,11 +246,11 @@ def _slices(box: Box) -> tuple[slice, ...]:
 
 
 def _described(main: PlanMain) -> list[dict[str, Any]]:
-    """What tells a program's state from another's: numbers, names, shapes and types of its arguments."""
-    found = []
-    for number in state_arguments(main):
-        argument = main.arguments[number]
-        name = main.result_names[argument.updates] if argument.updates is not None and main.result_names else ""
+    """What tells a program's state from another's: numbers, names, shapes and types of its own arguments."""
+    found, signature = [], Signature(main)
+    for number in state_arguments(signature.arguments):
+        argument = signature.arguments[number]
+        name = signature.names[argument.updates] if argument.updates is not None else ""
         kind = argument.type
         found.append({"number": number, "name": name, "shape": list(kind.shape), "element": kind.element})
     return found

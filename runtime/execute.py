@@ -16,6 +16,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.signature import Signature
 from alpa_mlir.runtime.carriers import transfers_for
 from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.devices import Submeshes
@@ -55,7 +56,7 @@ class InProcess:
             raise CompileError(f"the plan is for {needed} devices, this process has {len(present)}")
         rank_of = [0] * needed
         submeshes, watchdog = Submeshes(decoded, 0, rank_of, present[:needed]), Watchdog(0, 0)
-        self._main = decoded.main
+        self._signature, self._count = Signature(decoded.main), len(decoded.main.results)
         choice = choose("cpu" if present[0].platform == "cpu" else "cuda", "auto", 1)
         part = decode(module, decoded, 0, rank_of)
         if choice.platform == "cuda":
@@ -65,32 +66,36 @@ class InProcess:
         self._held: dict[int, jax.Array] = {}
 
     def place(self, arguments: Sequence[Held]) -> None:
-        """Give all arguments of `@main`, whole; CompileError for one that does not fit.
+        """Give all arguments of the program, whole; CompileError for one that does not fit.
 
         An array that is already where it belongs (a state result of the last step) stays there, and its memory is taken
         over by the next step.
         """
-        expected = self._main.arguments
+        expected = self._signature.arguments
         if len(arguments) != len(expected):
             raise CompileError(f"the plan has {len(expected)} arguments, {len(arguments)} were given")
         for number, (value, argument) in enumerate(zip(arguments, expected, strict=True)):
-            if isinstance(value, jax.Array) and value is self._held.get(number):
+            if isinstance(value, jax.Array | tuple) and value is self._held.get(number):
                 continue
             whole = stored(np.asarray(value), argument.type.element)
             if whole.shape != argument.type.shape or whole.dtype != dtype_of(argument.type.element):
                 raise CompileError(
                     f"argument {number} is {argument.type.tensor_text}, got {whole.dtype}{list(whole.shape)}"
                 )
-            self._worker.place(number, whole)
+            for part in self._signature.given[number].parts:
+                self._worker.place(part, np.ascontiguousarray(self._signature.part(whole, part)))
             self._held.pop(number, None)
             if isinstance(value, jax.Array):
                 self._held[number] = value
 
-    def step(self) -> list[jax.Array]:
-        """Run one step; the results, on the devices of their stages.  Nothing is waited for."""
+    def step(self) -> list[Any]:
+        """Run one step; the results, on the devices of their stages, those that the plan keeps in parts as tuples of
+        these.  Nothing is waited for."""
         self._worker.step()
-        found = self._worker.values
-        for number, argument in enumerate(self._main.arguments):
+        values = self._worker.values
+        parts = [tuple(values[n] for n in whole.parts) for whole in self._signature.results]
+        found = [part if len(part) > 1 else part[0] for part in parts]
+        for number, argument in enumerate(self._signature.arguments):
             if argument.updates is not None:
                 self._held[number] = found[argument.updates]
         return found
@@ -98,8 +103,8 @@ class InProcess:
     def results(self) -> list[Array]:
         """The results of the last step, whole in host memory."""
         self._worker.wait()
-        found = [self._worker.result(i) for i in range(len(self._main.results))]
-        return [r for r in found if r is not None]
+        found = [self._worker.result(i) for i in range(self._count)]
+        return self._signature.joined([r for r in found if r is not None])
 
 
 def run_plan(
@@ -112,7 +117,7 @@ def run_plan(
 ) -> list[Array]:
     """The results of `@main` after `steps` steps on the same batch; state results replace their arguments.
 
-    See `InProcess`; `arguments` are those of `@main`, whole.
+    See `InProcess`; `arguments` are those of the program, whole.
     """
     running = InProcess(plan, platform, store)
     running.place(arguments)

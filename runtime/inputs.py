@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.signature import Signature
 from alpa_mlir.dialect.staged import Argument
 from alpa_mlir.runtime.executable import dtype_of, exact_dtype, stored
 from alpa_mlir.runtime.files import written_whole
@@ -130,6 +131,22 @@ class FromFile:
 
 
 Source = Drawn | FromFile
+
+
+class InParts:
+    """The arguments of `@main`, from a source of the program's (see `Signature`)."""
+
+    def __init__(self, source: Source, signature: Signature) -> None:
+        self._source, self._signature = source, signature
+        self._latest: tuple[tuple[int, int], Array | None] = ((-1, -1), None)
+
+    def value(self, number: int, step: int) -> Array | None:
+        """Argument `number` of `@main`, or None where it is the same as in the step before."""
+        key = (self._signature.place(number).whole, step)
+        if self._latest[0] != key:
+            self._latest = (key, self._source.value(*key))
+        whole = self._latest[1]
+        return None if whole is None else np.ascontiguousarray(self._signature.part(whole, number))
 
 
 def check_writable(path: str, what: str) -> None:

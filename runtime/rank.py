@@ -20,6 +20,8 @@ import numpy as np
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.plan import Plan
+from alpa_mlir.dialect.signature import Place, Signature
+from alpa_mlir.dialect.tiles import Box
 from alpa_mlir.runtime import clocks, layout, memory, program
 from alpa_mlir.runtime.actions import Expect, Give
 from alpa_mlir.runtime.guard import FAILED, OK, TERMINATED, StopRequest, Watchdog
@@ -58,6 +60,7 @@ class Rank:
         # These import jax, which must not be started before `connect` has said how many devices there are.
         from alpa_mlir.runtime.carriers import transfers_for
         from alpa_mlir.runtime.devices import Submeshes
+        from alpa_mlir.runtime.inputs import InParts
         from alpa_mlir.runtime.transport.mpi import MpiTransport
         from alpa_mlir.runtime.worker import Worker
 
@@ -69,7 +72,9 @@ class Rank:
         self._watchdog, self._stop = watchdog, stop
         self._stored, self._begin = self._find_checkpoint()
         self._steps = range(self._begin.step, self._begin.step + job.steps)
+        self._signature = Signature(plan.main)
         self._source = self._open_inputs()
+        self._parts = InParts(self._source, self._signature)
         self._reference = self._open_reference()
         self._open_outputs()
         self._saved = self._open_checkpoints()
@@ -180,9 +185,17 @@ class Rank:
         if self._stored is not None:
             from alpa_mlir.runtime import checkpoint
 
-            for number in checkpoint.state_arguments(self._plan.main):
-                self._watchdog.beat(f"reading argument {number} of the checkpoint")
-                self._worker.load(number, partial(checkpoint.read, self._stored, number))
+            for number in checkpoint.state_arguments(self._plan.main.arguments):
+                place = self._signature.place(number)
+                self._watchdog.beat(f"reading argument {place.whole} of the checkpoint")
+                self._worker.load(number, partial(self._read, self._stored, place))
+
+    @staticmethod
+    def _read(stored: Path, place: Place, box: Box) -> Array:
+        """A box of an argument from the checkpoint."""
+        from alpa_mlir.runtime import checkpoint
+
+        return checkpoint.read(stored, place.whole, place.box(box))
 
     def _save(self, done: int) -> Path | None:
         """Write a checkpoint after `done` steps; its path on rank 0."""
@@ -193,8 +206,9 @@ class Rank:
         folder = self._team.told(self._team.on_rank_0(guard()(lambda: self._saved.begin(self._plan, done))))
         with guard():
             writes = [
-                checkpoint.write(folder, number, box, tile)
-                for number in checkpoint.state_arguments(self._plan.main)
+                checkpoint.write(folder, place.whole, place.box(box), tile)
+                for number in checkpoint.state_arguments(self._plan.main.arguments)
+                for place in [self._signature.place(number)]
                 for box, tile in self._worker.kept(number).items()
             ]
             for written in writes:
@@ -225,7 +239,7 @@ class Rank:
         """Where the arguments come from; on ranks other than 0, None for a file."""
         from alpa_mlir.runtime.inputs import Drawn, FromFile
 
-        arguments = self._plan.main.arguments
+        arguments = self._signature.arguments
         if self._job.inputs is None:
             return Drawn(arguments, self._begin.seed, self._begin.step)
         return self._team.on_rank_0(lambda: FromFile(str(self._job.inputs), arguments, self._steps))
@@ -237,7 +251,7 @@ class Rank:
             return None
         from alpa_mlir.runtime.reference import original
 
-        return self._team.on_rank_0(lambda: original(read(self._module), self._plan.main, self._job.reference_name))
+        return self._team.on_rank_0(lambda: original(read(self._module), self._signature, self._job.reference_name))
 
     def _open_outputs(self) -> None:
         """Refuse a file that cannot be written before the first step, not after the last."""
@@ -262,15 +276,15 @@ class Rank:
             if resumed and main.arguments[number].role == "state":
                 continue
             if self._job.inputs is None:
-                value = self._source.value(number, step) if self._rank in ranks else None
+                value = self._parts.value(number, step) if self._rank in ranks else None
             else:
                 value = self._deliver(number, step, ranks)
             if value is not None:
                 self._worker.place(number, value)
 
     def _whole(self, number: int, step: int) -> Array | None:
-        """Argument `number` as the step begins, whole on rank 0; None where it stays as it was."""
-        argument = self._plan.main.arguments[number]
+        """The program's argument `number` as the step begins, on rank 0; None where it stays as it was."""
+        argument = self._signature.arguments[number]
         if self._stored is None or argument.role != "state":
             return cast("Array | None", self._source.value(number, step))
         from alpa_mlir.runtime import checkpoint
@@ -279,7 +293,7 @@ class Rank:
 
     def _deliver(self, number: int, step: int, ranks: Sequence[int]) -> Array | None:
         """Argument `number` from rank 0's file, on the ranks that need it; None where it stays as it was."""
-        value = self._source.value(number, step) if self._rank == 0 else None
+        value = self._parts.value(number, step) if self._rank == 0 else None
         if self._peers is None:
             return value if 0 in ranks else None
         others = [r for r in ranks if r != 0]
@@ -315,24 +329,24 @@ class Rank:
         elapsed = time.perf_counter() - start
         self._seconds.append(elapsed)
         if self._rank == 0:
-            said = ", ".join(f"{self._name(i)} = {float(v):.6g}" for i, v in scalars if v is not None)
+            at = {whole.parts[0]: number for number, whole in enumerate(self._signature.results)}
+            said = ", ".join(f"{self._name(at[i])} = {float(v):.6g}" for i, v in scalars if v is not None)
             print(f"step {step}: {said + ', ' if said else ''}{elapsed * 1e3:.1f} ms", flush=True)
 
     def _scalars(self) -> list[int]:
-        """Float scalars among the results that are not state: the loss and its like."""
+        """Float scalars among the results of @main that are not state: the loss and its like."""
         main = self._plan.main
         state = {a.updates for a in main.arguments}
         kinds = [main.type_of(r) for r in main.results]
         return [i for i, k in enumerate(kinds) if k.shape == () and k.element[0] in "fb" and i not in state]
 
     def _name(self, number: int) -> str:
-        names = self._plan.main.result_names
-        said = names[number] if number < len(names) else ""
+        said = self._signature.names[number]
         return f"out{number} ({said})" if said else f"out{number}"
 
     def _gather(self) -> list[Array]:
         found = [self._worker.result(i) for i in range(len(self._plan.main.results))]
-        return [r for r in found if r is not None]
+        return self._signature.joined([r for r in found if r is not None]) if self._rank == 0 else []
 
     def _conclude(self, results: list[Array]) -> int:
         from alpa_mlir.runtime.inputs import write_outputs
@@ -342,7 +356,7 @@ class Rank:
             write_outputs(self._job.outputs, results)
         if self._reference is None:
             return OK
-        arguments = self._plan.main.arguments
+        arguments = self._signature.arguments
         inputs = (self._reference, arguments, self._whole, self._steps, self._job.store)
         expected = run_original(*inputs)
         asked = self._job.tolerance

@@ -27,7 +27,8 @@ from alpa_mlir.dialect.context import clone_module, functions
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import set_argument_attributes, set_result_attributes
-from alpa_mlir.dialect.staged import Argument, PlanMain
+from alpa_mlir.dialect.signature import Signature
+from alpa_mlir.dialect.staged import Argument
 from alpa_mlir.runtime.compiled import Store
 from alpa_mlir.runtime.executable import Compiler, dtype_of, jax_mesh
 from alpa_mlir.runtime.stage_function import StageFunction, extract
@@ -53,7 +54,7 @@ class Difference:
     silent: bool = False
 
 
-def original(model: ir.Module, main: PlanMain, location: str) -> StageFunction:
+def original(model: ir.Module, planned: Signature, location: str) -> StageFunction:
     """The program of one device that a plan was made from; CompileError where the two do not belong together."""
     plain = clone_module(model)
     if "main" not in functions(plain):
@@ -63,8 +64,8 @@ def original(model: ir.Module, main: PlanMain, location: str) -> StageFunction:
     set_argument_attributes(function, [{} for _ in kind.inputs])
     set_result_attributes(function, [{} for _ in kind.results])
     found = extract(plain, "main")
-    planned = ([a.type for a in main.arguments], [main.type_of(r) for r in main.results])
-    for what, here, there in (("argument", found.arguments, planned[0]), ("result", found.results, planned[1])):
+    takes, gives = [a.type for a in planned.arguments], [r.type for r in planned.results]
+    for what, here, there in (("argument", found.arguments, takes), ("result", found.results, gives)):
         if len(here) != len(there):
             raise CompileError(f"the reference has {len(here)} {what}s, the plan {len(there)}", location)
         for i, (a, b) in enumerate(zip(here, there, strict=True)):

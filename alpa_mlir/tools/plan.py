@@ -47,6 +47,7 @@ COLLECT = (100_000, 20, 100)
 """When Python looks for cycles of garbage: planning makes millions of objects and hardly a cycle."""
 LEVELS = (
     "alpa-normalize",
+    "alpa-unstack",
     "alpa-microbatch",
     "alpa-layers",
     "alpa-stages",
@@ -228,6 +229,11 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         help="most ops that a loop with a known number of rounds may become; 0 keeps loops, "
         f"which are then computed whole by every device (default: {UNROLL})",
     )
+    add(
+        "--no-unstack",
+        action="store_true",
+        help="keep arrays that hold a slice for each layer whole, on one stage (default: in parts, with their layers)",
+    )
     add("--allow-per-microbatch-statistics", action="store_true", help="batch statistics may be those of a microbatch")
     add(
         "--constrain",
@@ -302,6 +308,7 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         _cases(arguments.what_if),
         arguments.unroll,
         arguments.mesh_axes,
+        not arguments.no_unstack,
     )
 
 

@@ -27,6 +27,10 @@ from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_names, location_text
 from alpa_mlir.dialect.factors import FIXED, shape_of
 from alpa_mlir.dialect.mesh import Mesh
+from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
+from alpa_mlir.dialect.signature import whole_numbers
+from alpa_mlir.dialect.staged import Part
+from alpa_mlir.dialect.staged_main import part_of
 from alpa_mlir.passes.intra.batch import Batch, find_batch
 from alpa_mlir.passes.intra.constraints import AxisMode, Constraint, Pattern, Pin
 from alpa_mlir.passes.intra.program import OpRecord, Program, Slot, TensorType
@@ -97,10 +101,10 @@ def _check_axes(pin: Pin, meshes: Sequence[Mesh]) -> None:
 
 def _pin(pin: Pin, program: Program, found: Restrictions) -> None:
     if pin.what == "arg" and pin.name:
-        for number in _named_arguments(pin, program):
+        for number in dict.fromkeys(_named_arguments(pin, program)):
             _pin(replace(pin, name="", number=number), program, found)
     elif pin.what in ("arg", "out"):
-        slots = slots_of(pin, program)
+        slots = [slot for number in _in_main(pin, program) for slot in slots_of(replace(pin, number=number), program)]
         if not slots:
             kind = "argument" if pin.what == "arg" else "result"
             raise CompileError(f"@main uses no {kind} {pin.number}, in '{pin.text}'", pin.where)
@@ -112,8 +116,27 @@ def _pin(pin: Pin, program: Program, found: Restrictions) -> None:
             _add(found.ops, op.number, ResultLike(pin, index, pin.pattern))
 
 
+def _in_main(pin: Pin, program: Program) -> list[int]:
+    """The numbers in @main of the argument or result that a pin names: of its parts, where it is kept in parts."""
+    if pin.written:
+        return [pin.number]
+    parts = _parts(pin.what, program)
+    found = [number for number, whole in enumerate(whole_numbers(parts)) if whole == pin.number]
+    part = parts[found[0]] if found else None
+    if part is not None and part.dim < len(pin.pattern.dims) and pin.pattern.dims[part.dim].axes:
+        said = f"is kept in {part.count} parts along dimension {part.dim}, which cannot be split then (--no-unstack)"
+        raise CompileError(f"{pin.what}{pin.number} {said}, in '{pin.text}'", pin.where)
+    return found
+
+
+def _parts(what: str, program: Program) -> list[Part | None]:
+    """Which parts the arguments ("arg") or results of @main are."""
+    main = functions(program.module)["main"]
+    return [part_of(entry) for entry in (argument_attributes if what == "arg" else result_attributes)(main)]
+
+
 def _named_arguments(pin: Pin, program: Program) -> list[int]:
-    """The arguments of @main that a pin names: those of its rank that are used."""
+    """The program's arguments that a pin names: those of its rank that are used."""
     arguments = functions(program.module)["main"].regions[0].blocks[0].arguments
     named = [i for i, a in enumerate(arguments) if _has_name(a.location, pin.name)]
     ranked = [i for i in named if len(shape_of(arguments[i]) or ()) == len(pin.pattern.dims)]
@@ -122,7 +145,8 @@ def _named_arguments(pin: Pin, program: Program) -> list[int]:
         what = f"of {len(pin.pattern.dims)} dimensions " if named else ""
         hint = "" if named else ": names are those of the program's locations (alpa-mlir-export --locations)"
         raise CompileError(f"no argument {what}is called {pin.name}, in '{pin.text}'{hint}", pin.where)
-    return found
+    wholes = whole_numbers(_parts("arg", program))
+    return [wholes[i] for i in found]
 
 
 def slots_of(pin: Pin, program: Program) -> list[Slot]:

@@ -1,0 +1,273 @@
+"""Which values of a program are stacks: made of equal parts along one dimension, each of which is used by itself.
+
+What jax's `scan` over layers is given is one array for all of them. Unrolled, the program reads it slice by slice,
+puts the gradients of the slices together again, and updates the array as a whole. The array, the whole gradient and
+all that is computed from them element by element form one *family*: cut along the same dimension at the same places.
+A family whose every op can be done part by part need never be whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from jaxlib.mlir import ir
+
+from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.passes.splat import splat_element
+
+ELEMENTWISE = frozenset(
+    f"stablehlo.{name}"
+    for name in (
+        "abs", "add", "and", "atan2", "cbrt", "ceil", "clamp", "compare", "complex", "convert", "cosine", "divide",
+        "exponential", "exponential_minus_one", "floor", "imag", "is_finite", "log", "log_plus_one", "logistic",
+        "maximum", "minimum", "multiply", "negate", "not", "or", "power", "real", "reduce_precision", "remainder",
+        "round_nearest_afz", "round_nearest_even", "rsqrt", "select", "sign", "sine", "sqrt", "subtract", "tan", "tanh",
+        "xor",
+    )
+)  # fmt: skip
+SLICE, CONCATENATE, REDUCE, BROADCAST, TRANSPOSE, RESHAPE, PAD, RETURN = (
+    "stablehlo.slice", "stablehlo.concatenate", "stablehlo.reduce", "stablehlo.broadcast_in_dim",
+    "stablehlo.transpose", "stablehlo.reshape", "stablehlo.pad", "func.return",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Values that are cut alike: along which dimension each is, into how many parts of which extent."""
+
+    dims: dict[ir.Value, int]
+    parts: int
+    extent: int
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Which results of @main replace which arguments, by number."""
+
+    results: dict[int, int]
+
+    @property
+    def arguments(self) -> dict[int, int]:
+        """By result the argument."""
+        return {r: a for a, r in self.results.items()}
+
+
+class NotSeparable(Exception):
+    """A family that must be whole somewhere."""
+
+
+def find_families(main: ir.Operation, replaced: Replaced, whole: frozenset[int]) -> list[Family]:
+    """The families of stacks among the arguments of `main` that may be kept in parts; `whole`: what may not."""
+    found: list[Family] = []
+    block = main.regions[0].blocks[0]
+    taken: set[ir.Value] = set()
+    for argument in block.arguments:
+        if argument.arg_number in whole or argument in taken or len(shape_of(argument) or ()) < 2:
+            continue
+        dims = _sliced_along(argument, set())
+        if len(dims) == 1:
+            try:
+                family = _Search(block, replaced, whole).family(argument, dims.pop())
+            except NotSeparable:
+                continue
+            if taken.isdisjoint(family.dims):
+                found.append(family)
+                taken.update(family.dims)
+    return found
+
+
+def dim_of_operand(op: ir.Operation, number: int, dim: int) -> int | None:
+    """The dimension of operand `number` that is cut where the first result of `op` is along `dim`; None: it stays.
+
+    NotSeparable where the op cannot be done part by part.
+    """
+    shape, result = shape_of(op.operands[number]) or (), shape_of(op.results[0]) or ()
+    if op.name in ELEMENTWISE:
+        return dim if len(shape) == len(result) else None
+    if op.name == TRANSPOSE:
+        return numbers(op, "permutation")[dim]
+    if op.name == RESHAPE:
+        return _kept_by_reshape(result, shape, dim)
+    if op.name == BROADCAST:
+        places = numbers(op, "broadcast_dimensions")
+        here = places.index(dim) if dim in places else None
+        return here if here is not None and shape[here] == result[dim] else None
+    if op.name == SLICE and shape[dim] == result[dim]:
+        return dim
+    if op.name == CONCATENATE and attribute(op, "dimension") != dim:
+        return dim
+    if op.name == REDUCE and len(op.results) == 1:
+        if number:
+            return None
+        left = [d for d in range(len(shape)) if d not in numbers(op, "dimensions")]
+        return left[dim]
+    raise NotSeparable
+
+
+def dim_of_result(op: ir.Operation, number: int, dim: int) -> int | None:
+    """The dimension along which the result of `op` is cut where operand `number` is along `dim`; None: it is whole.
+
+    NotSeparable where the op cannot be done part by part.
+    """
+    shape, result = shape_of(op.operands[number]) or (), shape_of(op.results[0]) if len(op.results) else ()
+    if op.name in ELEMENTWISE and len(shape) == len(result or ()):
+        return dim
+    if op.name == TRANSPOSE:
+        return numbers(op, "permutation").index(dim)
+    if op.name == RESHAPE:
+        return _kept_by_reshape(shape, result or (), dim)
+    if op.name == BROADCAST:
+        return numbers(op, "broadcast_dimensions")[dim]
+    if op.name == SLICE:
+        return dim if (result or ())[dim] == shape[dim] else None
+    if op.name == CONCATENATE and attribute(op, "dimension") != dim:
+        return dim
+    if op.name == REDUCE and number == 0 and len(op.results) == 1:
+        dims = numbers(op, "dimensions")
+        return None if dim in dims else dim - sum(d < dim for d in dims)
+    raise NotSeparable
+
+
+def _kept_by_reshape(source: Sequence[int], target: Sequence[int], dim: int) -> int:
+    """The dimension of the target that is the same as dimension `dim` of the source."""
+    for d, extent in enumerate(target):
+        if extent == source[dim] and prod(target[:d]) == prod(source[:dim]):
+            return d
+    raise NotSeparable
+
+
+def numbers(op: ir.Operation, name: str) -> list[int]:
+    """An attribute that is an array of numbers."""
+    return list(ir.DenseI64ArrayAttr(op.attributes[name]))
+
+
+def attribute(op: ir.Operation, name: str) -> int:
+    """An attribute that is a number."""
+    return int(ir.IntegerAttr(op.attributes[name]).value)
+
+
+def piece(op: ir.Operation, dim: int) -> tuple[int, int]:
+    """From where to where a slice reads along a dimension."""
+    return numbers(op, "start_indices")[dim], numbers(op, "limit_indices")[dim]
+
+
+def padding(op: ir.Operation, dim: int) -> tuple[int, int]:
+    """Where along a dimension what is padded stands in the result."""
+    low = numbers(op, "edge_padding_low")[dim]
+    return low, low + (shape_of(op.operands[0]) or ())[dim]
+
+
+_PADDINGS = ("edge_padding_low", "edge_padding_high", "interior_padding")
+
+
+def is_padded_along(op: ir.Operation, dim: int) -> bool:
+    """Whether an op pads one dimension alone, with equal elements, and takes nothing away."""
+    if op.name != PAD or splat_element(op.operands[1]) is None:
+        return False
+    low, high, between = (
+        numbers(op, f"{which}") for which in ("edge_padding_low", "edge_padding_high", "interior_padding")
+    )
+    others = any(a or b for d, (a, b) in enumerate(zip(low, high, strict=True)) if d != dim)
+    return not others and not any(between) and low[dim] >= 0 and high[dim] >= 0
+
+
+def _sliced_along(value: ir.Value, seen: set[ir.Value]) -> set[int]:
+    """The dimensions along which parts of a value are read, by itself or element by element."""
+    found: set[int] = set()
+    if value in seen:
+        return found
+    seen.add(value)
+    shape = shape_of(value) or ()
+    for use in value.uses:
+        op = use.owner.operation
+        result = (shape_of(op.results[0]) or ()) if len(op.results) else ()
+        if op.name == SLICE:
+            found |= {d for d, extent in enumerate(shape) if result[d] != extent}
+        elif op.name == TRANSPOSE:
+            permutation = numbers(op, "permutation")
+            found |= {permutation[d] for d in _sliced_along(op.results[0], seen)}
+        elif op.name in ELEMENTWISE and len(result) == len(shape):
+            found |= _sliced_along(op.results[0], seen)
+    return found
+
+
+class _Search:
+    """The family of an argument, found along uses and definitions."""
+
+    def __init__(self, block: ir.Block, replaced: Replaced, whole: frozenset[int]) -> None:
+        self.block, self.replaced, self.whole = block, replaced, whole
+        self.returned = list(list(block.operations)[-1].operation.operands)
+        self.dims: dict[ir.Value, int] = {}
+        self.read: set[tuple[int, int]] = set()
+        """Where slices begin and end."""
+        self.joined: set[int] = set()
+        """Where what is put together is joined."""
+
+    def family(self, argument: ir.Value, dim: int) -> Family:
+        """All that must be cut as the argument is; NotSeparable where something cannot."""
+        size = (shape_of(argument) or ())[dim]
+        open_values = [(argument, dim)]
+        while open_values:
+            value, along = open_values.pop()
+            if value in self.dims:
+                if self.dims[value] != along:
+                    raise NotSeparable
+                continue
+            self.dims[value] = along
+            open_values += self._definition(value, along)
+            for use in value.uses:
+                open_values += self._use(use.owner.operation, use.operand_number, along)
+        extents = {end - begin for begin, end in self.read}
+        if len(extents) != 1:
+            raise NotSeparable
+        extent = extents.pop()
+        every = {(n, n + extent) for n in range(0, size, extent)}
+        if size % extent or size == extent or self.read != every or any(n % extent for n in self.joined):
+            raise NotSeparable
+        return Family(self.dims, size // extent, extent)
+
+    def _definition(self, value: ir.Value, dim: int) -> Iterator[tuple[ir.Value, int]]:
+        if isinstance(value.owner, ir.Block):
+            number = ir.BlockArgument(value).arg_number
+            if value.owner != self.block or number in self.whole:
+                raise NotSeparable
+            if number in self.replaced.results:
+                yield self.returned[self.replaced.results[number]], dim
+            return
+        op = value.owner.operation
+        if op.name == CONCATENATE and attribute(op, "dimension") == dim:
+            at = 0
+            for operand in op.operands:
+                at += (shape_of(operand) or ())[dim]
+                self.joined.add(at)
+        elif is_padded_along(op, dim):
+            self.joined |= set(padding(op, dim))
+        else:
+            for number, operand in enumerate(op.operands):
+                # What no rule is for is made whole, and sliced.
+                try:
+                    along = dim_of_operand(op, number, dim)
+                except NotSeparable:
+                    return
+                if along is not None and splat_element(operand) is None:
+                    yield operand, along
+
+    def _use(self, op: ir.Operation, number: int, dim: int) -> Iterator[tuple[ir.Value, int]]:
+        if op.name == RETURN:
+            argument = self.replaced.arguments.get(number)
+            if argument is not None:
+                yield self.block.arguments[argument], dim
+            return
+        if op.parent.operation != self.block.owner.operation:
+            raise NotSeparable
+        if op.name == SLICE:
+            if numbers(op, "strides")[dim] != 1:
+                raise NotSeparable
+            begin, end = piece(op, dim)
+            if end - begin != (shape_of(op.operands[0]) or ())[dim]:
+                self.read.add((begin, end))
+        along = dim_of_result(op, number, dim)
+        if along is not None:
+            yield op.results[0], along
