@@ -30,6 +30,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from alpa_mlir.passes.intra.compiled import compiled
+
 Table = NDArray[np.float64]
 Counts = tuple[int, ...]
 """Devices of each group."""
@@ -169,6 +171,10 @@ class _Sweep:
     def _extend(self, rest: Table, row: int) -> Table:
         """One more stage in front: F(s, ·, ·) from F(s-1, ·, ·)."""
         longer = np.full_like(rest, np.inf)
+        if len(self.total) == 1:
+            for taken, costs in self.least.items():
+                _lengthen(longer, rest, costs[row], taken[0], np.array(self.after), np.array(self.before))
+            return longer
         for n, costs in self.least.items():
             cost = costs[row]
             for j in range(self.tables.layers):
@@ -176,24 +182,12 @@ class _Sweep:
                 if not first.size:
                     continue
                 low, high = int(first[0]), int(first[-1]) + 1
-                source, target = self._windows(n, self.after[j + 1], min(self.before[i] for i in first))
-                if source is None:
-                    continue
+                source = tuple(slice(0, t + 1 - a) for t, a in zip(self.total, n, strict=True))
+                target = tuple(slice(a, t + 1) for t, a in zip(self.total, n, strict=True))
                 sums = cost[low:high, j].reshape(-1, *(1 for _ in n)) + rest[j + 1][source]
                 window = longer[(slice(low, high), *target)]
                 np.minimum(window, sums, out=window)
         return longer
-
-    def _windows(self, n: Counts, after: float, before: float) -> tuple[tuple[slice, ...] | None, tuple[slice, ...]]:
-        """The counts of devices behind a stage of n devices, and from it on, where at least `after` are needed
-        behind it and `before` ahead of it (D2)."""
-        if len(n) > 1:
-            source = tuple(slice(0, t + 1 - a) for t, a in zip(self.total, n, strict=True))
-            return source, tuple(slice(a, t + 1) for t, a in zip(self.total, n, strict=True))
-        low, high = after, self.total[0] - n[0] - before
-        if low > high:
-            return None, ()
-        return (slice(int(low), int(high) + 1),), (slice(int(low) + n[0], int(high) + n[0] + 1),)
 
     def partition(self, stages: Sequence[int]) -> Partition | None:
         """The partition of least latency (ties: fewest stages) in one of the given numbers of stages."""
@@ -222,3 +216,22 @@ class _Sweep:
             float(sum(self.tables.latency[e] for e in entries)),
             float(max(self.tables.bottleneck[e] for e in entries)),
         )
+
+
+@compiled
+def _lengthen(longer: Table, rest: Table, cost: Table, devices: int, after: Table, before: Table) -> None:
+    """Lower `longer` to what one more stage on so many devices, of one group, in front of `rest` costs, where the
+    layers behind it and those ahead of it get what they need (D2)."""
+    layers, total = len(cost), rest.shape[1] - 1
+    for j in range(layers):
+        ahead = np.inf
+        for i in range(j + 1):
+            if np.isfinite(cost[i, j]):
+                ahead = min(ahead, before[i])
+        if not total - devices - ahead >= after[j + 1]:
+            continue
+        for i in range(j + 1):
+            if np.isfinite(cost[i, j]):
+                for d in range(int(after[j + 1]), int(total - devices - ahead) + 1):
+                    found = cost[i, j] + rest[j + 1, d]
+                    longer[i, d + devices] = min(found, longer[i, d + devices])

@@ -80,7 +80,23 @@ def _send(entries: Array, messages: Array, theta: Array, gamma: float, back: int
     size, place, at = np.uint64(n), np.uint64(there), np.uint64(row)
     for j in range(size):
         messages[place + j] = np.inf
-    for i in range(len(theta)):
+    four = len(theta) - len(theta) % 4
+    for i in range(0, four, 4):
+        # Four at a time, so that messages are read and written less often.
+        a, b = gamma * theta[i] - messages[back + i], gamma * theta[i + 1] - messages[back + i + 1]
+        c, d = gamma * theta[i + 2] - messages[back + i + 2], gamma * theta[i + 3] - messages[back + i + 3]
+        of_b = at + size
+        of_c = of_b + size
+        of_d = of_c + size
+        for j in range(size):
+            p, q, r, s = a + entries[at + j], b + entries[of_b + j], c + entries[of_c + j], d + entries[of_d + j]
+            p = q if q < p else p
+            r = s if s < r else r
+            p = r if r < p else p
+            least = messages[place + j]
+            messages[place + j] = p if p < least else least
+        at = of_d + size
+    for i in range(four, len(theta)):
         offer = gamma * theta[i] - messages[back + i]
         for j in range(size):
             cost = offer + entries[at + j]

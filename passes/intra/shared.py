@@ -9,19 +9,18 @@ stays recognisable: equal layers are left with equal numbers, which is what `tyi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from alpa_mlir.passes.costs.memory import Ids
 from alpa_mlir.passes.intra.compiled import compiled
 from alpa_mlir.passes.intra.graph import StageGraph
 from alpa_mlir.passes.intra.problem import Array
 
-Choice = npt.NDArray[np.int64]
-"""The best label of an eliminated node for each label (pair of labels) of its neighbours."""
+Choice = Callable[..., int]
+"""The best label of an eliminated node, given those of its neighbours."""
 
 
 @dataclass
@@ -70,33 +69,43 @@ class Tables:
         found = self._ends.get(key)
         if found is None:
             total = self.arrays[table] + self.arrays[cost]
-            found = self._ends[key] = (self.add(total.min(axis=1)), total.argmin(axis=1))
+            least = self.add(total.min(axis=1))
+            found = self._ends[key] = least, lambda label: int(total[label].argmin())
         return found
 
     def path(self, left: int, cost: int, right: int) -> tuple[int, Choice]:
-        """The min-plus product of left + cost and right, and the middle index that attains it."""
+        """The min-plus product of left + cost and right, and the first middle index that attains it."""
         key = (left, cost, right)
         found = self._paths.get(key)
         if found is None:
-            product, choice = min_plus(self.arrays[left] + self.arrays[cost], np.ascontiguousarray(self.arrays[right]))
-            found = self._paths[key] = (self.add(product), choice)
+            ahead, behind = self.arrays[left] + self.arrays[cost], np.ascontiguousarray(self.arrays[right])
+            product = self.add(min_plus(ahead, behind))
+            found = self._paths[key] = product, lambda i, j: int((ahead[i] + behind[:, j]).argmin())
         return found
 
 
 @compiled
-def min_plus(left: Array, right: Array) -> tuple[Array, Choice]:
-    """min and argmin over the middle index of left[i, k] + right[k, j]; the first of equals."""
-    best = np.empty((left.shape[0], right.shape[1]))
-    choice = np.zeros(best.shape, dtype=np.int64)
+def min_plus(left: Array, right: Array) -> Array:
+    """The least of left[i, k] + right[k, j] over the middle index; four of these at a time are vector operations."""
+    middle, size = left.shape[1], np.uint64(right.shape[1])
+    best = np.full((left.shape[0], right.shape[1]), np.inf)
     for i in range(left.shape[0]):
-        best[i] = left[i, 0] + right[0]
-        for k in range(1, left.shape[1]):
-            own = left[i, k]
-            for j in range(right.shape[1]):
-                if own + right[k, j] < best[i, j]:
-                    best[i, j] = own + right[k, j]
-                    choice[i, j] = k
-    return best, choice
+        row = best[i]
+        for k in range(0, middle - 3, 4):
+            a, b, c, d = left[i, k], left[i, k + 1], left[i, k + 2], left[i, k + 3]
+            of_a, of_b, of_c, of_d = right[k], right[k + 1], right[k + 2], right[k + 3]
+            for j in range(size):
+                p, q, r, s = a + of_a[j], b + of_b[j], c + of_c[j], d + of_d[j]
+                p = q if q < p else p
+                r = s if s < r else r
+                p = r if r < p else p
+                row[j] = p if p < row[j] else row[j]
+        for k in range(middle - middle % 4, middle):
+            own, other = left[i, k], right[k]
+            for j in range(size):
+                cost = own + other[j]
+                row[j] = cost if cost < row[j] else row[j]
+    return best
 
 
 def _largest(array: Array) -> float:
@@ -208,7 +217,8 @@ class SharedGraph:
         for u in neighbours:
             del self.around[u][v]
         if not neighbours:
-            choice = np.array(int(tables.arrays[cost].argmin()))
+            label = int(tables.arrays[cost].argmin())
+            choice: Choice = lambda: label  # noqa: E731
             self.constant += float(tables.arrays[cost].min())
         elif len(neighbours) == 1:
             (u,) = neighbours
@@ -232,7 +242,7 @@ class SharedGraph:
         """The labels of all nodes from those of the nodes left."""
         everything = dict(labels)
         for entry in reversed(self.removed):
-            everything[entry.node] = int(entry.choice[tuple(everything[u] for u in entry.neighbours)])
+            everything[entry.node] = entry.choice(*(everything[u] for u in entry.neighbours))
         return tuple(everything[v] for v in range(len(self.costs)))
 
     def cost(self, labels: Mapping[int, int]) -> float:
