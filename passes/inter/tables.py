@@ -23,6 +23,7 @@ from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table
 from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.meshes import chain_sizes
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.inter.through import through
 from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.streams import side_by_side
 
@@ -32,7 +33,7 @@ SLACK = 0.02
 """Prices that need this part of the memory too much are tried: the exact stage may fit. (Where the partition that
 prices find is the result, only if there is none without.)"""
 INTEREST = 2.0
-"""Ranges whose step would take this many times the best without memory may stay without a labelling that fits."""
+"""Ranges with which a step takes this many times the best without memory may stay without a labelling that fits."""
 
 Entry = tuple[int, int, int, int]
 """(q-1, first layer, last layer, option)."""
@@ -105,6 +106,8 @@ class Tables:
         """(option, microbatches in flight, prices without memory) of all options."""
         self.unlimited = np.inf
         """What the best partition would cost if memory were no object."""
+        self.through: Table = np.zeros((len(self.sizes), *shape[1:3]))
+        """[sizes, i, j]: seconds of a step at least with that range on so many devices (`through.py`)."""
         self.shareable = True
         """Whether the options' sizes add up to the cluster at all."""
         self._collect(stages)
@@ -146,21 +149,26 @@ class Tables:
         return self.chosen[entry(choice)]
 
     def useful(self) -> list[int]:
-        """Options of which one is the best, or within ALIKE of it, for every range whose step would take up to
+        """Options of which one is the best, or within ALIKE of it, for every range with which a step may take up to
         `INTEREST` times the best without memory: as it is, without memory, or where least memory counts."""
+        return sorted(self.asked[k][0] for k in self._covering(self._fitting()))
+
+    def _covering(self, fitting: Table | tuple[()]) -> set[int]:
+        """Which of those asked for are `useful`; `fitting`: see there, empty: not known yet."""
         steps = np.array([p.repeated * self.search.in_flight.microbatches + p.once for _, _, p in self.asked])
         least = np.array([p.least_memory(f) for _, f, p in self.asked])
-        fitting = self._fitting()
         size = np.array([self.sizes.index(self._size(m)) for m, _, _ in self.asked])
         ordered = np.triu(np.ones(steps.shape[1:], dtype=bool))
         found: set[int] = set()
         for n in np.unique(size):
             members = np.flatnonzero(size == n)
-            near = ordered & (steps[members].min(axis=0) <= INTEREST * self.unlimited)
-            bought = np.isfinite(fitting[members]) & (fitting[members] <= INTEREST * self.unlimited)
-            figures = (fitting[members], bought), (steps[members], near), (least[members], near)
-            found.update(members[k] for k in enough(figures))
-        return sorted(self.asked[k][0] for k in found)
+            near = ordered & (self.through[n] <= INTEREST * self.unlimited)
+            figures = [(steps[members], near), (least[members], near)]
+            if len(fitting):
+                own = fitting[members]
+                figures.insert(0, (own, near & np.isfinite(own) & (own <= INTEREST * self.unlimited)))
+            found.update(int(members[k]) for k in enough(figures))
+        return found
 
     def _fitting(self) -> Table:
         """[options asked, q, i, j]: seconds of a step at the best prices of an option that fit; infinite: none do."""
@@ -277,11 +285,15 @@ class Tables:
             self.shareable = np.isfinite(unlimited)
             if not self.shareable:
                 return
-            self.unlimited = unlimited
+            self.unlimited, self.through = unlimited, self._through()
             tight = {k: free for k, (_, _, free) in enumerate(self.asked)}
-            left = list(tight)
+            left, few = list(tight), self._covering(())
             while left := self._needing_less(left, tight, stages):
-                for k, following in zip(list(left), streams.advance(left), strict=True):
+                # As long as nothing fits, plans are only compared with fewer of the options that are alike.
+                now = [k for k in left if k in few] if search.rough and not self.chosen else left
+                if not now:
+                    break
+                for k, following in zip(list(now), streams.advance(now), strict=True):
                     if following is None:
                         left.remove(k)
                         continue
@@ -293,6 +305,17 @@ class Tables:
             least = scale * prices.least_memory(1)[ordered]
             held = np.where(least > self.limit, least, scale * prices.memory(1)[ordered])
             self.crowded = min([*held[held > self.limit].tolist(), self.crowded])
+
+    def _through(self) -> Table:
+        """`through` if memory were no object; in a mixed cluster that of the range itself."""
+        step: Table = np.full(self.through.shape, np.inf)
+        ordered = np.triu(np.ones(step.shape[1:], dtype=bool))
+        for m, _, free in self.asked:
+            own = step[self.sizes.index(self._size(m))]
+            own[ordered] = np.minimum(own, free.repeated + self.search.in_flight.wait(free))[ordered]
+        if len(self.search.cluster.parts) > 1:
+            return step
+        return through(step, np.array([n for _, n in self.sizes]), self.search.cluster.device_count)
 
     def _flying(self, option: int) -> int:
         """Microbatches in flight that prices on an option reckon with."""
