@@ -2,6 +2,7 @@
 
 A finished plan may hold more than its stages were chosen for: copies that collectives make. Then the shardings of the
 submeshes that are too full are chosen again, with as much less memory for those, and the other stages stay as they are.
+Each time that takes a little less than was needed too much, or only as much, where there is no sharding with less.
 Where no sharding is found so, or only one that makes the step longer by more than LONGER, stages are chosen again with
 less memory.
 """
@@ -35,6 +36,8 @@ NEAR = 0.9
 MARGIN, STEP = 1.05, 0.008
 """How much less memory there is each time, in parts of what the plan before needed too much, and from the second time
 on of the memory itself: other plans need other copies."""
+SHARES = (0.5, 0.0)
+"""The parts of that STEP that are tried where there is no sharding with so much less."""
 HELP, SMALL = 0.5, 0.02
 """Nothing more is tried where a plan became smaller by less than the part HELP of the memory taken away, unless it
 needs only the part SMALL of the memory too much: what is gathered for a moment grows as less is held."""
@@ -76,8 +79,8 @@ class Carried:
         """The most bytes that a submesh needs too much."""
         return max((max(0.0, n - t) for n, t in zip(self.needed, self.there, strict=True)), default=0.0)
 
-    def less(self, turn: int) -> tuple[float, ...]:
-        """What stages are allowed next."""
+    def less(self, turn: float) -> tuple[float, ...]:
+        """What stages are allowed next; in turn 0 the most that may do."""
         known = zip(self.needed, self.there, self.allowed, self.used, strict=True)
         return tuple(u - MARGIN * (n - t) - turn * STEP * t if n > t else a for n, t, a, u in known)
 
@@ -109,16 +112,16 @@ class Turns:
         full = self.full
         return len(full) < 2 or full[-1].helps(full[-2])
 
-    def less(self) -> tuple[float, ...]:
-        """What stages are allowed after one that was too large."""
-        return self.full[-1].less(len(self.full) - 1)
+    def less(self, share: float = 1.0) -> tuple[float, ...]:
+        """What stages are allowed after one that was too large; `share`: of the STEP less."""
+        return self.full[-1].less(share * (len(self.full) - 1))
 
-    def following(self) -> tuple[float, ...]:
+    def following(self, share: float) -> tuple[float, ...]:
         """What they are allowed in the next turn: less, or something between what was too large and what takes long;
         empty where there is none."""
         full, fitting = self.full, self.fitting
         if not fitting:
-            return self.less() if self.help else ()
+            return self.less(share) if self.help else ()
         longer = full and fitting[-1].seconds > (1 + CLOSE) * full[-1].seconds
         return between(fitting[-1], full[-1]) if longer else ()
 
@@ -168,7 +171,7 @@ class Finisher:
         between. DoesNotFit where there is none at all."""
         if attempt.error is not None:
             raise attempt.error
-        turns = Turns([])
+        turns, share, shares = Turns([]), 1.0, list(SHARES)
         allowed = tuple(memory or there for there in memory_limits(attempt.module))
         while len(turns.plans) < TURNS:
             try:
@@ -176,9 +179,13 @@ class Finisher:
             except DoesNotFit:
                 if not turns.plans:
                     raise
-                break
+                if turns.fitting or len(turns.plans) == 1 or not shares:
+                    break
+                share = shares.pop(0)
+                allowed = turns.less(share)
+                continue
             turns.plans.append(plan)
-            allowed = turns.following()
+            allowed = turns.following(share)
             if not allowed:
                 break
         return turns

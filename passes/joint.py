@@ -9,8 +9,8 @@ that fits in memory wins.  Three things are done in turn:
   too short for what would be quicker, as many layers run again as it demands (`inter/partial_remat.py`);
 * interleaving, which cuts stages of its own, only where the best step so far idles more than IDLE of the time while
   its pipeline fills and drains (that is what it shortens; stages that are uneven stay so), and exactly only where at
-  its prices the step is less than DOUBT longer than the best. On large clusters it is not tried at all: the optima of
-  its stages take minutes there;
+  its prices the step is less than DOUBT longer than the best, the best of several numbers of microbatches first. On
+  large clusters it is not tried at all: the optima of its stages take minutes there;
 * the stages of the best setting are solved. How much longer its step is then than at prices corrects the others: of up
   to SOLVED settings that still look better by WORTH the stages are solved as well, and the best of these wins.
 
@@ -37,6 +37,7 @@ from alpa_mlir.passes.played import played
 from alpa_mlir.passes.settings import (
     AUTO,
     FULL,
+    INTERLEAVED,
     NONE,
     PARTLY,
     WORTH,
@@ -44,6 +45,7 @@ from alpa_mlir.passes.settings import (
     Considered,
     Setting,
     Wishes,
+    quickest,
 )
 from alpa_mlir.passes.stages import has_backward
 
@@ -59,8 +61,8 @@ as well; how often."""
 TIGHT = 0.95
 """Memory is called tight where a step needs more than this part of it."""
 
-Kind = tuple[bool, bool]
-"""Whether layers run again, and whether memory is tight."""
+Kind = tuple[bool, bool, bool]
+"""Whether layers run again, whether memory is tight, whether stages are interleaved."""
 
 
 class JointChoice:
@@ -194,17 +196,24 @@ class JointChoice:
         now = next((row.seconds for row in rows if row.schedule == found.schedule), None)
         if now and found.seconds:
             self.longer[self._kind(found)] = now / found.seconds
+        self._put(rows)
+
+    def _put(self, rows: Sequence[Considered]) -> None:
+        """Put rows of a setting in place of those that it has."""
+        setting = rows[0].setting
         at = next(n for n, row in enumerate(self.rows) if row.setting == setting)
         self.rows = [row for row in self.rows if row.setting != setting]
         self.rows[at:at] = rows
 
     def _kind(self, row: Considered) -> Kind:
         """What prices of a row may be wrong by alike."""
-        return row.setting.remat != NONE, (row.bytes or 0.0) > TIGHT * self.wishes.memory
+        return row.setting.remat != NONE, (row.bytes or 0.0) > TIGHT * self.wishes.memory, row.setting.interleaved
 
     def _correction(self, kind: Kind) -> float:
-        """By how much a step is longer than at prices: as one of its kind that was solved, else as any, up to DOUBT."""
-        return self.longer.get(kind, min([*self.longer.values(), 1 + DOUBT]) if self.longer else 1.0)
+        """By how much a step is longer than at prices: as one of its kind that was solved, else as any that is
+        interleaved or not as it is, up to DOUBT."""
+        known = [longer for other, longer in self.longer.items() if other[-1] == kind[-1]]
+        return self.longer.get(kind, min([*known, 1 + DOUBT]) if known else 1.0)
 
     def _explore(self) -> None:
         """Try settings, the one first that is foreseen to be quickest, as long as that may be better than the best."""
@@ -222,7 +231,7 @@ class JointChoice:
         found: list[tuple[float, float, int, Setting]] = []
         for count in (c for c in counts if c < self.mixing):
             for setting, seconds, expected in forecasts.of(count):
-                seconds *= self._correction((setting.remat != NONE, True))
+                seconds *= self._correction((setting.remat != NONE, True, setting.interleaved))
                 if seconds < (1 - WORTH) * least or least == inf:
                     found.append((expected, forecasts.distance(count), -count, setting))
         return min(found, key=lambda f: f[:3])[-1] if found else None
@@ -238,6 +247,22 @@ class JointChoice:
             for count in self.wishes.microbatches:
                 if best.setting.microbatches <= 2 * count <= 4 * best.setting.microbatches:
                     self.try_setting(Setting(count, best.setting.remat, interleaved=True))
+            self._solve_interleaved()
+
+    def _solve_interleaved(self) -> None:
+        """Solve interleaved stages, whose prices say less than those of others, unless they are much worse than the
+        best: those first whose prices are best, and others as long as they may be better than those solved."""
+        while True:
+            possible = [r for r in self.rows if r.error is None and r.seconds is not None]
+            mine = [r for r in possible if r.setting.interleaved]
+            estimates = [r for r in mine if self._is_estimate(r)]
+            solved = [r for r in mine if not self._is_estimate(r)]
+            if not estimates:
+                return
+            row = self.best(estimates)
+            if self._corrected(row) > (1 + DOUBT) * quickest(possible) or (solved and not self._may_win(row, solved)):
+                return
+            self._solve(row)
 
     def try_setting(self, setting: Setting, stage: Callable[[Setting], Attempt] | None = None) -> list[Considered]:
         """The rows of a setting, tried unless it was; by `stage`, or as is usual."""
@@ -260,16 +285,10 @@ class JointChoice:
         return rows
 
     def _stage(self, setting: Setting) -> Attempt:
-        """An attempt; of interleaved stages, whose prices say less, an exact one unless they are much worse."""
+        """An attempt; where interleaved stages are asked for, whose prices say less, an exact one."""
         attempt = self.stage(setting)
-        if not setting.interleaved or self.closer is None or attempt.exact:
+        if self.wishes.schedule != INTERLEAVED or self.closer is None or attempt.exact:
             return attempt
-        if self.wishes.schedule == AUTO:
-            if attempt.error is not None:
-                return attempt
-            best = min((r.seconds or 0.0 for r in self.rows if r.error is None), default=inf)
-            if min(r.seconds or 0.0 for r in self.play(attempt)) > (1 + DOUBT) * best:
-                return attempt
         return self.closer(setting)
 
     def play(self, attempt: Attempt) -> list[Considered]:
@@ -293,13 +312,14 @@ class JointChoice:
 
     def postpone(self, row: Considered, attempt: Attempt) -> bool:
         """Take a row back whose stages, chosen again, make a slower step than another setting, if that is so."""
-        now = next((r for r in self.play(attempt) if r.schedule == row.schedule and r.error is None), None)
+        rows = self.play(attempt)
+        now = next((replace(r, error=None) for r in rows if r.schedule == row.schedule), None)
         others = [r for r in self.left() if r.setting != row.setting and r.seconds is not None]
         if now is None or row.setting in self.postponed or not others or self.best([now, *others]) is now:
             return False
         self.postponed.add(row.setting)
         self.attempts[row.setting] = attempt
-        self.rows[self.rows.index(row)] = now
+        self._put([now if r.schedule == row.schedule else r for r in rows])
         return True
 
     def outdone(self, row: Considered, seconds: float, least: float) -> bool:

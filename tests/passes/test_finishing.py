@@ -90,6 +90,20 @@ def test_memory_between_is_tried_where_less_makes_the_step_longer() -> None:
     assert [allowed[1] for allowed in found.log] == pytest.approx([100.0, 96.85, 96.985])
 
 
+@pytest.mark.parametrize(("least", "tried"), [(88.0, [88.05]), (88.2, [88.05, 88.45])])
+def test_less_care_is_taken_where_no_sharding_holds_so_much_less(least: float, tried: list[float]) -> None:
+    """The second plan needs a byte too much; with the care of a second turn there is no sharding."""
+
+    def needs(staging: int, allowed: tuple[float, ...]) -> tuple[tuple[float, ...], float]:
+        more = 10.0 if allowed[1] == MEMORY else 11.5
+        return ((50.0, allowed[1] + more) if allowed[1] >= least else ()), 10.0
+
+    found = finisher(needs)
+    done = found.finished(ROW, attempt())
+    assert done is not None and done.error is None
+    assert [allowed[1] for allowed in found.log] == pytest.approx([100.0, 89.5, 87.65, *tried])
+
+
 def test_stages_are_chosen_again_where_no_sharding_fits_them() -> None:
     """The first stages have no sharding that holds less; the next ones fit."""
 

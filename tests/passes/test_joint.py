@@ -138,6 +138,32 @@ def test_interleaved_stages_are_solved_unless_much_worse_at_their_prices(slower:
     assert choice.attempts[Setting(8, "none", True)].exact == exact
 
 
+@pytest.mark.parametrize(("fails", "expected"), [((), [8]), ((Setting(8, "none", True),), [8, 7])])
+def test_interleaved_stages_are_solved_best_first(fails: tuple[Setting, ...], expected: list[int]) -> None:
+    """By prices 8 microbatches are quicker than 7: those are solved only where 8 then cannot be."""
+    fake, solved = Fake(4), list[int]()
+
+    def closer(setting: Setting) -> Attempt:
+        if setting.interleaved:
+            solved.append(setting.microbatches)
+        return replace(Fake(4, fails=fails)(setting), exact=True)
+
+    next(JointChoice(Wishes((7, 8), "auto", "none", 1e6), fake, closer).ranked())
+    assert solved == expected
+    assert {s.microbatches for s in fake.asked if s.interleaved} == {7, 8}
+
+
+def test_a_setting_is_taken_back_whose_stages_chosen_again_are_slow_and_too_large() -> None:
+    choice = choose(Fake(4), microbatches=(8, 16), memory=141.0)
+    ranked = choice.ranked()
+    row, _ = next(ranked)
+    assert row.setting == Setting(16)
+    again = replace(Fake(4, pace=3.0)(Setting(4)), setting=row.setting)
+    assert next(r for r in choice.play(again) if r.schedule == row.schedule).error is not None
+    assert choice.postpone(row, again) and not choice.postpone(row, again)
+    assert next(ranked)[0].setting == Setting(8)
+
+
 def test_memory_brings_rematerialisation_and_no_more_than_that() -> None:
     """H1 keeps 4 microbatches: 100 + 4·10 bytes for 8 of them; with rematerialisation a fifth of the activations."""
     fake = Fake(4)
