@@ -75,7 +75,10 @@ class Normalize(Pass):
 
     batch_args: str = option("", "numbers of the arguments that hold the batch, e.g. 3,5-7, or none")
     state_args: str = option("", "numbers of the arguments that results replace every step, e.g. 0-2, or none")
-    unroll: int = option(UNROLL, "most ops that a loop with a known number of rounds may become, or 0 to keep loops")
+    unroll: int = option(
+        UNROLL,
+        "most ops that a loop of a known number of rounds may become (over layers ten times as many), or 0: keep loops",
+    )
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Rewrite `module` in place."""

@@ -90,7 +90,10 @@ class Parallelize(Pass):
     remat: str = option(AUTO, "layers whose forward ops run again in the backward pass: auto, none, full or 0-3,5")
     chunks: int = option(0, "stages that share a submesh, with schedule=interleaved; 0: the best")
     constrain: str = option("", "shardings that must be, e.g. arg0=[{x},{}]; y=tensor (docs/constraints.md)")
-    unroll: int = option(UNROLL, "most ops that a loop with a known number of rounds may become, or 0 to keep loops")
+    unroll: int = option(
+        UNROLL,
+        "most ops that a loop of a known number of rounds may become (over layers ten times as many), or 0: keep loops",
+    )
     unstack: bool = option(True, "keep arrays that hold a slice for each layer in parts")
     axes: int = option(MESH_AXES, "axes of a stage's logical mesh at most: 1, 2 or 3")
 

@@ -8,41 +8,70 @@ are constants that `simplify` then folds into slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.diagnostics import Remark, location_text
+from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes import splat
 from alpa_mlir.passes.splat import Splat, splat_of
 
 LOOP = "stablehlo.while"
 UNROLL = 10_000
 """Most ops that a loop becomes unless the user says otherwise."""
+LAYERS = 10
+"""Loops over layers may become so many times as many: kept, they lie on one stage, and every device computes them."""
 
 
 def unroll_loops(main: ir.Operation, limit: int, remarks: list[Remark]) -> bool:
     """Unroll, inner ones first, the loops whose rounds are known and make at most `limit` ops; whether there were any.
 
-    A remark tells of each loop that is unrolled, and of each whose copies would be too many.
+    A loop over layers reads a slice of an argument that is no batch in each round; it may make LAYERS times as many. A
+    remark tells of each loop that is unrolled, and of each whose copies would be too many.
     """
     found = False
+    batches = {
+        n
+        for n, entry in enumerate(argument_attributes(main))
+        if alpa.ROLE in entry and ir.StringAttr(entry[alpa.ROLE]).value == "batch"
+    }
     for loop in [op for op in walk(main) if op.name == LOOP][::-1]:
         size = sum(1 for op in loop.regions[1].blocks[0].operations for _ in (op, *walk(op.operation)))
         if limit <= 0 or size == 0:
             continue
-        rounds = _rounds(loop, limit // size)
+        most = limit * LAYERS if _is_over_layers(loop, main, batches) else limit
+        rounds = _rounds(loop, most // size)
         if rounds is None:
             continue
         where = location_text(loop.location)
-        if rounds * size > limit:
-            remarks.append(Remark(f"not unrolled: more than unroll={limit} ops would come of it", where))
+        if rounds * size > most:
+            times = f"{LAYERS} times " if most > limit else ""
+            remarks.append(Remark(f"not unrolled: more than {times}unroll={limit} ops would come of it", where))
             continue
         remarks.append(Remark(f"unrolled: {rounds} round{'s' if rounds != 1 else ''} of {size} ops", where))
         _unroll(loop, rounds)
         found = True
     return found
+
+
+def _is_over_layers(loop: ir.Operation, main: ir.Operation, batches: Set[int]) -> bool:
+    """Whether each round reads a slice of what is made, op by op, of an argument of the program that is no batch."""
+    body = loop.regions[1].blocks[0]
+    *ops, terminator = (op.operation for op in body.operations)
+    carried = zip(body.arguments, terminator.operands, loop.operands, strict=True)
+    outside = {inside: given for inside, passed_on, given in carried if passed_on == inside}
+    for op in ops:
+        if op.name == "stablehlo.dynamic_slice":
+            value = outside.get(op.operands[0], op.operands[0])
+            while not isinstance(value.owner, ir.Block) and len(value.owner.operation.operands) == 1:
+                value = value.owner.operation.operands[0]
+            own = isinstance(value.owner, ir.Block) and value.owner == main.regions[0].blocks[0]
+            if own and ir.BlockArgument(value).arg_number not in batches:
+                return True
+    return False
 
 
 def _rounds(loop: ir.Operation, most: int) -> int | None:

@@ -226,8 +226,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         metavar="OPS",
         type=_size,
         default=UNROLL,
-        help="most ops that a loop with a known number of rounds may become; 0 keeps loops, "
-        f"which are then computed whole by every device (default: {UNROLL})",
+        help="most ops that a loop of a known number of rounds may become (over layers ten times as many); 0 keeps "
+        f"loops, which are then computed whole by every device (default: {UNROLL})",
     )
     add(
         "--no-unstack",

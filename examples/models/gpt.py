@@ -23,6 +23,7 @@ from .layers import (
     mlp_parameters,
     norm_parameters,
     run_layers,
+    stacked,
     token_losses,
 )
 from .optimizer import initial_state, step_function
@@ -41,6 +42,7 @@ class GptConfig(Training):
     vocabulary: int = option(512, "tokens in the vocabulary")
     sequence: int = option(64, "positions per example")
     shift: bool = option(False, "one batch argument, tokens of sequence+1 positions; targets are cut out inside")
+    scan: bool = option(False, "the layers as a loop, their parameters stacked (jax.lax.scan)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,10 +90,11 @@ def layer_parameters(config: GptConfig, source: Source) -> Parameters:
 
 def parameters(config: GptConfig, source: Source) -> Tree:
     """All parameters: token and position tables, layers, final norm."""
+    layers = [layer_parameters(config, source) for _ in range(config.layers)]
     return {
         "embedding": source.normal((config.vocabulary, config.hidden), config.dtype),
         "position": source.normal((config.sequence, config.hidden), config.dtype, 0.01),
-        "layers": [layer_parameters(config, source) for _ in range(config.layers)],
+        "layers": stacked(layers) if config.scan else layers,
         "final_norm": norm_parameters(source, config.hidden, config.dtype),
     }
 

@@ -11,10 +11,11 @@ Shapes: B examples, S positions, M hidden, H heads, D head size, F inner width, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .step import Source, Training, Tree
 
@@ -104,11 +105,26 @@ def squared_error(output: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.mean(difference * difference)
 
 
+def stacked(layers: list[Parameters]) -> Parameters:
+    """The parameters of equal layers as one tree of arrays with a slice for each, as `jax.lax.scan` takes them."""
+
+    def together(*leaves: Any) -> Any:
+        first = leaves[0]
+        if isinstance(first, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
+        return np.stack(leaves)
+
+    return cast("Parameters", jax.tree.map(together, *layers))
+
+
 def run_layers(
-    config: Training, layer: Callable[[Parameters, jax.Array], Tree], stack: list[Parameters], x: jax.Array
+    config: Training, layer: Callable[[Parameters, jax.Array], Tree], stack: list[Parameters] | Parameters, x: jax.Array
 ) -> jax.Array:
-    """Apply `layer` once per element of `stack`, recomputing it in the backward pass with config.remat."""
+    """Apply `layer` once per element of `stack`, or of what is stacked in it, recomputing it in the backward pass with
+    config.remat."""
     apply = jax.checkpoint(layer) if config.remat else layer
+    if isinstance(stack, dict):
+        return cast("jax.Array", jax.lax.scan(lambda x, p: (apply(p, x), None), x, stack)[0])
     for parameters in stack:
         x = apply(parameters, x)
     return x

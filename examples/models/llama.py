@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from . import gpt, text
-from .layers import Parameters, embed, masked_softmax, run_layers, token_losses
+from .layers import Parameters, embed, masked_softmax, run_layers, stacked, token_losses
 from .optimizer import initial_state, step_function
 from .step import Model, Shapes, Source, Training, TrainStep, Tree, Values, option, require_divides
 
@@ -33,6 +33,7 @@ class LlamaConfig(Training):
     sequence: int = option(64, "positions per example")
     theta: float = option(500000.0, "base of the rotary frequencies")
     shift: bool = option(False, "one batch argument, tokens of sequence+1 positions; targets are cut out inside")
+    scan: bool = option(False, "the layers as a loop, their parameters stacked (jax.lax.scan)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,9 +91,10 @@ def layer_parameters(config: LlamaConfig, source: Source) -> Parameters:
 def parameters(config: LlamaConfig, source: Source) -> Tree:
     """All parameters; the output table is not tied to the embedding."""
     table = (config.vocabulary, config.hidden)
+    layers = [layer_parameters(config, source) for _ in range(config.layers)]
     return {
         "embedding": source.normal(table, config.dtype),
-        "layers": [layer_parameters(config, source) for _ in range(config.layers)],
+        "layers": stacked(layers) if config.scan else layers,
         "final_norm": source.full((config.hidden,), config.dtype, 0.0),
         "output": source.normal(table, config.dtype),
     }

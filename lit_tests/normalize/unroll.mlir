@@ -1,6 +1,12 @@
 // RUN: alpa-mlir-opt %s --alpa-normalize --split-input-file 2> %t | filecheck %s
 // RUN: filecheck --check-prefix=SAID %s < %t
-// RUN: alpa-mlir-opt %s --alpa-normalize="unroll=8" --split-input-file 2> /dev/null | filecheck --check-prefix=KEPT %s
+// RUN: alpa-mlir-opt %s --alpa-normalize="unroll=1" --split-input-file 2> /dev/null | filecheck --check-prefix=KEPT %s
+// RUN: alpa-mlir-opt %s --alpa-normalize="unroll=2" --split-input-file 2> %t.more > /dev/null
+// RUN: filecheck --check-prefix=LAYERS %s < %t.more
+
+// A loop over layers may become ten times as many ops.
+// LAYERS: remark: unrolled: 2 rounds of 7 ops
+// LAYERS: remark: not unrolled: more than unroll=2 ops would come of it
 
 // What `scan` makes: slices of stacked weights, a stack of the values before each layer, read again from its top.
 // CHECK-LABEL: func.func public @main

@@ -27,10 +27,11 @@ VARIANTS = [
     ("gpt", {"dtype": "bfloat16", "master": False}),
     ("gpt", {"dtype": "float16", "master": False, "moments": "bfloat16", "sums": "float16"}),
     ("gpt", {"shift": True, "remat": True}),
+    ("gpt", {"scan": True, "remat": True, "layers": 2}),
     ("moe", {"embeddings": False, "layers": 1, "moe_every": 1}),
     ("wide_resnet", {"norm": "group"}),
     ("bert", {"embeddings": False}),
-    ("llama", {"dtype": "bfloat16"}),
+    ("llama", {"dtype": "bfloat16", "scan": True, "layers": 2}),
 ]
 
 
