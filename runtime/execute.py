@@ -83,7 +83,7 @@ class InProcess:
                     f"argument {number} is {argument.type.tensor_text}, got {whole.dtype}{list(whole.shape)}"
                 )
             for part in self._signature.given[number].parts:
-                self._worker.place(part, np.ascontiguousarray(self._signature.part(whole, part)))
+                self._worker.place(part, np.asarray(self._signature.part(whole, part), order="C"))
             self._held.pop(number, None)
             if isinstance(value, jax.Array):
                 self._held[number] = value

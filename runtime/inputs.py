@@ -146,7 +146,7 @@ class InParts:
         if self._latest[0] != key:
             self._latest = (key, self._source.value(*key))
         whole = self._latest[1]
-        return None if whole is None else np.ascontiguousarray(self._signature.part(whole, number))
+        return None if whole is None else np.asarray(self._signature.part(whole, number), order="C")
 
 
 def check_writable(path: str, what: str) -> None:

@@ -21,30 +21,31 @@ from alpa_mlir.runtime import checkpoint
 LAYERS, WIDTH, BATCH, STEPS = 4, 8, 4, 4
 
 
-def step(weights, x):
-    """Layers that halve what they add, one after the other, from one array."""
+def step(weights, count, x):
+    """Layers one after the other, from one array, and a counter."""
 
     def loss(weights):
         return (jax.lax.scan(lambda h, w: (h + jnp.tanh(h @ w), None), x, weights)[0] ** 2).mean()
 
     value, gradient = jax.value_and_grad(loss)(weights)
-    return weights - 0.1 * gradient, value
+    return weights - 0.1 / (1 + count) * gradient, count + 1, value
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, its plans for two stages, in parts, and for one, whole, and inputs."""
     folder = tmp_path_factory.mktemp("stacks")
-    kinds = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((LAYERS, WIDTH, WIDTH), (BATCH, WIDTH))]
-    text = print_module(lower(TrainStep("scanned", step, tuple(kinds), ("state", "batch"), ((0, 0),))))
+    kinds = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((LAYERS, WIDTH, WIDTH), (), (BATCH, WIDTH))]
+    updates = ((0, 0), (1, 1))
+    text = print_module(lower(TrainStep("scanned", step, tuple(kinds), ("state", "state", "batch"), updates)))
     (folder / "step.mlir").write_text(text)
     for name, stages, mesh in (("parts", 2, ""), ("whole", 0, "2")):
         cluster = load_cluster("cpu").with_sizes(1, max(stages, 2))
         options = PlanOptions(cluster, mesh, 2, stages, unstack=name == "parts")
         (folder / f"{name}.mlir").write_text(print_module(plan(parse_module(text, make_context()), options)))
     rng = np.random.default_rng(0)
-    given = {"arg0": rng.standard_normal(kinds[0].shape), "arg1": rng.standard_normal(kinds[1].shape)}
-    np.savez(folder / "in.npz", **{name: value.astype(np.float32) for name, value in given.items()})
+    given = {f"arg{n}": np.float32(rng.standard_normal(kind.shape)) for n, kind in enumerate(kinds)}
+    np.savez(folder / "in.npz", **{**given, "arg1": np.float32(0)})
     return folder
 
 
@@ -57,11 +58,12 @@ def run(folder: Path, plan_name: str, *options: object) -> str:
 
 def test_inputs_and_outputs_are_the_programs(folder: Path, tmp_path: Path) -> None:
     said = run(folder, "parts", "-n2", "--inputs", folder / "in.npz", "--outputs", tmp_path / "out.npz")
-    assert said.startswith("step 0: out1 (")
+    assert said.startswith("step 0: out2 (")
     found, given = np.load(tmp_path / "out.npz"), np.load(folder / "in.npz")
-    assert found.files == ["out0", "out1"]
-    expected, _ = jax.jit(step)(given["arg0"], given["arg1"])
-    np.testing.assert_allclose(found["out0"], expected, rtol=1e-5, atol=1e-6)
+    assert found.files == ["out0", "out1", "out2"]
+    expected = jax.jit(step)(given["arg0"], given["arg1"], given["arg2"])
+    np.testing.assert_allclose(found["out0"], expected[0], rtol=1e-5, atol=1e-6)
+    assert found["out1"].shape == () and found["out1"] == 1
     run(folder, "parts", "--local")  # drawn, the same as for the reference
 
 
