@@ -29,7 +29,7 @@ class Deferral:
 def find_deferral(program: Program, ops: Sequence[OpRecord], feeders: Iterable[int]) -> Deferral:
     """What may stay partial among the ops of one stage; `feeders` make sums that are kept as addends."""
     inside = {op.number for op in ops}
-    bound = _needed_elsewhere(program, inside)
+    bound = _needed_elsewhere(program, ops, inside)
     capable: dict[int, tuple[int, ...]] = {}
     for op in ops:
         if len(op.result_types) != 1 or op.number in bound:
@@ -64,10 +64,7 @@ def _hands_on(program: Program, op: OpRecord, source: Source, capable: dict[int,
     return (maker.function, maker.phase) == (op.function, op.phase)
 
 
-def _needed_elsewhere(program: Program, inside: set[int]) -> set[int]:
-    """Ops whose results another stage uses, or that leave a function as they are."""
-    found = {s.op for s in program.results}
-    for op in program.ops:
-        if op.number not in inside:
-            found.update(s.op for s in op.operands)
-    return found
+def _needed_elsewhere(program: Program, ops: Sequence[OpRecord], inside: set[int]) -> set[int]:
+    """Those of the ops whose results another stage uses, or that leave a function as they are."""
+    leaving = {s.op for s in program.results}
+    return {op.number for op in ops if op.number in leaving or not inside.issuperset(program.users[op.number])}

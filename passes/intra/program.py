@@ -177,6 +177,16 @@ class Program:
         return found
 
     @cached_property
+    def users(self) -> list[list[int]]:
+        """By op: the ops that read it."""
+        found: list[list[int]] = [[] for _ in self.ops]
+        for op in self.ops:
+            for source in op.operands:
+                if source.op >= 0:
+                    found[source.op].append(op.number)
+        return found
+
+    @cached_property
     def home_ops(self) -> dict[str, int]:
         """Slot -> the op in whose stage it lives: that which makes its next value, else its user of the lowest layer.
 

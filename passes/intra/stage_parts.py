@@ -114,11 +114,10 @@ def _part_of_node(node: Node, program: Program, awaited: set[int]) -> str:
 def _awaited(program: Program, inside: Callable[[OpRecord], bool]) -> set[int]:
     """Backward ops of the stage that ops of other stages depend on."""
     found: set[int] = set()
-    for op in reversed(program.ops):
-        if op.function != "microbatch":
-            continue
-        if not inside(op) or op.number in found:
-            for source in op.operands:
-                if source.op >= 0 and inside(program.ops[source.op]):
-                    found.add(source.op)
+    own = [op.number for op in program.ops if inside(op)]
+    numbers = set(own)
+    for number in reversed(own):
+        readers = [r for r in program.users[number] if program.ops[r].function == "microbatch"]
+        if any(r in found or r not in numbers for r in readers):
+            found.add(number)
     return found
