@@ -66,7 +66,7 @@ def find_families(main: ir.Operation, replaced: Replaced, whole: frozenset[int])
     for argument in block.arguments:
         if argument.arg_number in whole or argument in taken or len(shape_of(argument) or ()) < 2:
             continue
-        dims = _sliced_along(argument, set())
+        dims = _sliced_along(argument)
         if len(dims) == 1:
             try:
                 family = _Search(block, replaced, whole).family(argument, dims.pop())
@@ -173,23 +173,28 @@ def is_padded_along(op: ir.Operation, dim: int) -> bool:
     return not others and not any(between) and low[dim] >= 0 and high[dim] >= 0
 
 
-def _sliced_along(value: ir.Value, seen: set[ir.Value]) -> set[int]:
-    """The dimensions along which parts of a value are read, by itself or element by element."""
+def _sliced_along(argument: ir.Value) -> set[int]:
+    """The dimensions along which parts of an argument are read, by itself or element by element."""
     found: set[int] = set()
-    if value in seen:
-        return found
-    seen.add(value)
-    shape = shape_of(value) or ()
-    for use in value.uses:
-        op = use.owner.operation
-        result = (shape_of(op.results[0]) or ()) if len(op.results) else ()
-        if op.name == SLICE:
-            found |= {d for d, extent in enumerate(shape) if result[d] != extent}
-        elif op.name == TRANSPOSE:
-            permutation = numbers(op, "permutation")
-            found |= {permutation[d] for d in _sliced_along(op.results[0], seen)}
-        elif op.name in ELEMENTWISE and len(result) == len(shape):
-            found |= _sliced_along(op.results[0], seen)
+    rank = len(shape_of(argument) or ())
+    seen: set[ir.Value] = set()
+    # Values of the argument's dimensions, each with which of these its own are.
+    open_values = [(argument, tuple(range(rank)))]
+    while open_values:
+        value, dims = open_values.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        shape = shape_of(value) or ()
+        for use in value.uses:
+            op = use.owner.operation
+            result = (shape_of(op.results[0]) or ()) if len(op.results) else ()
+            if op.name == SLICE:
+                found |= {dims[d] for d, extent in enumerate(shape) if result[d] != extent}
+            elif op.name == TRANSPOSE:
+                open_values.append((op.results[0], tuple(dims[d] for d in numbers(op, "permutation"))))
+            elif op.name in ELEMENTWISE and len(result) == len(shape):
+                open_values.append((op.results[0], dims))
     return found
 
 
