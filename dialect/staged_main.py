@@ -106,6 +106,9 @@ def _read_step(op: ir.Operation, refs: dict[ir.Value, Ref], last: int) -> Step:
     if number is None or number <= last:
         raise CompileError(f"{op.name} needs an alpa.id above {last}, got {number}", op.location)
     results = tuple(MeshTensor.read(r.type, op.location) for r in op.results)
+    arity = _ARITY.get(op.name)
+    if arity is not None and (len(op.operands), len(results)) != arity:
+        raise CompileError(f"{op.name} takes {arity[0]} and makes {arity[1]} values", op.location)
     return read(op, number, tuple(refs[v] for v in op.operands), results)
 
 
@@ -145,6 +148,18 @@ def _read_transfer(op: ir.Operation, number: int, operands: tuple[Ref, ...], res
     return Transfer(number, _phase(op), (operands[0],), (results[0],), alpa.get_int(op, alpa.ROUTE))
 
 
+def _cut(op: ir.Operation, whole: ir.Value, part: ir.Value) -> int:
+    """The dimension along which `whole` consists of microbatches like `part`."""
+    dim = _required(op, alpa.DIM)
+    a, b = (MeshTensor.read(v.type, op.location) for v in (whole, part))
+    fits = len(a.shape) == len(b.shape) and a.element == b.element and 0 <= dim < len(a.shape)
+    if not fits or any(
+        m % max(n, 1) if d == dim else m != n for d, (m, n) in enumerate(zip(a.shape, b.shape, strict=True))
+    ):
+        raise CompileError(f"{a.tensor_text} does not consist of {b.tensor_text} along dimension {dim}", op.location)
+    return dim
+
+
 def _read_accumulate(op: ir.Operation, number: int, operands: tuple[Ref, ...], results: tuple[MeshTensor, ...]) -> Step:
     return Accumulate(number, alpa.get_string(op, alpa.COMBINE) or "add", (operands[0],), (results[0],))
 
@@ -153,10 +168,14 @@ _READERS: dict[str, Callable[[ir.Operation, int, tuple[Ref, ...], tuple[MeshTens
     FRAGMENT_CALL: _read_fragment,
     TRANSFER: _read_transfer,
     ACCUMULATE: _read_accumulate,
-    MICROBATCH: lambda op, n, o, r: Slice(n, _required(op, alpa.DIM), (o[0],), (r[0],)),
-    STACK: lambda op, n, o, r: Stack(n, _required(op, alpa.DIM), (o[0],), (r[0],)),
+    MICROBATCH: lambda op, n, o, r: Slice(n, _cut(op, op.operands[0], op.results[0]), (o[0],), (r[0],)),
+    STACK: lambda op, n, o, r: Stack(n, _cut(op, op.results[0], op.operands[0]), (o[0],), (r[0],)),
     INDEX: lambda op, n, o, r: Index(n, (r[0],)),
 }
+
+
+_ARITY = {ACCUMULATE: (1, 1), MICROBATCH: (1, 1), STACK: (1, 1), INDEX: (0, 1)}
+"""Operands and results of the ops of `@main` that no dialect knows."""
 
 
 def write_main(module: ir.Module, main: PlanMain, result_entries: Sequence[dict[str, ir.Attribute]]) -> ir.Operation:

@@ -19,7 +19,7 @@ from itertools import groupby, pairwise
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import ONCE, Combine, Free, Instruction, Recv, Run, Send
 from alpa_mlir.dialect.staged import Accumulate, Fragment, Index, PlanMain, Ref, Slice, Stack, Step, Transfer
-from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, Pipeline, lane_order
+from alpa_mlir.passes.inter.schedules import BACKWARD, FORWARD, Pipeline, lane_order, pipeline_of
 from alpa_mlir.passes.inter.simulate import StageCosts, play
 from alpa_mlir.passes.schedule_join import Event, joined
 from alpa_mlir.passes.schedule_values import Bits, Bundle, Values
@@ -29,17 +29,6 @@ TICKS = StageCosts(forward=1.0, backward=1.0, weight=1.0)
 
 Job = tuple[int, int]
 """(id of a fragment call, microbatch)."""
-
-
-def pipeline_of(stages: Sequence[str], microbatches: int) -> Pipeline:
-    """The pipeline whose stage s runs on submesh `stages[s]`; CompileError where submeshes do not come in turn."""
-    lanes = list(dict.fromkeys(stages))
-    if len(stages) % len(lanes) or any(mesh != lanes[s % len(lanes)] for s, mesh in enumerate(stages)):
-        raise CompileError(
-            f"{len(stages)} stages on {len(lanes)} submeshes must be dealt out in turn, these lie on "
-            f"{', '.join(stages)}"
-        )
-    return Pipeline(len(stages), len(lanes), microbatches)
 
 
 def instruction_lists(

@@ -20,7 +20,7 @@ from alpa_mlir.dialect.mesh import Mesh, declare_mesh, meshes_of, parse_mesh
 from alpa_mlir.dialect.plan import stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
 from alpa_mlir.passes.costs.cluster_table import parse_bytes
-from alpa_mlir.passes.inter.schedules import KINDS, Pipeline, in_flight, kind_played
+from alpa_mlir.passes.inter.schedules import KINDS, Pipeline, in_flight, kind_played, pipeline_of
 from alpa_mlir.passes.intra.annotate import Annotator
 from alpa_mlir.passes.intra.constraints import Constraint, Pin, parse_constraints
 from alpa_mlir.passes.intra.explain_words import Speaker
@@ -32,7 +32,6 @@ from alpa_mlir.passes.intra.stage_cost import StageCost, step_seconds
 from alpa_mlir.passes.intra.stages import Solved, StageSpec, solve_stages
 from alpa_mlir.passes.intra.written import CONSTRAINT, not_kept, pinned_results, written_pins
 from alpa_mlir.passes.registry import Pass, option, register
-from alpa_mlir.passes.schedule_lists import pipeline_of
 
 NAMES = "%5, arg3, names of locations or kinds of ops, separated by ; (* and ? match)"
 

@@ -30,7 +30,7 @@ from alpa_mlir.passes.inter.listed import ListedStages
 from alpa_mlir.passes.inter.meshes import MESH_AXES, submesh_shapes
 from alpa_mlir.passes.inter.placement import place
 from alpa_mlir.passes.inter.pricing import Pricer
-from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD, in_flight, kind_played
+from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD, in_flight, kind_played, pipeline_of
 from alpa_mlir.passes.inter.search import StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
 from alpa_mlir.passes.intra.constraints import AxisMode, parse_constraints
@@ -38,7 +38,6 @@ from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.rematerialize import Rematerialize
-from alpa_mlir.passes.schedule_lists import pipeline_of
 
 MANY_ROUNDS = 8
 """Microbatches per stage that more than fill a pipeline."""

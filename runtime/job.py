@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect.plan import Plan
+
 if TYPE_CHECKING:
     from alpa_mlir.runtime.compiled import Store
 
@@ -19,6 +21,7 @@ class Job:
     `timeout` is how long an instruction may take, `heartbeat` how long a rank may be silent; 0: for ever.
     `checkpoint` is a folder that gets one every `checkpoint_every` steps (0: none but the last), of which
     `checkpoint_keep` stay (0: all); `restore` is where to begin.  `seed` None is that of the checkpoint, or 0.
+    `check` raises `CompileError` for a plan with instruction lists that cannot be executed (rank 0 calls it).
     `trace` is a file for what ran when, beside the events that `predicted` gives for one step of the plan; `profile`
     prints a table of both.  `store` keeps what XLA compiled, for the next run.
     `platform` and `transport` are as `platform.choose` takes them, `bind_cores` as `binding.bind_cores` does.
@@ -40,6 +43,7 @@ class Job:
     restore: str | None = None
     trace: str | None = None
     profile: bool = False
+    check: Callable[[Plan], None] | None = None
     predicted: Callable[[ir.Module], Sequence[Mapping[str, Any]]] | None = None
     store: Store | None = None
     platform: str = "auto"
@@ -48,5 +52,5 @@ class Job:
 
     def options(self) -> dict[str, object]:
         """What must be the same on all ranks, by name; the plan itself is compared by content."""
-        own = ("plan", "reference", "predicted", "store")
+        own = ("plan", "reference", "check", "predicted", "store")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
@@ -48,7 +48,7 @@ def run_local(job: Job) -> int:
     stop = StopRequest()
     if job.checkpoint is not None:
         stop.listen()
-    _, plan, module = read(job.plan, 1)
+    _, plan, module = read(job.plan, 1, job.check)
     try:
         choice = choose(job.platform, job.transport, 1)
     except CompileError as e:
@@ -152,7 +152,7 @@ def _receive(job: Job, world: Any) -> ir.Module | None:
     text, module = None, None
     if world.rank == 0:
         try:
-            text, _, module = read(job.plan, world.size)
+            text, _, module = read(job.plan, world.size, job.check)
         except CompileError as e:
             print(e, file=sys.stderr, flush=True)
     together(world)
@@ -160,13 +160,18 @@ def _receive(job: Job, world: Any) -> ir.Module | None:
     return module if text is None or module is not None else _parse(text, job.plan)
 
 
-def read(path: str, ranks: int) -> tuple[str, Plan, ir.Module]:
-    """The text of a plan that `ranks` ranks can run; CompileError, located in the file, for all that is wrong."""
+def read(path: str, ranks: int, check: Callable[[Plan], None] | None = None) -> tuple[str, Plan, ir.Module]:
+    """The text of a plan that `ranks` ranks can run; CompileError, located in the file, for all that is wrong.
+
+    `check` looks at the instruction lists, where there are some.
+    """
     text = read_text(path, "plan", "a plan is MLIR text, this file is not UTF-8")
     module = _parse(text, path)
     try:
         plan = program.read(module)
         layout.arrange(plan, ranks, f"{path}:1:1")
+        if check is not None and plan.schedules:
+            check(plan)
         program.decode(module, plan, 0, [0] * layout.device_count(plan))
     except CompileError as e:
         raise _located(e, path) from None

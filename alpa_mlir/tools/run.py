@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from jaxlib.mlir import ir
 
 from alpa_mlir.cache import Store, cache_directory
+from alpa_mlir.dialect.plan import Plan
 from alpa_mlir.runtime.binding import HOW
 from alpa_mlir.runtime.job import Job
 from alpa_mlir.runtime.launch import srun_without_mpi, start_mpirun, under_mpirun
@@ -210,12 +211,20 @@ def _job(options: argparse.Namespace) -> Job:
         restore=options.restore,
         trace=options.trace,
         profile=options.profile_stages,
+        check=_check,
         predicted=_predicted,
         platform=options.platform,
         transport=options.transport,
         bind_cores=options.bind_cores,
         store=None if options.no_cache else Store(cache_directory() / "programs"),
     )
+
+
+def _check(plan: Plan) -> None:
+    """CompileError for a plan with lists that cannot be executed; sends do not block here."""
+    from alpa_mlir.passes.schedule_check import check_plan
+
+    check_plan(plan, blocking=False)
 
 
 def _predicted(module: ir.Module) -> Sequence[Mapping[str, Any]]:

@@ -29,6 +29,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from alpa_mlir.dialect.diagnostics import CompileError
+
 FORWARD = "forward"
 BACKWARD = "backward"
 WEIGHT = "weight"
@@ -68,6 +70,17 @@ class Pipeline:
     def stages_of(self, lane: int) -> range:
         """The stages of one lane, in order."""
         return range(lane, self.stages, self.lanes)
+
+
+def pipeline_of(stages: Sequence[str], microbatches: int) -> Pipeline:
+    """The pipeline whose stage s runs on submesh `stages[s]`; CompileError where submeshes do not come in turn."""
+    lanes = list(dict.fromkeys(stages))
+    if len(stages) % len(lanes) or any(mesh != lanes[s % len(lanes)] for s, mesh in enumerate(stages)):
+        raise CompileError(
+            f"{len(stages)} stages on {len(lanes)} submeshes must be dealt out in turn, these lie on "
+            f"{', '.join(stages)}"
+        )
+    return Pipeline(len(stages), len(lanes), microbatches)
 
 
 def _parts(part: str, microbatches: Parts, stage: int) -> Parts:

@@ -13,8 +13,8 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import Run, read_plan
 from alpa_mlir.dialect.staged import Accumulate, Fragment, Transfer
 from alpa_mlir.dialect.staged_main import read_main
+from alpa_mlir.passes.inter.schedules import pipeline_of
 from alpa_mlir.passes.schedule import SchedulePass
-from alpa_mlir.passes.schedule_lists import pipeline_of
 from alpa_mlir.passes.split import Split
 from alpa_mlir.runtime.execute import run_plan
 
