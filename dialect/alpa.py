@@ -55,6 +55,10 @@ def is_i64(attribute: ir.Attribute) -> bool:
     return isinstance(attribute, ir.IntegerAttr) and int(ir.IntegerAttr(attribute).value) >= 0
 
 
+def _below(limit: int) -> Callable[[ir.Attribute], bool]:
+    return lambda a: is_i64(a) and 0 <= int(ir.IntegerAttr(a).value) < limit
+
+
 def _one_of(words: tuple[str, ...]) -> Callable[[ir.Attribute], bool]:
     return lambda a: isinstance(a, ir.StringAttr) and str(ir.StringAttr(a).value) in words
 
@@ -89,7 +93,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("V1", ROLE, '"state" | "batch" | "constant"', ("argument",),
                 "what an argument of the program is: kept and replaced every step, new data every step, or neither",
                 _one_of(ROLES)),
-    Declaration("V2", UPDATES, "i64", ("argument",), "the result of @main that replaces this state argument", is_i64),
+    Declaration("V2", UPDATES, "i64, not negative", ("argument",), "the result of @main that replaces this state argument",
+                _below(2**31)),
     Declaration("V3", BINDING, 'string "kind:number" or "index"', ("argument", "result"),
                 "what an argument or result of @microbatch, @update, @prologue or a stage function stands for", _is_binding),
     Declaration("V4", DIM, "i64", ("argument", "result", "op"), "the dimension along which microbatches are cut or stacked", is_i64),
@@ -101,7 +106,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.DictAttr)),
     Declaration("V9", STAGES, "array of {mesh, devices}", ("module",), "the mesh and the devices of each stage; stages may share a mesh",
                 lambda a: isinstance(a, ir.ArrayAttr)),
-    Declaration("V10", LAYER, "i64", ("op", "argument"), "the layer of an op of @microbatch or @update", is_i64),
+    Declaration("V10", LAYER, "i64 from 0 to 4095", ("op", "argument"), "the layer of an op of @microbatch or @update",
+                _below(2**12)),
     Declaration("V11", PHASE, '"prologue" | "forward" | "backward" | "weight" | "update"', ("op",),
                 "the phase of an op or fragment (weight: fragments only, the part of backward that no other stage waits for)",
                 _one_of(PHASES)),

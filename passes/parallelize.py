@@ -57,6 +57,7 @@ def foresee(module: ir.Module, options: PlanOptions) -> Considered:
 
 def _normal(road: Road, module: ir.Module, notes: list[Remark]) -> tuple[ir.Module, bool]:
     """Level 1 of a program; whether the road ends there."""
+    alpa.verify(module)
     normal = clone_module(module)
     stopped = road.run(normal, [normalize(road.options), *unstack(road.options)], notes)
     normal.operation.attributes[alpa.CLUSTER] = road.options.cluster.attribute(normal.context)

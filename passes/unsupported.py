@@ -7,6 +7,8 @@ A step is the whole program, not one device's part of it: collectives are the co
 
 from __future__ import annotations
 
+import re
+
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
@@ -18,6 +20,14 @@ _ONE_DEVICES_PART = frozenset({
     "stablehlo.collective_broadcast", "stablehlo.collective_permute",
     "stablehlo.partition_id", "stablehlo.reduce_scatter", "stablehlo.replica_id",
 })  # fmt: skip
+
+
+_BROUGHT_ALONG = re.compile(
+    r"(lapack|cu|hip|__cu|__gpu|__triton|__onednn|xla|Xla|mhlo|stablehlo|chlo|sdy|ducc|tf|annotate|LayoutConstraint|MoveTo)"
+    r"|(Sharding|SPMD\w*|TopK|ApproxTopK|PartialReduce|Eigh|Qr|Cholesky|LuDecomposition|ResizeBilinear|ResizeNearest|Pin|"
+    r"Unpin|CreateBuffer|AllocateBuffer|X64\w*|SliceToDynamic|PadToStatic|shape_assertion)$"
+)
+"""Beginnings, or whole names, of the calls that XLA and jaxlib bring along for some platform."""
 
 
 def refuse_hidden_state(module: ir.Module) -> None:
@@ -63,6 +73,15 @@ def _remove_call(op: ir.Operation, remarks: list[Remark]) -> None:
             Remark(f"@{target} is left out: a plan keeps results only", location_text(op.location), "warning")
         )
         op.erase()
+    elif is_used and _BROUGHT_ALONG.match(target) is None:
+        remarks.append(
+            Remark(
+                f"neither XLA nor jaxlib brings @{target} along: a plan with it runs only where its process registers "
+                "it, which alpa-mlir-run does not",
+                location_text(op.location),
+                "warning",
+            )
+        )
 
 
 def _has_effect(op: ir.Operation) -> bool:

@@ -49,3 +49,16 @@ func.func public @manual(%a: tensor<4xf32>) -> tensor<4xf32> {
   } : (tensor<4xf32>) -> tensor<4xf32>
   return %0 : tensor<4xf32>
 }
+
+// -----
+
+// What alpa-mlir-run will not find is said when the plan is made.
+// CHECK: stablehlo.custom_call @row_wise
+func.func public @nobodys(%a: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
+  // expected-warning@+2 {{neither XLA nor jaxlib brings @row_wise along: a plan with it runs only where its process registers it}}
+  // expected-remark@below {{every device computes the whole stablehlo.custom_call}}
+  %0 = stablehlo.custom_call @row_wise(%a) : (tensor<4xf32>) -> tensor<4xf32>
+  // expected-remark@below {{every device computes the whole stablehlo.custom_call}}
+  %1 = stablehlo.custom_call @lapack_spotrf_ffi(%a) : (tensor<4xf32>) -> tensor<4xf32>
+  return %0, %1 : tensor<4xf32>, tensor<4xf32>
+}

@@ -219,6 +219,30 @@ def test_what_is_no_program_is_one_located_error(
 
 
 @pytest.mark.parametrize(
+    ("argument", "op", "message"),
+    [
+        ("alpa.role = 3 : i64", "", r"model.mlir:1:1: error: alpa.role must be .* got 3 : i64 \(V1\)"),
+        ('alpa.role = "batsch"', "", r"alpa.role must be .* got \"batsch\" \(V1\)"),
+        ('alpa.role = "state", alpa.updates = -1 : i64', "", r"alpa.updates must be i64, not negative, got -1"),
+        ('alpa.role = "batch"', 'alpa.layer = "x"', r"model.mlir:2:8: error: alpa.layer must be i64"),
+        ('alpa.role = "batch"', "alpa.layer = 1000000000000 : i64", r"model.mlir:2:8: error: alpa.layer must be i64"),
+        ('alpa.role = "batch"', "alpa.lair = 1 : i64", "unknown attribute alpa.lair"),
+    ],
+)
+def test_what_the_program_says_of_itself_is_checked_before_it_is_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, op: str, message: str
+) -> None:
+    source, plan = tmp_path / "model.mlir", tmp_path / "plan.mlir"
+    source.write_text(f"""func.func @main(%a: tensor<8x4xf32> {{{argument}}}) -> tensor<8x4xf32> {{
+  %0 = stablehlo.add %a, %a {{{op}}} : tensor<8x4xf32>
+  return %0 : tensor<8x4xf32>
+}}""")
+    assert run(source, "-o", plan) == 1
+    _is_one_error(capsys, message)
+    assert not plan.exists()
+
+
+@pytest.mark.parametrize(
     "options",
     [
         ["--schedule", "zigzag"],
