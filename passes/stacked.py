@@ -15,7 +15,7 @@ from math import prod
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.passes.splat import splat_element
+from alpa_mlir.passes.splat import splat_element, splat_of
 
 ELEMENTWISE = frozenset(
     f"stablehlo.{name}"
@@ -126,8 +126,30 @@ def dim_of_result(op: ir.Operation, number: int, dim: int) -> int | None:
         return dim
     if op.name == REDUCE and number == 0 and len(op.results) == 1:
         dims = numbers(op, "dimensions")
-        return None if dim in dims else dim - sum(d < dim for d in dims)
+        if dim not in dims:
+            return dim - sum(d < dim for d in dims)
+        if combining_op(op) is not None or not result:
+            return None
     raise NotSeparable
+
+
+_NEUTRAL: dict[str, float] = {"stablehlo.add": 0.0, "stablehlo.multiply": 1.0, "stablehlo.xor": 0.0}
+_IDEMPOTENT = frozenset(f"stablehlo.{name}" for name in ("maximum", "minimum", "and", "or"))
+
+
+def combining_op(reduce: ir.Operation) -> str | None:
+    """The op that combines what a reduction makes of each part; None where only the next part can go on from it.
+
+    It is the body's, where it does not matter that each part begins with the initial value.
+    """
+    body = reduce.regions[0].blocks[0]
+    first = body.operations[0].operation
+    if len(body.operations) != 2 or {*first.operands} != {*body.arguments}:
+        return None
+    begin = splat_of(reduce.operands[1])
+    if first.name in _IDEMPOTENT or (begin is not None and _NEUTRAL.get(first.name) == begin.value):
+        return str(first.name)
+    return None
 
 
 def _kept_by_reshape(source: Sequence[int], target: Sequence[int], dim: int) -> int:
@@ -166,9 +188,7 @@ def is_padded_along(op: ir.Operation, dim: int) -> bool:
     """Whether an op pads one dimension alone, with equal elements, and takes nothing away."""
     if op.name != PAD or splat_element(op.operands[1]) is None:
         return False
-    low, high, between = (
-        numbers(op, f"{which}") for which in ("edge_padding_low", "edge_padding_high", "interior_padding")
-    )
+    low, high, between = (numbers(op, name) for name in _PADDINGS)
     others = any(a or b for d, (a, b) in enumerate(zip(low, high, strict=True)) if d != dim)
     return not others and not any(between) and low[dim] >= 0 and high[dim] >= 0
 
@@ -256,7 +276,8 @@ class _Search:
                     along = dim_of_operand(op, number, dim)
                 except NotSeparable:
                     return
-                if along is not None and splat_element(operand) is None:
+                # Constants and iotas are read slice by slice.
+                if along is not None and (isinstance(operand.owner, ir.Block) or operand.owner.operation.operands):
                     yield operand, along
 
     def _use(self, op: ir.Operation, number: int, dim: int) -> Iterator[tuple[ir.Value, int]]:

@@ -27,7 +27,7 @@ from alpa_mlir.dialect.sharding import (
 )
 from alpa_mlir.passes.normalize import clean
 from alpa_mlir.passes.registry import Pass, register
-from alpa_mlir.passes.splat import splat_element, splat_of
+from alpa_mlir.passes.splat import splat_element
 from alpa_mlir.passes.stacked import (
     CONCATENATE,
     REDUCE,
@@ -37,6 +37,7 @@ from alpa_mlir.passes.stacked import (
     NotSeparable,
     Replaced,
     attribute,
+    combining_op,
     dim_of_operand,
     find_families,
     is_padded_along,
@@ -124,7 +125,7 @@ class _Rewrite:
         value = op.results[0]
         family = self.family.get(value)
         try:
-            if len(op.results) > 1 or family is None:
+            if len(op.results) > 1 or not op.operands or family is None:
                 raise NotSeparable
             dim = family.dims[value]
             if op.name == CONCATENATE and attribute(op, "dimension") == dim:
@@ -144,10 +145,11 @@ class _Rewrite:
 
     def _clone(self, op: ir.Operation, along: Sequence[int | None], number: int) -> ir.Value:
         """One part of the result of an op whose operands are cut along dimensions, or stay whole."""
+        pairs = zip(op.operands, along, strict=True)
+        operands = [v if dim is None else self._part(v, dim, op, number) for v, dim in pairs]
         copy = op.clone(ip=ir.InsertionPoint(op)).operation
-        for n, (operand, dim) in enumerate(zip(op.operands, along, strict=True)):
-            if dim is not None:
-                copy.operands[n] = self._part(operand, dim, op, number)
+        for n, operand in enumerate(operands):
+            copy.operands[n] = operand
         result = copy.results[0]
         result.set_type(self._part_type(op.results[0]))
         if op.name == SLICE:
@@ -206,7 +208,7 @@ class _Rewrite:
                 _set_number(op, "limit_indices", dim, family.extent)
             return
         assert op.name == REDUCE, op.name
-        operation = _combines(op)
+        operation = combining_op(op)
         total: ir.Value | None = None
         for part in self.parts[value]:
             copy = op.clone(ip=ir.InsertionPoint(op)).operation
@@ -266,23 +268,6 @@ class _Rewrite:
             return [dict(entry)]
         numbered = [[n, family.parts, family.dims[value]] for n in range(family.parts)]
         return [{**entry, alpa.PART: ir.DenseI64ArrayAttr.get(part, self.main.context)} for part in numbered]
-
-
-def _combines(reduce: ir.Operation) -> str | None:
-    """The op that may combine what comes of parts: the body's, where the reduction begins with what changes nothing."""
-    inside = [op.operation for op in reduce.regions[0].blocks[0].operations]
-    begin = splat_of(reduce.operands[1])
-    if len(inside) != 2 or begin is None or _NEUTRAL.get(inside[0].name) != begin.value:
-        return None
-    return str(inside[0].name)
-
-
-_NEUTRAL: dict[str, float] = {
-    "stablehlo.add": 0.0,
-    "stablehlo.multiply": 1.0,
-    "stablehlo.maximum": float("-inf"),
-    "stablehlo.minimum": float("inf"),
-}
 
 
 def _slice(value: ir.Value, dim: int, begin: int, size: int, before: ir.Operation | None = None) -> ir.Value:

@@ -20,7 +20,8 @@ from alpa_mlir.dialect.context import functions, make_context, parse_module, pri
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_plan
 from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
-from alpa_mlir.dialect.signature import Signature
+from alpa_mlir.dialect.signature import Signature, whole_numbers
+from alpa_mlir.dialect.staged_main import part_of
 from alpa_mlir.lowering import lower
 from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.costs.cluster import load_cluster
@@ -85,6 +86,13 @@ def by_layer(w: Weights, g: Weights) -> Weights:
     return jax.tree.map(renewed, w, g)
 
 
+def with_given_rates(w: Weights, g: Weights) -> Weights:
+    """A constant rate for each layer; one layer learns nothing."""
+    rates = np.float32([0.1, 0, 0.2, 0.3])
+    layers = jax.tree.map(lambda p, d: p - rates.reshape(LAYERS, *[1] * (p.ndim - 1)) * d, w["layers"], g["layers"])
+    return {"first": w["first"] - 0.1 * g["first"], "layers": layers}
+
+
 def step_of(forward: Callable[..., Any], update: Callable[..., Any] = descent, second: bool = False) -> TrainStep:
     def step(w: Weights, x: Any, y: Any) -> tuple[Any, ...]:
         value, gradients = jax.value_and_grad(lambda w: jnp.mean((forward(w, x) - y) ** 2))(w)
@@ -104,6 +112,7 @@ STEPS = {
     "second dimension": step_of(along_the_second, second=True),
     "clipped": step_of(scanned, clipped),
     "rates by layer": step_of(scanned, by_layer),
+    "given rates": step_of(scanned, with_given_rates),
 }
 
 
@@ -205,6 +214,93 @@ def test_what_must_be_whole_stays_whole(why: str) -> None:
         return %3, %2 : tensor<2x4xf32>, {kind}
       }}"""
     assert parts_of(unstacked(text)) == (["", ""], ["", ""])
+
+
+def reduced(kind: str, begin: str, op: str) -> tuple[str, str, str]:
+    """A reduction over the layers: the element type, the ops, the type of the other result."""
+    return (
+        kind,
+        f"""%i = stablehlo.constant dense<{begin}> : tensor<{kind}>
+        %b = stablehlo.reduce(%a init: %i) applies stablehlo.{op} across dimensions = [0]
+            : (tensor<2x4x{kind}>, tensor<{kind}>) -> tensor<4x{kind}>
+        %c = stablehlo.{op} %a, %a : tensor<2x4x{kind}>""",
+        f"tensor<4x{kind}>",
+    )
+
+
+def added(value: str, returned: str = "add") -> tuple[str, str, str]:
+    """What is made of no other value, added to the stack and returned beside it or, if asked for, instead of it."""
+    ops = f"""%b = {value} : tensor<2x4xf32>
+        %d = stablehlo.add %a, %b : tensor<2x4xf32>
+        %c = stablehlo.add %{"b, %b" if returned == "instead" else "a, %d"} : tensor<2x4xf32>"""
+    return "f32", ops, "tensor<2x4xf32>"
+
+
+TABLE = "dense<[[1., 2., 3., 4.], [5., 6., 7., 8.]]>"
+EXACT = {
+    "numbers of layers": added("stablehlo.iota dim = 0"),
+    "numbers within a layer": added("stablehlo.iota dim = 1"),
+    "a constant": added(f"stablehlo.constant {TABLE}"),
+    "a constant instead": added(f"stablehlo.constant {TABLE}", "instead"),
+    "equal elements instead": added("stablehlo.constant dense<0.5>", "instead"),
+    "all of them true": reduced("i1", "true", "and"),
+    "any of them true": reduced("i1", "false", "or"),
+    "largest integer": reduced("i32", "-5", "maximum"),
+    "smallest integer": reduced("i32", "3", "minimum"),
+    "a sum from nothing": reduced("i32", "0", "add"),
+    "parity": reduced("i32", "0", "xor"),
+}  # fmt: skip
+
+
+def before_and_after(text: str) -> tuple[Any, list[Any], list[Any]]:
+    """The rewritten module, and on one device the results of the text and of the module, joined."""
+    original, module = parse_module(text, make_context()), unstacked(text)
+    main = functions(module)["main"]
+    inputs = random_inputs(original, np.random.default_rng(0))
+    given: list[Any] = []
+    parts = [part_of(entry) for entry in argument_attributes(main)]
+    for number, part in zip(whole_numbers(parts), parts, strict=True):
+        value = inputs[number]
+        given.append(value if part is None else np.split(value, part.count, part.dim)[part.number])
+    found: list[Any] = []
+    for value, part in zip(run_all([module], [given])[0], map(part_of, result_attributes(main)), strict=True):
+        again = part is not None and part.number > 0
+        found[len(found) - again :] = [np.concatenate([found[-1], value], part.dim) if again else value]
+    return module, run_all([original], [inputs])[0], found
+
+
+def reading_rows(kind: str, ops: str, other: str) -> str:
+    """A program whose state, read row by row, is replaced by %c; %b is returned besides."""
+    rows, row, again = f"tensor<2x4x{kind}>", f"tensor<1x4x{kind}>", "or" if kind == "i1" else "add"
+    return f"""func.func @main(%a: {rows} {{alpa.role = "state", alpa.updates = 0 : i64}})
+        -> ({rows}, {other}, {row}) {{
+        %0 = stablehlo.slice %a [0:1, 0:4] : ({rows}) -> {row}
+        %1 = stablehlo.slice %a [1:2, 0:4] : ({rows}) -> {row}
+        %2 = stablehlo.{again} %0, %1 : {row}
+        {ops}
+        return %c, %b, %2 : {rows}, {other}, {row}
+      }}"""
+
+
+@pytest.mark.parametrize("what", EXACT)
+def test_parts_compute_the_same(what: str) -> None:
+    module, expected, found = before_and_after(reading_rows(*EXACT[what]))
+    assert all(parts_of(module)[0])
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_sum_from_a_number_over_layers_needs_the_whole() -> None:
+    """Each part would begin with the number; going on from the part before, where one number comes of it, is exact."""
+    module, expected, found = before_and_after(reading_rows(*reduced("i32", "3", "add")))
+    assert parts_of(module)[0] == [""]
+    np.testing.assert_array_equal(found[1], expected[1])
+    kind, ops, _ = reduced("i32", "3", "add")
+    total = reading_rows(
+        kind, ops.replace("[0]", "[0, 1]").replace("-> tensor<4xi32>", "-> tensor<i32>"), "tensor<i32>"
+    )
+    module, expected, found = before_and_after(total)
+    assert len(parts_of(module)[0]) == 2 and found[1] == expected[1]
 
 
 def test_a_batch_and_what_the_user_shards_stay_whole() -> None:
