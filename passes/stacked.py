@@ -8,7 +8,7 @@ A family whose every op can be done part by part need never be whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -58,13 +58,13 @@ class NotSeparable(Exception):
     """A family that must be whole somewhere."""
 
 
-def find_families(main: ir.Operation, replaced: Replaced, whole: frozenset[int]) -> list[Family]:
-    """The families of stacks among the arguments of `main` that may be kept in parts; `whole`: what may not."""
+def find_families(main: ir.Operation, replaced: Replaced, whole: Set[ir.Value]) -> list[Family]:
+    """The families of stacks among the arguments of `main` that may be kept in parts; `whole`: values that may not."""
     found: list[Family] = []
     block = main.regions[0].blocks[0]
     taken: set[ir.Value] = set()
     for argument in block.arguments:
-        if argument.arg_number in whole or argument in taken or len(shape_of(argument) or ()) < 2:
+        if argument in whole or argument in taken or len(shape_of(argument) or ()) < 2:
             continue
         dims = _sliced_along(argument)
         if len(dims) == 1:
@@ -221,7 +221,7 @@ def _sliced_along(argument: ir.Value) -> set[int]:
 class _Search:
     """The family of an argument, found along uses and definitions."""
 
-    def __init__(self, block: ir.Block, replaced: Replaced, whole: frozenset[int]) -> None:
+    def __init__(self, block: ir.Block, replaced: Replaced, whole: Set[ir.Value]) -> None:
         self.block, self.replaced, self.whole = block, replaced, whole
         self.returned = list(list(block.operations)[-1].operation.operands)
         self.dims: dict[ir.Value, int] = {}
@@ -240,6 +240,8 @@ class _Search:
                 if self.dims[value] != along:
                     raise NotSeparable
                 continue
+            if value in self.whole:
+                raise NotSeparable
             self.dims[value] = along
             open_values += self._definition(value, along)
             for use in value.uses:
@@ -256,7 +258,7 @@ class _Search:
     def _definition(self, value: ir.Value, dim: int) -> Iterator[tuple[ir.Value, int]]:
         if isinstance(value.owner, ir.Block):
             number = ir.BlockArgument(value).arg_number
-            if value.owner != self.block or number in self.whole:
+            if value.owner != self.block:
                 raise NotSeparable
             if number in self.replaced.results:
                 yield self.returned[self.replaced.results[number]], dim

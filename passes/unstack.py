@@ -70,11 +70,14 @@ class Unstack(Pass):
         main = functions(module)["main"]
         entries = argument_attributes(main)
         replaced = {n: int(ir.IntegerAttr(e[alpa.UPDATES]).value) for n, e in enumerate(entries) if alpa.UPDATES in e}
-        families = find_families(main, Replaced(replaced), frozenset(n for n, e in enumerate(entries) if _is_whole(e)))
+        block = main.regions[0].blocks[0]
+        boundary = (*block.arguments, *list(block.operations)[-1].operation.operands)
+        marked = zip(boundary, (*entries, *result_attributes(main)), strict=True)
+        families = find_families(main, Replaced(replaced), {value for value, entry in marked if _is_whole(entry)})
         if not families:
             return
         for family in families:
-            members = [v for v in main.regions[0].blocks[0].arguments if v in family.dims]
+            members = [v for v in block.arguments if v in family.dims]
             said = f"{len(members)} arguments are kept in {family.parts} parts each: layers read them slice by slice"
             remarks.append(Remark(said, location_text(main.location)))
         _Rewrite(main, families).run()
@@ -82,7 +85,7 @@ class Unstack(Pass):
 
 
 def _is_whole(entry: dict[str, ir.Attribute]) -> bool:
-    """Whether an argument must not be cut, by its attributes: a batch, one that is cut already, a sharded one."""
+    """Whether an argument or result must not be cut, by its attributes: a batch, one cut already, a sharded one."""
     role = str(ir.StringAttr(entry[alpa.ROLE]).value) if alpa.ROLE in entry else ""
     sharded = SHARDING in entry and not read_sharding(entry[SHARDING])[1].is_replicated
     return role == "batch" or alpa.PART in entry or sharded

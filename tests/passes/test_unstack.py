@@ -313,6 +313,10 @@ def test_a_batch_and_what_the_user_shards_stay_whole() -> None:
           func.func @main(%a: tensor<2x4xf32> {{{marked}}}) -> tensor<1x4xf32> {{{rows}}}"""
         assert parts_of(unstacked(text)) == ([""], [""])
     assert parts_of(unstacked(text.replace(marked, "")))[0] == ["array<i64: 0, 2, 0>", "array<i64: 1, 2, 0>"]
+    results = f"-> (tensor<1x4xf32>, tensor<2x4xf32> {{{marked}}})"
+    again = text.replace(marked, "").replace("-> tensor<1x4xf32> {", f"{results} {{")
+    again = again.replace("return %2 : tensor<1x4xf32>", "return %2, %a : tensor<1x4xf32>, tensor<2x4xf32>")
+    assert parts_of(unstacked(again)) == ([""], ["", ""])
 
 
 def test_parts_that_do_not_stand_side_by_side_are_refused() -> None:
