@@ -105,7 +105,10 @@ class JointChoice:
             raise self.least_error()
 
     def foreseen(self) -> Considered:
-        """The best plan at prices: its stages are not solved. CompileError where there is none."""
+        """The best plan at prices, its stages not solved unless they are interleaved: prices say less of those.
+
+        CompileError where there is none.
+        """
         self._explore()
         self._try_interleaving()
         possible = self.left()

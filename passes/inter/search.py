@@ -258,7 +258,7 @@ class StageSearch:
             mesh, part = self.mesh(fullest.option), self.groups[fullest.option]
             notes = self.profiler.alive(layers, mesh, in_flight, part.first)
         return DoesNotFit(
-            f"no plan fits in {table.limit / 1e6:.6g} MB per device: the smallest needs at least {needed_text(least)} "
+            f"no plan fits in {table.limit / 1e6:.6g} MB per device: the smallest found needs {needed_text(least)} "
             "(more devices, more microbatches or more memory would help)",
             location,
             notes,

@@ -344,7 +344,7 @@ def test_same_bytes_twice() -> None:
         ({"mesh": "2by2"}, "a mesh is written as 2x4"),
         ({"mesh": "4", "stages": 2}, "the mesh 4 makes one stage, but stages=2"),
         ({"memory": "100B"}, r"no plan fits in 0.0001 MB .*what a step always holds .* needs 0\.\d+ MB on each"),
-        ({"memory": "390B"}, "no plan fits in 0.00039 MB per device.*needs at least"),
+        ({"memory": "390B"}, "no plan fits in 0.00039 MB per device.*the smallest found needs"),
         ({"schedule": "later"}, "schedule must be one of 1f1b, .*, got 'later'"),
         ({"cluster": "moon"}, "unknown cluster 'moon'"),
         ({"cluster": ""}, "no cluster: name one"),
