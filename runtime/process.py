@@ -89,6 +89,7 @@ def run_under_mpi(job: Job) -> NoReturn:
         status = int(world.bcast(status))
         if beating is not None:
             beating.finish()
+        Sentry(job.heartbeat if world.size > 1 else 0.0, "ended")  # until this process is gone
         layout.disconnect()
         MPI.Finalize()
         # Taking apart the interpreter and XLA's clients has no order between ranks, and was seen to hang.

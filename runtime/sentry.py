@@ -1,10 +1,10 @@
-"""Ranks that are stopped before they know of one another are missed all the same.
+"""Ranks that are stopped before they know of one another, or when they do no longer, are missed all the same.
 
 Until the ranks are linked (`alpa_mlir.runtime.heartbeat`) they wait in MPI_Init, which holds Python's lock: no thread
 of theirs could look for one that is stopped. So each has a small process beside it that does, and ends with the link
 or with the rank. It sees the ranks of its own host, which have the same parent. The one beside the lowest rank that
 runs tells of a stopped one and kills it; then mpirun ends the job, with status 137. Where all are stopped
-(Ctrl-Z of the job) nobody is missed.
+(Ctrl-Z of the job) nobody is missed. Another one watches while the ranks part: MPI_Finalize waits for all of them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ NOTICE = 0.7
 
 
 class Sentry:
-    """The process beside this one; `limit` seconds may pass, 0: there is none."""
+    """The process beside this one; `limit` seconds may pass, 0: there is none; `when` is what the ranks do."""
 
-    def __init__(self, limit: float) -> None:
-        command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(limit)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE) if limit > 0 else None
+    def __init__(self, limit: float, when: str = "started") -> None:
+        command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(limit), when]
+        # Python's standard error: what native code writes there may go elsewhere by now.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=sys.stderr) if limit > 0 else None
 
     def end(self) -> None:
         """The ranks watch one another from now on."""
@@ -66,7 +67,7 @@ def _rank(pid: int) -> int:
     return next((int(found[n.encode()]) for n in RANK_VARIABLES if n.encode() in found), -1)
 
 
-def watch(pid: int, limit: float) -> None:
+def watch(pid: int, limit: float, when: str) -> None:
     """Look until standard input ends."""
     since: dict[int, float] = {}
     while not select.select([sys.stdin], [], [], limit / LOOKS)[0]:
@@ -76,10 +77,10 @@ def watch(pid: int, limit: float) -> None:
         for rank, first in since.items():
             if lowest and now - first > NOTICE * limit:
                 where = f"[rank {rank} on {socket.gethostname()}]"
-                print(f"{where} was stopped for {now - first:.1f} s while it started: ended", file=sys.stderr)
+                print(f"{where} was stopped for {now - first:.1f} s while it {when}: ended", file=sys.stderr)
                 os.kill(stopped[rank], signal.SIGKILL)
                 return
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), float(sys.argv[2]))
+    watch(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])

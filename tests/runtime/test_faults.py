@@ -182,3 +182,24 @@ def test_a_rank_that_is_stopped_while_it_starts_ends_the_job(culprit: int, tmp_p
     assert ranks.living(str(tmp_path)) == []
     found = ranks.finish(ranks.start([-1], mpirun=3, script=script), 60)
     assert (found.code, found.err) == (0, "")
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_rank_that_is_stopped_while_it_ends_ends_the_job(culprit: int, tmp_path: Path) -> None:
+    """After the last step, when nobody listens for signs of life any more; the others wait in MPI_Finalize."""
+    script, plan = tmp_path / "end.py", tmp_path / "plan.mlir"
+    plan.write_text(mlp_plan.plan_text())
+    script.write_text(
+        "import os, signal, sys\n"
+        "from alpa_mlir.runtime import layout\n"
+        "from alpa_mlir.tools import run\n"
+        f"if os.environ['OMPI_COMM_WORLD_RANK'] == '{culprit}':\n"
+        "    layout.disconnect = lambda: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "sys.exit(run.guarded(run.NAME, run.main))\n"
+    )
+    found = ranks.finish(ranks.start([plan, "--heartbeat", "2"], mpirun=2, script=script), 60)
+    assert found.code == 137, found.err
+    assert found.out.startswith("step 0: ")
+    assert found.err.startswith(f"[rank {culprit} on {socket.gethostname()}] was stopped for ")
+    assert "while it ended: ended" in found.err
+    assert ranks.living(str(tmp_path)) == []
