@@ -33,7 +33,7 @@ from alpa_mlir.passes.costs.limits import fullest, memory_limits
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.inter.simulate import TIE, Timeline
 from alpa_mlir.passes.registry import Pass, option, register
-from alpa_mlir.passes.schedule_check import check_schedule
+from alpa_mlir.passes.schedule_check import check_plan
 from alpa_mlir.passes.schedule_lists import TICKS, instruction_lists
 from alpa_mlir.passes.schedule_timeline import PlanCosts, play_plan, read_costs
 
@@ -70,10 +70,12 @@ class SchedulePass(Pass):
         kind = next(iter(plans)) if len(plans) == 1 else self._quickest(module, plans, costs)
         write_schedules(module, plans[kind].schedules)
         alpa.set_string(module.operation, alpa.LEVEL, "plan")
-        check_schedule(module)
-        if costs is not None:
-            _write_cost(module, play_plan(plans[kind], costs))
-        seal(module)
+        check_plan(plans[kind])
+        timeline = play_plan(plans[kind], costs) if costs is not None else None
+        if timeline is not None:
+            _write_cost(module, timeline)
+        _played.clear()
+        _played[seal(module)] = timeline
 
     def _kinds(self, module: ir.Module, main: PlanMain) -> tuple[str, ...]:
         """The kinds to choose from; CompileError where the one asked for does not suit the functions."""
@@ -143,3 +145,13 @@ def _write_cost(module: ir.Module, timeline: Timeline) -> None:
             entry["peak_bytes"] = alpa.i64(ceil(peaks[ir.StringAttr(entry["mesh"]).value]), context)
             entries.append(ir.DictAttr.get(dict(sorted(entry.items())), context))
         module.operation.attributes[alpa.STAGES] = ir.ArrayAttr.get(entries, context)
+
+
+_played: dict[str, Timeline | None] = {}
+"""The simulated step of the plan that was sealed last, by its digest."""
+
+
+def sealed_timeline(module: ir.Module) -> Timeline | None:
+    """`plan_timeline` of a plan as it was when it was sealed."""
+    sealed = alpa.get_string(module.operation, alpa.DIGEST) or ""
+    return _played[sealed] if sealed in _played else plan_timeline(module)

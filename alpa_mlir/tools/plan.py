@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from alpa_mlir.cache import Store, cache_directory, planning_version
-from alpa_mlir.dialect.context import make_context, print_module
+from alpa_mlir.dialect.context import make_context
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.plan import sealed_text
 from alpa_mlir.dialect.reading import read_text
 from alpa_mlir.forked import forked
 from alpa_mlir.model_file import module_from_bytes, read_bytes
@@ -30,6 +31,7 @@ from alpa_mlir.passes.intra.constraints import parse_constraints
 from alpa_mlir.passes.manual import ManualPlan, parse_manual, write_stages
 from alpa_mlir.passes.memo import remembering
 from alpa_mlir.passes.number_list import number_ranges
+from alpa_mlir.passes.schedule import sealed_timeline
 from alpa_mlir.passes.streams import working
 from alpa_mlir.passes.unroll import UNROLL
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
@@ -90,12 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock.end()
     print_remarks(remarks, filename)
     clock.begin("write the plan")
-    files = [(arguments.output, print_module(planned).encode())]
+    files = [(arguments.output, sealed_text(planned).encode())]
     if arguments.emit_after is not None:
         write_outputs(files)
         clock.end()
         return 0
-    timeline = simulated(planned)
+    timeline = simulated(planned, sealed_timeline)
     summary = summarize(planned, timeline)
     if arguments.json:
         files.append((arguments.json, (json.dumps(summary.as_dict(), indent=2) + "\n").encode()))

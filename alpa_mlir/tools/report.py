@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -74,9 +74,9 @@ def trace(timeline: Timeline) -> bytes:
     return (json.dumps(trace_events(timeline)) + "\n").encode()
 
 
-def simulated(module: ir.Module) -> Timeline:
+def simulated(module: ir.Module, play: Callable[[ir.Module], Timeline | None] = plan_timeline) -> Timeline:
     """The predicted step of a plan; CompileError where it was never priced."""
-    timeline = plan_timeline(module)
+    timeline = play(module)
     if timeline is None:
         raise CompileError("the plan does not say what its functions cost: make it with alpa-mlir-plan")
     return timeline
