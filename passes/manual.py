@@ -36,7 +36,7 @@ from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.schedules import KINDS
 from alpa_mlir.passes.intra.constraints import parse_constraints
-from alpa_mlir.passes.number_list import number_ranges
+from alpa_mlir.passes.number_list import number_ranges, number_text
 
 MOST = 65536
 """More stages, layers or microbatches are a slip of the pen."""
@@ -107,7 +107,7 @@ class _Reader:
         schedule, remat = self._text("schedule"), self._text("remat")
         if schedule not in ("", *KINDS):
             raise CompileError(f"schedule must be one of {', '.join(KINDS)}, got {schedule!r}", self.where("schedule"))
-        if remat not in ("", "none", "full") and number_ranges(remat) is None:
+        if remat not in ("", "none", "full") and not _are_numbers(remat):
             raise CompileError(f"remat must be none, full or numbers such as 0-3,5, got {remat!r}", self.where("remat"))
         counts = self._count("microbatches"), self._count("layers")
         return ManualPlan(stages, *counts, schedule, remat, self._constraints())
@@ -187,7 +187,7 @@ class _Reader:
             if len(devices) != prod(shape) or max(devices) >= self.cluster.device_count:
                 raise CompileError(
                     f"stage {number} needs {prod(shape)} of the cluster's {self.cluster.device_count} devices, got "
-                    f"{', '.join(map(str, devices))}",
+                    f"{number_text(devices)}",
                     self.where("devices" if "devices" in table else "mesh", number),
                 )
             layers = self._numbers(table, "layers", number)
@@ -199,10 +199,15 @@ class _Reader:
         """The numbers of a range or list such as "0-3"; () where nothing is said."""
         if key not in table:
             return ()
-        ranges = number_ranges(str(table[key]))
-        if ranges is None or any(low > high for low, high in ranges):
+        if not _are_numbers(str(table[key])):
             raise CompileError(f"{key} are numbers such as 0-3, got {table[key]!r}", self.where(key, number))
-        return tuple(n for low, high in ranges for n in range(low, high + 1))
+        return tuple(n for low, high in number_ranges(str(table[key])) or () for n in range(low, high + 1))
+
+
+def _are_numbers(text: str) -> bool:
+    """Whether a text is a list of numbers and ranges, none of them backwards."""
+    ranges = number_ranges(text)
+    return ranges is not None and all(low <= high for low, high in ranges)
 
 
 def write_stages(module: ir.Module, stages: tuple[ManualStage, ...]) -> None:

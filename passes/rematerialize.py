@@ -92,7 +92,7 @@ def chosen_layers(text: str, count: int, location: ir.Location) -> tuple[int, ..
     if text in (ALL, NONE):
         return tuple(range(count)) if text == ALL else ()
     ranges = number_ranges(text)
-    if ranges is None:
+    if ranges is None or any(low > high for low, high in ranges):
         raise CompileError(f"layers to rematerialise are full, none, or numbers such as 0-3,5, not '{text}'", location)
     last = max(high for _, high in ranges)
     if last >= count:
