@@ -171,7 +171,9 @@ def walk(root: ir.Operation) -> Iterator[ir.Operation]:
 
 
 def _check(op: ir.Operation, place: str) -> None:
-    entries = {name: value for name, value in op.attributes.items() if name.startswith("alpa.")}
+    # By name: some attributes (constants of complex numbers) cannot be cast to Python's.
+    attributes = op.attributes
+    entries = {name: attributes[name] for name in attributes if name.startswith("alpa.")}
     _check_entries(entries, place, op.location)
 
 
