@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from math import inf
+from math import inf, isfinite
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,8 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.lowering import lower
 from alpa_mlir.models import MODELS
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster
+from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.joint import LEEWAY
 from alpa_mlir.passes.manual import ManualStage, write_stages
 from alpa_mlir.passes.settings import Considered
 from alpa_mlir.planner import PlanOptions, foresee, plan
@@ -179,9 +181,14 @@ def run(task: Task) -> Outcome:
 
 
 def _first_look(module: ir.Module, options: PlanOptions) -> Considered | None:
-    """What is foreseen of a plan; None where prices find none: they may ask for too much memory."""
+    """What is foreseen of a plan; None where that finds none, but not for want of much memory."""
     try:
         return foresee(module, options)
+    except DoesNotFit as e:
+        # The one that needs least was solved.
+        if isfinite(e.least) and e.least > (1 + LEEWAY) * options.cluster.memory:
+            raise
+        return None
     except CompileError:
         return None
 
