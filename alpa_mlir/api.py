@@ -18,15 +18,15 @@ from jaxlib.mlir import ir
 
 from alpa_mlir import foreign, planner
 from alpa_mlir.cache import Store, cache_directory
+from alpa_mlir.cluster_file import read_cluster
 from alpa_mlir.dialect.context import make_context, parse_module, print_module
-from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.diagnostics import Remark
 from alpa_mlir.dialect.plan import check_digest, read_plan
 from alpa_mlir.dialect.reading import read_text
 from alpa_mlir.lowering import lower
 from alpa_mlir.model_file import read_model
 from alpa_mlir.models.step import TrainStep
-from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_cluster
-from alpa_mlir.passes.costs.presets import preset_names
+from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.tools.plan_summary import PlanSummary, summarize
 from alpa_mlir.tools.plan_table import print_table
 from alpa_mlir.value_names import name_values
@@ -152,14 +152,4 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 def _cluster(cluster: Cluster | str) -> Cluster:
-    if isinstance(cluster, Cluster):
-        return cluster
-    if cluster in preset_names():
-        return load_cluster(cluster)
-    try:
-        text = read_text(cluster)
-    except CompileError as e:
-        presets = ", ".join(preset_names())
-        why = e.message.partition(": ")[2]
-        raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", e.location) from None
-    return parse_cluster(text, cluster)
+    return cluster if isinstance(cluster, Cluster) else read_cluster(cluster)

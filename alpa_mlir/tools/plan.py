@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from alpa_mlir.cache import Store, cache_directory, planning_version
+from alpa_mlir.cluster_file import read_cluster
 from alpa_mlir.dialect.context import make_context
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.plan import sealed_text
 from alpa_mlir.dialect.reading import read_text
 from alpa_mlir.forked import forked
 from alpa_mlir.model_file import module_from_bytes, read_bytes
-from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, parse_cluster
+from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.cluster_table import parse_bytes
 from alpa_mlir.passes.costs.presets import preset_names
 from alpa_mlir.passes.inter.meshes import MESH_AXES
@@ -350,21 +351,11 @@ def _cases(texts: Sequence[str]) -> str:
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
-    name: str = arguments.cluster
-    if name in preset_names():
-        known = load_cluster(name)
-    else:
-        try:
-            text = read_text(name)
-        except CompileError as e:
-            presets = ", ".join(preset_names())
-            why = e.message.partition(": ")[2]
-            raise CompileError(f"neither a preset ({presets}) nor a readable file: {why}", e.location) from None
-        known = parse_cluster(text, name)
+    known = read_cluster(arguments.cluster)
     try:
         return known.with_sizes(arguments.nodes, arguments.devices_per_node, arguments.memory)
     except CompileError as e:
-        raise in_file(e, name) from None
+        raise in_file(e, arguments.cluster) from None
 
 
 if __name__ == "__main__":
