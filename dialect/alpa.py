@@ -56,7 +56,7 @@ def is_i64(attribute: ir.Attribute) -> bool:
 
 
 def _below(limit: int) -> Callable[[ir.Attribute], bool]:
-    return lambda a: is_i64(a) and 0 <= int(ir.IntegerAttr(a).value) < limit
+    return lambda a: is_i64(a) and int(ir.IntegerAttr(a).value) < limit
 
 
 def _one_of(words: tuple[str, ...]) -> Callable[[ir.Attribute], bool]:

@@ -36,7 +36,7 @@ from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.schedules import KINDS
 from alpa_mlir.passes.intra.constraints import parse_constraints
-from alpa_mlir.passes.number_list import number_ranges, number_text
+from alpa_mlir.passes.number_list import ascending_ranges, number_text
 
 MOST = 65536
 """More stages, layers or microbatches are a slip of the pen."""
@@ -107,7 +107,7 @@ class _Reader:
         schedule, remat = self._text("schedule"), self._text("remat")
         if schedule not in ("", *KINDS):
             raise CompileError(f"schedule must be one of {', '.join(KINDS)}, got {schedule!r}", self.where("schedule"))
-        if remat not in ("", "none", "full") and not _are_numbers(remat):
+        if remat not in ("", "none", "full") and ascending_ranges(remat) is None:
             raise CompileError(f"remat must be none, full or numbers such as 0-3,5, got {remat!r}", self.where("remat"))
         counts = self._count("microbatches"), self._count("layers")
         return ManualPlan(stages, *counts, schedule, remat, self._constraints())
@@ -199,15 +199,10 @@ class _Reader:
         """The numbers of a range or list such as "0-3"; () where nothing is said."""
         if key not in table:
             return ()
-        if not _are_numbers(str(table[key])):
+        ranges = ascending_ranges(str(table[key]))
+        if ranges is None:
             raise CompileError(f"{key} are numbers such as 0-3, got {table[key]!r}", self.where(key, number))
-        return tuple(n for low, high in number_ranges(str(table[key])) or () for n in range(low, high + 1))
-
-
-def _are_numbers(text: str) -> bool:
-    """Whether a text is a list of numbers and ranges, none of them backwards."""
-    ranges = number_ranges(text)
-    return ranges is not None and all(low <= high for low, high in ranges)
+        return tuple(n for low, high in ranges for n in range(low, high + 1))
 
 
 def write_stages(module: ir.Module, stages: tuple[ManualStage, ...]) -> None:

@@ -17,6 +17,12 @@ def number_ranges(text: str) -> list[tuple[int, int]] | None:
     return [(int(first), int(last or first)) for first, _, last in parts]
 
 
+def ascending_ranges(text: str) -> list[tuple[int, int]] | None:
+    """The same; None also where a range runs backwards."""
+    ranges = number_ranges(text)
+    return ranges if ranges is not None and all(first <= last for first, last in ranges) else None
+
+
 def number_text(numbers: Sequence[int]) -> str:
     """Ascending numbers written as such a list."""
     ranges: list[list[int]] = []

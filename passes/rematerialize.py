@@ -29,7 +29,7 @@ from alpa_mlir.passes.inter.dataflow import read_dataflow
 from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.layout import Layout, read_layout
 from alpa_mlir.passes.inter.parts import parts_of_ops
-from alpa_mlir.passes.number_list import number_ranges
+from alpa_mlir.passes.number_list import ascending_ranges
 from alpa_mlir.passes.registry import Pass, option, register
 
 ALL, NONE = "full", "none"
@@ -91,8 +91,8 @@ def chosen_layers(text: str, count: int, location: ir.Location) -> tuple[int, ..
     """The layers that `full`, `none` or `0-3,5` means of `count`; CompileError for others."""
     if text in (ALL, NONE):
         return tuple(range(count)) if text == ALL else ()
-    ranges = number_ranges(text)
-    if ranges is None or any(low > high for low, high in ranges):
+    ranges = ascending_ranges(text)
+    if ranges is None:
         raise CompileError(f"layers to rematerialise are full, none, or numbers such as 0-3,5, not '{text}'", location)
     last = max(high for _, high in ranges)
     if last >= count:
