@@ -8,7 +8,7 @@ A family whose every op can be done part by part need never be whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -42,26 +42,20 @@ class Family:
     extent: int
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """Which results of @main replace which arguments, by number."""
-
-    results: dict[int, int]
-
-    @property
-    def arguments(self) -> dict[int, int]:
-        """By result the argument."""
-        return {r: a for a, r in self.results.items()}
-
-
 class NotSeparable(Exception):
     """A family that must be whole somewhere."""
 
 
-def find_families(main: ir.Operation, replaced: Replaced, whole: Set[ir.Value]) -> list[Family]:
-    """The families of stacks among the arguments of `main` that may be kept in parts; `whole`: values that may not."""
+def find_families(
+    block: ir.Block, returned: Sequence[ir.Value], updates: Mapping[int, int], whole: Set[ir.Value]
+) -> list[Family]:
+    """The families of stacks among the arguments of @main, which is `block`, that may be kept in parts.
+
+    `returned` are its results, `updates` says by number which of them replaces an argument; `whole`: values that may
+    not be cut.
+    """
     found: list[Family] = []
-    block = main.regions[0].blocks[0]
+    replaced = {result: argument for argument, result in updates.items()}
     taken: set[ir.Value] = set()
     for argument in block.arguments:
         if argument in whole or argument in taken or len(shape_of(argument) or ()) < 2:
@@ -69,7 +63,7 @@ def find_families(main: ir.Operation, replaced: Replaced, whole: Set[ir.Value]) 
         dims = _sliced_along(argument)
         if len(dims) == 1:
             try:
-                family = _Search(block, replaced, whole).family(argument, dims.pop())
+                family = _Search(block, returned, updates, replaced, whole).family(argument, dims.pop())
             except NotSeparable:
                 continue
             if taken.isdisjoint(family.dims):
@@ -221,9 +215,17 @@ def _sliced_along(argument: ir.Value) -> set[int]:
 class _Search:
     """The family of an argument, found along uses and definitions."""
 
-    def __init__(self, block: ir.Block, replaced: Replaced, whole: Set[ir.Value]) -> None:
-        self.block, self.replaced, self.whole = block, replaced, whole
-        self.returned = list(list(block.operations)[-1].operation.operands)
+    def __init__(
+        self,
+        block: ir.Block,
+        returned: Sequence[ir.Value],
+        updates: Mapping[int, int],
+        replaced: Mapping[int, int],
+        whole: Set[ir.Value],
+    ) -> None:
+        """`updates`: by argument the result that replaces it; `replaced`: the other way round."""
+        self.block, self.returned, self.whole = block, returned, whole
+        self.updates, self.replaced = updates, replaced
         self.dims: dict[ir.Value, int] = {}
         self.read: set[tuple[int, int]] = set()
         """Where slices begin and end."""
@@ -260,8 +262,8 @@ class _Search:
             number = ir.BlockArgument(value).arg_number
             if value.owner != self.block:
                 raise NotSeparable
-            if number in self.replaced.results:
-                yield self.returned[self.replaced.results[number]], dim
+            if number in self.updates:
+                yield self.returned[self.updates[number]], dim
             return
         op = value.owner.operation
         if op.name == CONCATENATE and attribute(op, "dimension") == dim:
@@ -284,9 +286,8 @@ class _Search:
 
     def _use(self, op: ir.Operation, number: int, dim: int) -> Iterator[tuple[ir.Value, int]]:
         if op.name == RETURN:
-            argument = self.replaced.arguments.get(number)
-            if argument is not None:
-                yield self.block.arguments[argument], dim
+            if number in self.replaced:
+                yield self.block.arguments[self.replaced[number]], dim
             return
         if op.parent.operation != self.block.owner.operation:
             raise NotSeparable

@@ -35,7 +35,6 @@ from alpa_mlir.passes.stacked import (
     SLICE,
     Family,
     NotSeparable,
-    Replaced,
     attribute,
     combining_op,
     dim_of_operand,
@@ -69,11 +68,11 @@ class Unstack(Pass):
             raise CompileError(f"{self.name} takes level 1: run alpa-normalize first", module.operation.location)
         main = functions(module)["main"]
         entries = argument_attributes(main)
-        replaced = {n: int(ir.IntegerAttr(e[alpa.UPDATES]).value) for n, e in enumerate(entries) if alpa.UPDATES in e}
+        updates = {n: int(ir.IntegerAttr(e[alpa.UPDATES]).value) for n, e in enumerate(entries) if alpa.UPDATES in e}
         block = main.regions[0].blocks[0]
-        boundary = (*block.arguments, *list(block.operations)[-1].operation.operands)
-        marked = zip(boundary, (*entries, *result_attributes(main)), strict=True)
-        families = find_families(main, Replaced(replaced), {value for value, entry in marked if _is_whole(entry)})
+        returned = list(list(block.operations)[-1].operation.operands)
+        marked = zip((*block.arguments, *returned), (*entries, *result_attributes(main)), strict=True)
+        families = find_families(block, returned, updates, {value for value, entry in marked if _is_whole(entry)})
         if not families:
             return
         for family in families:
