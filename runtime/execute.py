@@ -93,8 +93,10 @@ class InProcess:
         these.  Nothing is waited for."""
         self._worker.step()
         values = self._worker.values
-        parts = [tuple(values[n] for n in whole.parts) for whole in self._signature.results]
-        found = [part if len(part) > 1 else part[0] for part in parts]
+        found = [
+            values[whole.parts[0]] if len(whole.parts) == 1 else tuple([values[n] for n in whole.parts])
+            for whole in self._signature.results
+        ]
         for number, argument in enumerate(self._signature.arguments):
             if argument.updates is not None:
                 self._held[number] = found[argument.updates]

@@ -325,20 +325,21 @@ class Rank:
             wait_until(self._recorder.idle, self._recorder.progress, self._watchdog, f"the end of step {step}")
         self._watchdog.wait(f"the results of step {step}")
         self._worker.wait()
-        scalars = [(i, self._worker.result(i)) for i in self._scalars()]
+        scalars = [(number, self._worker.result(own)) for number, own in self._scalars()]
         elapsed = time.perf_counter() - start
         self._seconds.append(elapsed)
         if self._rank == 0:
-            at = {whole.parts[0]: number for number, whole in enumerate(self._signature.results)}
-            said = ", ".join(f"{self._name(at[i])} = {float(v):.6g}" for i, v in scalars if v is not None)
+            said = ", ".join(f"{self._name(i)} = {float(v):.6g}" for i, v in scalars if v is not None)
             print(f"step {step}: {said + ', ' if said else ''}{elapsed * 1e3:.1f} ms", flush=True)
 
-    def _scalars(self) -> list[int]:
-        """Float scalars among the results of @main that are not state: the loss and its like."""
-        main = self._plan.main
-        state = {a.updates for a in main.arguments}
-        kinds = [main.type_of(r) for r in main.results]
-        return [i for i, k in enumerate(kinds) if k.shape == () and k.element[0] in "fb" and i not in state]
+    def _scalars(self) -> list[tuple[int, int]]:
+        """Float scalars among the results that are not state, the loss and its like: their numbers, those in @main."""
+        state = {a.updates for a in self._signature.arguments}
+        return [
+            (number, whole.parts[0])
+            for number, whole in enumerate(self._signature.results)
+            if whole.type.shape == () and whole.type.element[0] in "fb" and number not in state
+        ]
 
     def _name(self, number: int) -> str:
         said = self._signature.names[number]
