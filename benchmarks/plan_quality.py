@@ -1,6 +1,7 @@
 """Plan quality: the planner's step against hand-written plans and ablations, priced by the same simulator.
 
-    python -m benchmarks.plan_quality [--family gpt moe wide_resnet] [--gpus 1 4 8] [--rivals data …] [--jobs 2] …
+    python -m benchmarks.plan_quality [--family gpt moe wide_resnet] [--gpus 1 4 8] [--rivals data …] [--jobs 2]
+                                      [--json FILE] [--seconds 600] …
 
 The pairs are the Alpa paper's: GPT, GShard MoE and Wide-ResNet of growing size on 1 to 64 V100s (p3.16xlarge).
 For each pair the planner chooses everything; the rivals are fixed by stages, meshes and constraints in the same IR:
@@ -17,21 +18,25 @@ milliseconds of a step and, for rivals, the ratio to the planner's: below 1 is a
 fit in memory loses.  So does one whose step is foreseen to be NEAR times the planner's or longer: its shardings are not
 solved, and its figures, at prices, are marked with `about`.  Planning uses the process's CPU seconds printed in the
 last column.
+
+Large pairs come first, and of a pair the planner, then the rivals that are likeliest to win.  `--seconds` ends it in
+that time: what is planned then is left out, and, as outcomes are kept in `--json` as they come, is the next run's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from math import inf, isfinite
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from jaxlib.mlir import ir
@@ -57,6 +62,8 @@ PAIRS = {
 }
 BATCH = {"gpt": 1024, "moe": 1024, "wide_resnet": 1536}
 RIVALS = ("grid", "expert", "data", "zero2", "zero3", "inter", "intra")
+NAMED = ("expert", "intra", "zero3", "zero2", "data", "inter")
+"""Rivals that are no points of a grid, the likeliest to win first."""
 EXPERT_PARALLEL = "arg(batch*)=[{x},{}]; arg(*experts*)=[{x},{},{}]"
 """The batch and the experts' weights, with their optimizer state, on axis x (examples/plans/moe_expert.toml)."""
 FITTING: dict[tuple[str, str], dict[str, str | bool]] = {
@@ -105,11 +112,22 @@ class Rival:
 
 
 class Task(NamedTuple):
-    """A rival, or the planner itself, on a pair; not finished where it is foreseen to take `most` seconds or more."""
+    """A rival, or the planner itself, on a pair."""
 
     pair: Pair
     rival: Rival
-    most: float = inf
+
+    @property
+    def turn(self) -> tuple[float, int, int]:
+        """What sorts tasks into the order in which they are worth planning."""
+        name, gpus = self.rival.name, self.pair.gpus
+        if name == "planner":
+            return -1, -gpus, 0
+        if not name.startswith("grid "):
+            return 0, -gpus, NAMED.index(name)
+        # Within a node the links are quick: few points without tensor parallelism are good where there is any.
+        tensor = int(name.split("x")[-1])
+        return (0.5 if self.pair.family == "wide_resnet" else 1 / tensor), -gpus, 0
 
 
 def cluster_of(gpus: int) -> Cluster:
@@ -117,16 +135,23 @@ def cluster_of(gpus: int) -> Cluster:
     return load_cluster("p3.16xlarge").with_sizes(max(1, gpus // 8), min(gpus, 8))
 
 
-def program(family: str, size: str, batch: int) -> ir.Module:
-    """The training step of a model, abstract."""
-    return parse_module(_lowered(family, size, batch), make_context(), family)
+def program(pair: Pair, folder: Path) -> ir.Module:
+    """The training step of a pair's model, abstract; kept in the folder as it is before planning."""
+    family, size, _, batch = pair
+    kept = folder / f"{family}-{size}-{batch}.mlir"
+    if not kept.exists():
+        model = MODELS[family]
+        settings = FITTING.get((family, size), {})
+        built = model.build(replace(model.presets[size], batch=batch, **settings))
+        write(kept, print_module(lower(built), locations=True))
+    return parse_module(kept.read_text(), make_context(), family)
 
 
-@lru_cache(maxsize=2)
-def _lowered(family: str, size: str, batch: int) -> str:
-    model = MODELS[family]
-    settings = FITTING.get((family, size), {})
-    return print_module(lower(model.build(replace(model.presets[size], batch=batch, **settings))), locations=True)
+def write(path: Path, text: str) -> None:
+    """A file that appears whole or not at all, whenever this process is ended."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
 
 
 def rivals(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
@@ -162,16 +187,16 @@ def _grid(family: str, gpus: int, base: PlanOptions) -> Iterator[Rival]:
             yield Rival(f"grid {pipeline}x{data}x{tensor}", options, stages)
 
 
-def run(task: Task) -> Outcome:
-    """Plan one rival."""
-    pair, rival = task[:2]
-    module = program(pair.family, pair.size, pair.batch)
+def run(task: Task, folder: Path, most: float) -> Outcome:
+    """Plan one rival; it is not finished where it is foreseen to take `most` seconds or more."""
+    pair, rival = task
+    module = program(pair, folder)
     begin = time.process_time()
     if rival.stages:
         write_stages(module, rival.stages)
     try:
-        first = _first_look(module, rival.options) if task.most < inf else None
-        if first is not None and first.seconds is not None and first.seconds >= task.most:
+        first = _first_look(module, rival.options) if most < inf else None
+        if first is not None and first.seconds is not None and first.seconds >= most:
             looks = f"{first.setting.told}, {first.schedule}"
             return Outcome(*pair[:3], rival.name, first.seconds, looks, time.process_time() - begin, foreseen=True)
         summary = summarize(plan(module, rival.options))
@@ -211,20 +236,35 @@ def tasks(pairs: Sequence[Pair], wanted: Sequence[str], layers: int) -> Iterator
                 yield Task(pair, rival)
 
 
-def limited(todo: Sequence[Task], outcomes: Sequence[Outcome], near: float) -> list[Task]:
-    """The tasks of rivals with what they may take to be worth finishing."""
-    planner = {(o.family, o.size, o.gpus): o.seconds for o in outcomes if o.name == "planner"}
-    return [task._replace(most=near * (planner.get(task.pair[:3]) or inf)) for task in todo]
+def outcomes_of(
+    todo: Sequence[Task], planners: dict[Pair, float], near: float, jobs: int, end: float
+) -> Iterator[Outcome]:
+    """What becomes of tasks, as they end, in so many processes, until the clock shows `end`.
 
-
-def outcomes_of(todo: Sequence[Task], jobs: int) -> Iterator[Outcome]:
-    """What becomes of tasks, as they end, in so many processes."""
-    if jobs == 1:
-        yield from map(run, todo)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for ended in as_completed([pool.submit(run, task) for task in todo]):
-            yield ended.result()
+    A rival waits for its pair's planner, and is not finished where it is foreseen to take `near` times as long as that.
+    `planners` has the seconds of planners that are known.
+    """
+    waiting, seconds = sorted(todo, key=lambda task: task.turn), dict(planners)
+    awaited = {task.pair for task in todo if task.rival.name == "planner"}
+    running: dict[Future[Outcome], Task] = {}
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        while waiting or running:
+            ready = [task for task in waiting if task.rival.name == "planner" or task.pair not in awaited]
+            for task in ready[: jobs - len(running)]:
+                waiting.remove(task)
+                most = inf if task.rival.name == "planner" else near * seconds.get(task.pair, inf)
+                running[pool.submit(run, task, Path(folder), most)] = task
+            ended = wait(running, min(max(0.0, end - time.monotonic()), 1e6), FIRST_COMPLETED).done
+            if not ended:
+                for process in active_children():
+                    process.terminate()
+                return
+            for future in ended:
+                task, outcome = running.pop(future), future.result()
+                if task.rival.name == "planner":
+                    awaited.remove(task.pair)
+                    seconds[task.pair] = outcome.seconds or inf
+                yield outcome
 
 
 def _tell(o: Outcome) -> None:
@@ -297,6 +337,7 @@ def main() -> int:
         help="rivals foreseen to take so many times the planner's step stay as they are",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes that plan at the same time")
+    parser.add_argument("--seconds", type=float, default=inf, help="end by then with what is planned (default: all)")
     parser.add_argument(
         "--json", metavar="FILE", help="keep all outcomes here; those that FILE has are not planned again"
     )
@@ -308,15 +349,14 @@ def main() -> int:
         if gpus in options.gpus
     ]
     outcomes = _read(options.json)
-    known = {(o.family, o.size, o.gpus, o.name) for o in outcomes}
+    known = {(o.family, o.size, o.gpus, o.name): o.seconds for o in outcomes}
+    planners = {pair: known.get((*pair[:3], "planner")) or inf for pair in pairs}
     todo = [t for t in tasks(pairs, options.rivals, options.layers) if (*t.pair[:3], t.rival.name) not in known]
-    for rival in (False, True):
-        now = [task for task in todo if (task.rival.name != "planner") == rival]
-        for outcome in outcomes_of(limited(now, outcomes, options.near) if rival else now, options.jobs):
-            _tell(outcome)
-            outcomes.append(outcome)
-            if options.json:
-                Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")
+    for outcome in outcomes_of(todo, planners, options.near, options.jobs, time.monotonic() + options.seconds):
+        _tell(outcome)
+        outcomes.append(outcome)
+        if options.json:
+            write(Path(options.json), json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")
     shown = best_points(outcomes)
     Console(width=150).print(table(shown))
     beaten = losses(shown)
