@@ -1,8 +1,9 @@
 """How one sharding becomes another inside a mesh: a chain of slices and collectives.
 
 The chain is both priced by the cost model and emitted by the localiser, so that what was planned is
-what runs.  Partial sums end first (reduce-scatter where the target splits a dimension over that axis
-next, else all-reduce), slices come as early as they can.  What is left is a shortest road over the
+what runs.  Partial sums end first (reduce-scatter where the target splits a dimension over these axes
+next, else all-reduce), slices come as early as they can; several axes of a dimension take one step.  So a mesh
+of two axes can do all that a single axis of as many devices can (rule C1).  What is left is a shortest road over the
 moves that come closer to the target, its length being the bytes that a device sends:
 
     all-to-all   axes leave the end of one dimension for the end of another that wants them
@@ -83,18 +84,11 @@ def ending_steps(source: Sharding, target: Sharding) -> list[Step]:
 def _endings(source: Sharding, target: Sharding) -> list[tuple[str, str]]:
     """Which partial axes are scattered (first, they shrink the value) and which are all-reduced."""
     scattered: list[str] = []
-    dims = [list(d) for d in source.dims]
-    moved = True
-    while moved:
-        moved = False
-        for d, axes in enumerate(target.dims):
-            n = len(dims[d])
-            if len(axes) > n and list(axes[:n]) == dims[d]:
-                axis = axes[n]
-                if axis in source.partial and axis not in target.partial and axis not in scattered:
-                    scattered.append(axis)
-                    dims[d].append(axis)
-                    moved = True
+    for held, axes in zip(source.dims, target.dims, strict=True):
+        for axis in axes[len(held) :] if axes[: len(held)] == held else ():
+            if axis not in source.partial or axis in target.partial:
+                break
+            scattered.append(axis)
     rest = [a for a in source.partial if a not in scattered and a not in target.partial]
     return [(REDUCE_SCATTER, a) for a in scattered] + [(ALL_REDUCE, a) for a in rest]
 
@@ -156,8 +150,9 @@ def _moves(dims: Dims, target: Dims, size: dict[str, int]) -> Iterator[_Move]:
     used = {a for d in dims for a in d}
     missing = [target[e][len(d) :] if target[e][: len(d)] == d else () for e, d in enumerate(dims)]
     for e, wanted in enumerate(missing):
-        if wanted and wanted[0] not in used:
-            yield _Move(SLICE, wanted[:1], e, -1, _with(dims, e, (*dims[e], wanted[0])))
+        free = wanted[: next((n for n, a in enumerate(wanted) if a in used), len(wanted))]
+        if free:
+            yield _Move(SLICE, free, e, -1, _with(dims, e, (*dims[e], *free)))
             return
     yield from _exchanges(dims, target, size)
     for d, held in enumerate(dims):
@@ -201,12 +196,12 @@ def _with(dims: Dims, dim: int, axes: tuple[str, ...]) -> Dims:
 
 
 def _merge(steps: list[Step]) -> list[Step]:
-    """Neighbouring all-reduces become one collective."""
+    """Neighbouring all-reduces become one collective, neighbouring reduce-scatters onto one dimension another."""
     merged: list[Step] = []
     for step in steps:
         last = merged[-1] if merged else None
-        if last is not None and last.kind == step.kind == ALL_REDUCE:
-            merged[-1] = Step(ALL_REDUCE, (*last.axes, *step.axes), -1, -1, last.before, step.after)
+        if last is not None and (last.kind, last.dim) == (step.kind, step.dim):
+            merged[-1] = Step(step.kind, (*last.axes, *step.axes), step.dim, -1, last.before, step.after)
         else:
             merged.append(step)
     return merged

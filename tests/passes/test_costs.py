@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -42,6 +43,19 @@ def test_c2_all_reduce() -> None:
 
 def test_c1_several_axes_are_one_ring() -> None:
     assert seconds(sharding("", "", partial="xy"), sharding("", "")) == pytest.approx(10 + 2 * 7 / 8 * 800)
+
+
+def test_c1_a_mesh_of_two_axes_does_all_that_one_axis_does_as_quickly() -> None:
+    """Every reshard on 8 devices in a row costs the same where they are arranged as 2x4, both axes used as one."""
+    cluster = load_cluster("p3.16xlarge", nodes=4)
+    for count, shape in ((8, (2, 4)), (32, (4, 8))):
+        row, grid = (mesh_links(Mesh.from_shape("m", s), cluster) for s in ((count,), shape))
+        values = [("", "", "x"), ("x", "", ""), ("", "x", ""), ("", "", "")]
+        for source, target in product(values, repeat=2):
+            pair = [sharding(*dims, partial=partial) for *dims, partial in (source, target)]
+            both = [sharding(*(d and "xy" for d in dims), partial=p and "xy") for *dims, p in (source, target)]
+            alone, joint = reshard_cost(*pair, row), reshard_cost(*both, grid)
+            assert (joint.seconds, joint.per_byte) == pytest.approx((alone.seconds, alone.per_byte)), pair
 
 
 def test_c3_reduce_scatter() -> None:

@@ -161,6 +161,18 @@ def test_xla_runs_the_planned_collectives():
     assert compiled_collectives(text, mesh) == planned == [Collective("reduce_scatter", ("y",), 4 * 4 * 4)]
 
 
+def test_sums_over_several_axes_are_scattered_onto_a_dimension_at_once():
+    rng, mesh = np.random.default_rng(2), Mesh("m", (("x", 2), ("y", 2)))
+    text = HEAD + dot('[{}, {"x", "y"}]', '[{"x", "y"}, {}]', '[{}, {"x", "y"}]')
+    module = parse_module(text, make_context())
+    values = on_devices.random_inputs(module, rng)
+    planned = planned_collectives(functions(module)["main"], mesh)
+    assert planned == [Collective("reduce_scatter", ("x", "y"), 8 * 2 * 4)]
+    assert written_collectives(localized(module).operation, mesh) == planned
+    found = on_devices.run_all([module], [values], mesh)[0]
+    on_devices.assert_close(found, [values[0] @ values[1]], "a product", 1e-5)
+
+
 def test_refuses_what_does_not_divide():
     assert "7 is not divisible by 2" in refusal(dot('[{"x"}, {}]', "[{}, {}]", '[{"x"}, {}]', size=7))
 
