@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ import pytest
 
 BIN = Path(sys.executable).parent
 MODELS = {
-    "gpt": ["--layers", "4", "--hidden", "256"],
+    "gpt": ["--layers", "2", "--hidden", "256"],
     "mlp": [],
-    "moe": [],
+    "moe": ["--layers", "2"],
     "wide_resnet": ["--depth", "14"],
 }
 STATISTICS = {"wide_resnet": ["--layers", "4", "--allow-per-microbatch-statistics"]}
@@ -35,6 +36,8 @@ SHAPES = {
     "2x2": ["--mesh", "2x2", "--microbatches", "1"],
     "1x4": ["--mesh", "1x4", "--microbatches", "1"],
 }
+CASES = [case for case in product(MODELS, SHAPES) if case != ("wide_resnet", "1x4")]
+"""Of Wide-ResNet the collectives on 1x4 are those on 2x2."""
 
 
 def call(*words: str | Path, limit: float = 300.0) -> subprocess.CompletedProcess[str]:
@@ -99,8 +102,7 @@ def exact_or_not(name: str, shape: str) -> list[str]:
     return ["--tolerance", "1.0"] if name in STATISTICS and shape == "stages" else []
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "shape"), CASES)
 def test_four_ranks_and_one_process(folder: Path, name: str, shape: str, tmp_path: Path) -> None:
     ranks, alone = tmp_path / "ranks.npz", tmp_path / "alone.npz"
     reference = ["--reference", model(folder, name), *exact_or_not(name, shape)]
