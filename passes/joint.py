@@ -224,8 +224,17 @@ class JointChoice:
         self.try_setting(
             self.wishes.setting(max([c for c in counts if c <= FIRST] or counts[:1]), self.wishes.least_remat)
         )
-        while self.hopeless is None and (setting := self._promising(counts)) is not None:
+        while self.hopeless is None and (setting := self._promising(counts) or self._partly()) is not None:
             self.try_setting(setting)
+
+    def _partly(self) -> Setting | None:
+        """Where layers of given stages run again: the best setting with as few of each stage as memory demands."""
+        rows = [row for row in self.left() if not row.setting.interleaved]
+        if not self.wishes.given or self.wishes.remat != AUTO or not rows:
+            return None
+        best = self.best(rows).setting
+        partly = replace(best, remat=PARTLY)
+        return partly if best.remat == FULL and partly not in self.attempts else None
 
     def _promising(self, counts: Sequence[int]) -> Setting | None:
         """The setting to try next."""

@@ -190,6 +190,10 @@ class Stages(Pass):
         if self.rough:
             pricer = self._pricer(module, profiler)
             listed = {part.first: ListedStages(pricer, part) for part in cluster.parts}
+            if self.remat:
+                again = _all_again(module)
+                pricer = self._pricer(again, self._profiler(again, cluster))
+                listed = {part.first: ListedStages(pricer, part, listed[part.first]) for part in cluster.parts}
             asked = [
                 GivenStage((s.first, s.last), s.mesh, limit, listed[cluster.part_of(s.devices[0]).first])
                 for s, limit in zip(stages, limits, strict=True)
@@ -199,6 +203,8 @@ class Stages(Pass):
                 found = given.priced(module.operation.location)
             finally:
                 _write_useful(module, (), (given.floor(), 0.0), given.ahead())
+            if self.remat:
+                _write_again(module, given.layers_again())
             return [replace(s, cost=cost, parts=parts) for s, (cost, parts) in zip(stages, found, strict=True)]
         solved = [
             ((s.first, s.last), s.mesh, n, limit, s.devices[0])
@@ -234,9 +240,7 @@ class Stages(Pass):
             module, full, flying, memory, self.solver, self.whole_sums, shapes, self.rough, self.axes, self._uses()
         )
         if self.remat:
-            again = clone_module(module)
-            Rematerialize().apply(again, [])
-            search = replace(search, module=again, kept=search)
+            search = replace(search, module=_all_again(module), kept=search)
         try:
             search.check_state()
             found = search.run(counts)
@@ -244,8 +248,7 @@ class Stages(Pass):
             if self.rough:
                 _write_useful(module, search.useful, (search.floor, search.eager), search.ahead)
         if self.remat:
-            chosen = search.layers_again(found)
-            module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(chosen, module.context)
+            _write_again(module, search.layers_again(found))
         meshes = [search.mesh(c.option, f"stage_{s}") for s, c in enumerate(found.stages)]
         stages, devices_of_stages = [], search.place(found)
         assert devices_of_stages is not None
@@ -301,6 +304,18 @@ def _write_useful(
     with ir.Location.unknown(module.context):
         module.operation.attributes[alpa.FLOOR] = ir.DenseF64ArrayAttr.get(list(floors))
         module.operation.attributes[alpa.AHEAD] = ir.DenseF64ArrayAttr.get(list(ahead))
+
+
+def _all_again(module: ir.Module) -> ir.Module:
+    """A module of which all layers run again."""
+    again = clone_module(module)
+    Rematerialize().apply(again, [])
+    return again
+
+
+def _write_again(module: ir.Module, layers: Sequence[int]) -> None:
+    """The layers that are to run again."""
+    module.operation.attributes[alpa.REMAT] = ir.DenseI64ArrayAttr.get(list(layers), module.context)
 
 
 def _too_few_layers(module: ir.Module, stages: int, layers: int) -> CompileError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.inter.listed import ListedStages
+from alpa_mlir.passes.inter.partial_remat import layers_again
 from alpa_mlir.passes.inter.search import FURTHER, SHORT
 from alpa_mlir.passes.inter.tables import SLACK
 from alpa_mlir.passes.intra.problem import DoesNotFit
@@ -59,8 +60,7 @@ class GivenStages:
     def priced(self, location: ir.Location) -> list[tuple[StageCost, StageParts]]:
         """What each stage costs. DoesNotFit where one has too little memory, with what prices may be wrong by."""
         found = []
-        for number, (s, flying) in enumerate(zip(self.stages, self.flying(self.microbatches), strict=True)):
-            asked = (s.layers, s.mesh, flying, s.limit * (1 + SLACK))
+        for number, (s, asked) in enumerate(self._asked()):
             cost = s.listed.cost(*asked)
             if not cost.feasible:
                 needed, there = needed_text(cost.memory_bytes), f"{s.limit / 1e6:.6g} MB per device"
@@ -69,3 +69,15 @@ class GivenStages:
                 )
             found.append((cost, s.listed.parts(*asked)))
         return found
+
+    def layers_again(self) -> list[int]:
+        """Of stages that fit, the layers that run again at these prices."""
+        chosen = [(s, s.listed.chosen(*asked)) for s, asked in self._asked()]
+        return [k for s, prices in chosen if prices is not None for k in layers_again(prices, *s.layers)]
+
+    def _asked(self) -> Iterator[tuple[GivenStage, tuple[Layers, Mesh, int, float]]]:
+        """Each stage, and for what it is priced: with what prices may be wrong by allowed for, unless it fits without
+        as more layers run again."""
+        for s, flying in zip(self.stages, self.flying(self.microbatches), strict=True):
+            close, allowed = ((s.layers, s.mesh, flying, room * s.limit) for room in (1.0, 1 + SLACK))
+            yield s, close if s.listed.kept is not None and s.listed.chosen(*close) is not None else allowed

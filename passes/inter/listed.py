@@ -1,7 +1,8 @@
 """Stages at their prices: what `StageProfiler` says exactly, read off the prices of all ranges of layers.
 
 A stage costs what it does under the cheapest labelling of the whole program that fits (`pricing.py`); labellings that
-hold less are asked for where none fits.
+hold less are asked for where none fits. Where layers may run again, as few of each stage do as memory allows
+(`partial_remat.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.inter.partial_remat import mixtures
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.intra.stage_cost import Layers, StageCost
 from alpa_mlir.passes.intra.stage_parts import StageParts
@@ -18,38 +20,44 @@ from alpa_mlir.passes.intra.stage_parts import StageParts
 
 @dataclass
 class ListedStages:
-    """The stages of a module on equal submeshes of a cluster, at their prices."""
+    """The stages of a module on equal submeshes of a cluster, at their prices.
+
+    `kept`, where all layers of the module run again: the stages of the same layers none of which do.
+    """
 
     pricer: Pricer
     cluster: Cluster
+    kept: ListedStages | None = None
     _made: dict[tuple[int, ...], list[RangePrices]] = field(default_factory=dict)
     _more: dict[tuple[int, ...], Iterator[RangePrices]] = field(default_factory=dict)
+    _mixed: dict[tuple[int, ...], tuple[tuple[int, ...], list[RangePrices]]] = field(default_factory=dict)
+    """`_offers` by mesh, with of how many prices they are."""
 
     def cost(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageCost:
         """What layers first … last (inclusive) cost, as of `StageProfiler.cost`."""
-        found = self._cheapest(layers, mesh, in_flight, memory_limit)
+        found = self.chosen(layers, mesh, in_flight, memory_limit)
         if found is None:
-            least = min(float(p.memory(in_flight)[layers]) for p in self._made[mesh.shape])
+            least = min(float(p.memory(in_flight)[layers]) for p in self._offers(mesh))
             return StageCost(float("inf"), float("inf"), least, False)
         held = float(found.memory(in_flight)[layers])
         return StageCost(float(found.repeated[layers]), float(found.once[layers]), held, True)
 
     def parts(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageParts:
         """The feasible stage of `cost` taken apart."""
-        found = self._cheapest(layers, mesh, in_flight, memory_limit)
+        found = self.chosen(layers, mesh, in_flight, memory_limit)
         assert found is not None
         return found.parts(*layers)
 
     def unlimited(self, layers: Layers, mesh: Mesh) -> StageCost:
         """What they cost if memory were no object."""
-        prices = next(self._labellings(mesh))
+        prices = next((self.kept or self)._labellings(mesh))
         return StageCost(float(prices.repeated[layers]), float(prices.once[layers]), float(prices.stored[layers]), True)
 
     def foreseen(self, layers: Layers, mesh: Mesh, in_flight: int, memory_limit: float, times: int) -> StageCost:
         """About what they cost with so many times as many microbatches, at the prices known, which are those of
         microbatches that much larger; `in_flight` of the smaller ones are."""
         found = []
-        for prices in self._made[mesh.shape]:
+        for prices in self._offers(mesh):
             held = float(prices.memory(in_flight, times)[layers])
             if held <= memory_limit:
                 seconds = prices.of_smaller(prices.repeated, times)
@@ -58,15 +66,29 @@ class ListedStages:
         worst = StageCost(float("inf"), float("inf"), float("inf"), False)
         return min(found, key=lambda c: c.microbatch_seconds * microbatches + c.step_seconds, default=worst)
 
-    def _cheapest(self, layers: Layers, mesh: Mesh, in_flight: int, memory_limit: float) -> RangePrices | None:
-        """The prices under which the stage fits and costs least."""
+    def chosen(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> RangePrices | None:
+        """The prices under which the stage fits and costs least; None where it does not fit."""
         limit = memory_limit or float(self.cluster.memory)
         microbatches = self.pricer.program.microbatches
-        for prices in self._labellings(mesh):
-            if prices.memory(in_flight)[layers] <= limit:
-                fitting = [p for p in self._made[mesh.shape] if p.memory(in_flight)[layers] <= limit]
-                return min(fitting, key=lambda p: float(p.repeated[layers] * microbatches + p.once[layers]))
-        return None
+        for listed in filter(None, (self, self.kept)):
+            listed._ask(layers, mesh, in_flight, limit)
+        fitting = [p for p in self._offers(mesh) if p.memory(in_flight)[layers] <= limit]
+        return min(fitting, key=lambda p: float(p.repeated[layers] * microbatches + p.once[layers]), default=None)
+
+    def _ask(self, layers: Layers, mesh: Mesh, in_flight: int, limit: float) -> None:
+        """Ask for labellings until the stage fits under one."""
+        next((p for p in self._labellings(mesh) if p.memory(in_flight)[layers] <= limit), None)
+
+    def _offers(self, mesh: Mesh) -> list[RangePrices]:
+        """All prices on a mesh that are known, one at least, with those of which only some layers run again."""
+        next(self._labellings(mesh))
+        own = self._made[mesh.shape]
+        if self.kept is None:
+            return own
+        kept = self.kept._offers(mesh)
+        if self._mixed.get(mesh.shape, ((), []))[0] != (len(own), len(kept)):
+            self._mixed[mesh.shape] = (len(own), len(kept)), [*own, *mixtures(kept, own)]
+        return self._mixed[mesh.shape][1]
 
     def _labellings(self, mesh: Mesh) -> Iterator[RangePrices]:
         """The prices on a mesh, those that were made before first."""

@@ -14,6 +14,7 @@ The dynamic program takes for every range the r that is quickest within memory (
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 
@@ -54,14 +55,21 @@ def mixed(kept: RangePrices, repeated: RangePrices, again: int) -> Mixed:
     return Mixed(**values, working=np.where(impossible, np.inf, working), again=again)
 
 
+def mixtures(kept: Sequence[RangePrices], repeated: Sequence[RangePrices]) -> Iterator[Mixed]:
+    """What is between prices without rematerialisation and those of all layers, on one mesh: the first of both, the
+    second of both, …; the last of those of which there are fewer again and again."""
+    for without, every in zip_longest(kept, repeated):
+        none, full = without or kept[-1], every or repeated[-1]
+        yield from (mixed(none, full, again) for again in range(len(none.stored)))
+
+
 def offer_mixtures(table: Tables, kept: Tables) -> None:
     """Offer what is between the prices of two tables of the same layers: `table`, all of which run again, and `kept`,
     none of which do."""
     for option in table.search.options:
         none, full = ([o.prices for o in t.offers if o.option == option] for t in (kept, table))
-        for without, every in zip_longest(none, full):
-            for again in range(table.search.layers):
-                table.offer(option, mixed(without or none[-1], every or full[-1], again))
+        for prices in mixtures(none, full):
+            table.offer(option, prices)
 
 
 def layers_again(prices: RangePrices, first: int, last: int) -> range:

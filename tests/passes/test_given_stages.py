@@ -56,6 +56,16 @@ def test_layers_run_again_where_a_number_of_microbatches_does_not_fit_otherwise(
     assert (tight.microbatches, len(tight.remat)) == (8, 4)
 
 
+def test_as_few_layers_of_each_stage_run_again_as_memory_demands() -> None:
+    """Of two stages the first holds two microbatches, the last one: there layers need not run again."""
+    gpt = program("gpt", layers=4, hidden=64, batch=32)
+    none, full = (planned(gpt, 2, 1e9, microbatches=8, remat=remat) for remat in ("none", "full"))
+    for part, layers in ((0.3, (0, 1, 2)), (0.6, (0,))):
+        some = planned(gpt, 2, needed(full) + part * (needed(none) - needed(full)), microbatches=8)
+        assert tuple(some.remat) == layers
+        assert none.step_seconds < some.step_seconds < 0.98 * full.step_seconds
+
+
 def test_a_step_is_foreseen_about_as_it_is_planned() -> None:
     module = parse_module(program("mlp", layers=8, hidden=1024, batch=4096), make_context())
     options = PlanOptions(load_cluster("p3.16xlarge").with_sizes(1, 4), layers=4, stages=2)
