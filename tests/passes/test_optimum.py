@@ -46,11 +46,17 @@ def random_graph(seed: int, nodes: int = 7) -> StageGraph:
     return StageGraph(tuple(made), ends, np.arange(len(pairs)), moments, {}, {}, {}, {}, {}, enumerator, sketch)
 
 
-def cheapest(graph: StageGraph, limit: float) -> float:
-    """The cost of the best of all labellings that fit; infinite where none does."""
-    problem = graph.problem(limit)
-    fitting = (x for x in product(range(LABELS), repeat=len(graph.nodes)) if graph.usage(x).max() <= limit)
-    return min((problem.cost(x) for x in fitting), default=float("inf"))
+class Labellings:
+    """The most bytes that each labelling of a graph holds, and its cost."""
+
+    def __init__(self, graph: StageGraph) -> None:
+        problem, every = graph.problem(), list(product(range(LABELS), repeat=len(graph.nodes)))
+        self.peaks = np.array([graph.usage(x).max() for x in every])
+        self.costs = np.array([problem.cost(x) for x in every])
+
+    def cheapest(self, limit: float) -> float:
+        """The cost of the best of those that fit; infinite where none does."""
+        return float(self.costs[self.peaks <= limit].min(initial=np.inf))
 
 
 def limits(graph: StageGraph) -> list[float]:
@@ -67,8 +73,9 @@ def test_no_labelling_that_fits_is_cheaper(seed: int, begin: str, monkeypatch: p
     if begin == "nothing":
         monkeypatch.setattr(optimize, "_extremes", lambda graph, free: ())
     graph = random_graph(seed)
+    every = Labellings(graph)
     for limit in limits(graph):
-        best = cheapest(graph, limit)
+        best = every.cheapest(limit)
         if best == float("inf"):
             with pytest.raises(DoesNotFit):
                 optimum(graph, limit, "highs")
@@ -84,7 +91,7 @@ def test_all_moments_count_where_few_do_not_do(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(optimize, "TURNS", 0)
     graph = random_graph(3)
     limit = limits(graph)[3]
-    assert optimum(graph, limit, "highs").cost == pytest.approx(cheapest(graph, limit), rel=1e-6)
+    assert optimum(graph, limit, "highs").cost == pytest.approx(Labellings(graph).cheapest(limit), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
@@ -106,5 +113,6 @@ def test_an_optimum_with_more_memory_is_one_with_less_where_it_keeps_within(monk
         monkeypatch.setattr(optimize, "_solved", lambda g, limit, s: asked.append(limit) or solved(g, limit, s))
         assert optimum(graph, found.peak, "highs") == found
         assert not asked
-        assert optimum(graph, found.peak - 1, "highs").cost == pytest.approx(cheapest(graph, found.peak - 1), rel=1e-6)
+        best = Labellings(graph).cheapest(found.peak - 1)
+        assert optimum(graph, found.peak - 1, "highs").cost == pytest.approx(best, rel=1e-6)
         assert asked
