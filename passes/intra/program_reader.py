@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import io
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 from jaxlib.mlir import ir
 
@@ -24,6 +26,11 @@ from alpa_mlir.passes.intra.program import (
     is_source_of,
     itemsize,
 )
+from alpa_mlir.passes.memo import digest, noted
+
+KEPT = 2
+"""How many programs are kept as they were read, the last ones: settings share a program, and plans of the same stages
+with less and less memory do."""
 
 
 def read_program(
@@ -36,23 +43,57 @@ def read_program(
     """
     found = functions(module)
     names = tuple(n for n in DERIVED if n in found) if "microbatch" in found else ("main",)
+    bodies = [[view.operation for view in found[name].regions[0].blocks[0].operations] for name in names]
+    reading = _reading(module, found, names, whole_sums, pinned)
+    ops = [op for body in bodies for op in body[:-1]]
+    attributes = module.operation.attributes
+    stored = int(ir.IntegerAttr(attributes[alpa.MICROBATCHES]).value) if alpa.MICROBATCHES in attributes else 1
+    return Program(
+        tuple([OpRecord(*record, op) for record, op in zip(reading.ops, ops, strict=True)]),
+        dict(reading.slots),
+        reading.feeds,
+        microbatches or stored,
+        names,
+        reading.returned,
+        reading.results,
+        dict(reading.replaced),
+        module,
+    )
+
+
+class _Reading(NamedTuple):
+    """All of a program but the ops themselves: records of ops without them."""
+
+    ops: tuple[tuple[int, str, str, int, int, OpKind, tuple[Source, ...]], ...]
+    slots: Mapping[str, Slot]
+    feeds: tuple[Feed, ...]
+    returned: tuple[str, ...]
+    results: tuple[Source, ...]
+    replaced: Mapping[int, int]
+
+
+def _reading(
+    module: ir.Module,
+    found: Mapping[str, ir.Operation],
+    names: Sequence[str],
+    whole_sums: bool,
+    pinned: frozenset[int],
+) -> _Reading:
+    """A module read, or what one was read as that this planning read not long ago and that says the same."""
+    text = io.BytesIO()
+    module.operation.write_bytecode(text)
+    key, known = digest(text.getvalue(), whole_sums, sorted(pinned)), noted("programs read")
+    for other, reading in known:
+        if other == key:
+            return cast(_Reading, reading)
     reader = _Reader(whole_sums, pinned, _batch_dims(found["main"]) if "main" in found else {})
     replaced = _replacements(found["main"]) if "main" in found else {}
     for name in names:
         reader.read(name, found[name], replaced)
-    attributes = module.operation.attributes
-    stored = int(ir.IntegerAttr(attributes[alpa.MICROBATCHES]).value) if alpa.MICROBATCHES in attributes else 1
-    return Program(
-        tuple(reader.ops),
-        reader.slots,
-        tuple(reader.feeds),
-        microbatches or stored,
-        names,
-        tuple(reader.returned),
-        tuple(reader.results),
-        replaced,
-        module,
-    )
+    lists = tuple(reader.feeds), tuple(reader.returned), tuple(reader.results)
+    made = _Reading(tuple(reader.ops), reader.slots, *lists, replaced)
+    known[:] = [(key, made), *known[: KEPT - 1]]
+    return made
 
 
 def _replacements(main: ir.Operation) -> dict[int, int]:
@@ -73,7 +114,7 @@ class _Reader:
         self.whole_sums = whole_sums
         self.pinned = pinned
         self.batch_dims = batch_dims
-        self.ops: list[OpRecord] = []
+        self.ops: list[tuple[int, str, str, int, int, OpKind, tuple[Source, ...]]] = []
         self.slots: dict[str, Slot] = {}
         self.feeds: list[Feed] = []
         self.returned: list[str] = []
@@ -166,7 +207,7 @@ class _Reader:
         number, op = len(self.ops), entry.op
         read = tuple([sources[n] for n in entry.read])
         layer, stage = _number(op, alpa.LAYER), _number(op, alpa.STAGE)
-        self.ops.append(OpRecord(number, name, entry.phase, layer, stage, self._kind(entry), read, op))
+        self.ops.append((number, name, entry.phase, layer, stage, self._kind(entry), read))
         sources += [Source(number, i) for i in range(len(entry.given))]
 
     def _kind(self, entry: _Entry) -> OpKind:
