@@ -17,7 +17,8 @@ from alpa_mlir.dialect.context import functions, print_module
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import SHARDING, argument_attributes, read_sharding, result_attributes
 
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Options of XLA that make it compile in less time than it takes by default."""
 
 _call = Primitive("tested_module")
 _call.multiple_results = True
@@ -103,7 +104,7 @@ def compile_all(modules: Sequence[ir.Module], mesh: Mesh | None = None):
     flat_in = tuple(s for i, _ in shardings for s in i)
     options = {} if mesh is None else {"in_shardings": flat_in, "out_shardings": [o for _, o in shardings]}
     shapes = [jax.ShapeDtypeStruct(s, d) for b in boundaries for s, d in b[0]]
-    return jax.jit(run, keep_unused=True, **options).lower(*shapes).compile(compiler_options=_QUICK)
+    return jax.jit(run, keep_unused=True, **options).lower(*shapes).compile(compiler_options=QUICK)
 
 
 def run_all(modules: Sequence[ir.Module], inputs: Sequence[Sequence[np.ndarray]], mesh: Mesh | None = None):

@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend import backend
 from jaxlib import _jax
 from jaxlib.mlir import ir
+from on_devices import QUICK
 
 from alpa_mlir.dialect.alpa import verify
 from alpa_mlir.dialect.context import clone_module, functions, make_context, parse_module, print_module
@@ -42,7 +43,7 @@ def microbatched(module: ir.Module, count: int, **options: bool) -> ir.Module:
 def execute(module: ir.Module, inputs: Arrays) -> Arrays:
     """Results of `@main` on one device."""
     device = jax.devices("cpu")[0]
-    options = backend.get_compile_options(1, 1)
+    options = backend.get_compile_options(1, 1, env_options_overrides=QUICK)
     program = device.client.compile_and_load(print_module(module), _jax.DeviceList((device,)), options)
     kept = program.execute_sharded([jax.device_put(v, device) for v in inputs])
     return [np.asarray(r[0]) for r in kept.disassemble_into_single_device_arrays()]
