@@ -96,7 +96,9 @@ LARGE = (
     ),
     Case("gpt15b-32", "gpt --size 15B --sums float16", "p3.16xlarge", 4, 90, words="--layers 16"),
 )
-DEPTH = tuple(Case(f"depth-{n}", f"gpt --size 350M --layers {n} --batch 1024", "dgx-h100", 1, 60) for n in DEPTHS)
+DEPTH = tuple(
+    Case(f"depth-{n}", f"gpt --size 350M --layers {n} --batch 1024 --scan", "dgx-h100", 1, 60) for n in DEPTHS
+)
 LLAMA = tuple(Case(f"llama405b-{n}", "llama --size 405B", "dgx-h100", n // 8, 300) for n in (512, 4096, 16384))
 GROUPS = {"intra": INTRA, "large": LARGE, "depth": DEPTH, "llama405b": LLAMA}
 CASES = {case.name: case for group in GROUPS.values() for case in group}

@@ -44,6 +44,8 @@ FLOOR = "alpa.floor"
 AHEAD = "alpa.ahead"
 ROUTE = "alpa.route"
 BYTES = "alpa.bytes"
+TRIPS = "alpa.trips"
+REVERSED = "alpa.reversed"
 
 ROLES = ("state", "batch", "constant")
 PHASES = ("prologue", "forward", "backward", "weight", "update")
@@ -144,6 +146,9 @@ DECLARATIONS: tuple[Declaration, ...] = (
                 lambda a: isinstance(a, ir.DenseF64ArrayAttr)),
     Declaration("V28", PART, "array of i64: number, count, dimension", ("argument", "result"),
                 "which part of an argument or result of the program this one of @main is: their parts stand side by side", _is_part),
+    Declaration("V29", TRIPS, "i64", ("op",), "how many rounds the loop has that this op is a mark of (alpa.loop_*)", is_i64),
+    Declaration("V30", REVERSED, "unit", ("op",), "the rounds of the loop go through this stack from its end",
+                lambda a: isinstance(a, ir.UnitAttr)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECLARATIONS}
 

@@ -25,6 +25,7 @@ from math import prod
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import sdy, stablehlo
 
+from alpa_mlir.dialect import rounds
 from alpa_mlir.dialect.context import op_id, passmanager
 
 RULE = "sdy.sharding_rule"
@@ -267,6 +268,24 @@ def _elementwise(op: ir.Operation) -> OpFactors:
     return OpFactors(shape, kinds, (mapping,) * len(op.operands), (mapping,) * len(op.results))
 
 
+def _unstacked(op: ir.Operation) -> OpFactors:
+    """A round takes its slice along dimension 0, which must be whole; the others pass."""
+    shape = shape_of(op.operands[0]) or ()
+    whole: Mapping = tuple((d,) for d in range(len(shape)))
+    kinds = (FIXED,) + (PASS,) * (len(shape) - 1)
+    why = ((0, "each round of the loop takes one of them"),)
+    return OpFactors(shape, kinds, (whole,), (whole[1:],), whys=why)
+
+
+def _stacked(op: ir.Operation) -> OpFactors:
+    """The rounds' values stand along dimension 0, which must be whole; the others pass."""
+    shape = shape_of(op.results[0]) or ()
+    whole: Mapping = tuple((d,) for d in range(len(shape)))
+    kinds = (FIXED,) + (PASS,) * (len(shape) - 1)
+    why = ((0, "each round of the loop makes one of them"),)
+    return OpFactors(shape, kinds, (whole[1:],), (whole,), whys=why)
+
+
 def _barrier(op: ir.Operation) -> OpFactors:
     """optimization_barrier: operand i passes to result i, nothing else is related."""
     sizes: list[int] = []
@@ -358,6 +377,11 @@ _OWN: dict[str, Callable[[ir.Operation], OpFactors]] = {
     "sdy.sharding_constraint": _elementwise,
     "stablehlo.rng_bit_generator": _never("random bits depend on the whole shape"),
     "stablehlo.rng": _never("random bits depend on the whole shape"),
+    rounds.ENTER: _elementwise,
+    rounds.LEAVE: _elementwise,
+    rounds.INDEX: _source,
+    rounds.SLICE: _unstacked,
+    rounds.STACK: _stacked,
     "stablehlo.while": _never("control flow is one unit"),
     "stablehlo.case": _never("control flow is one unit"),
     "stablehlo.if": _never("control flow is one unit"),

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
+from alpa_mlir.dialect import rounds
 from alpa_mlir.dialect.factors import OpFactors
 
 VIEW, POINT, SUM, ALONE = "view", "point", "sum", "alone"
@@ -27,23 +28,27 @@ _VIEWS = frozenset(
         "stablehlo.optimization_barrier",
         "sdy.reshard",
         "sdy.sharding_constraint",
+        rounds.ENTER,
     }
 )
-_ALONE = frozenset(
-    f"stablehlo.{name}"
-    for name in (
-        "cholesky",
-        "convolution",
-        "custom_call",
-        "dynamic_update_slice",
-        "fft",
-        "rng",
-        "rng_bit_generator",
-        "triangular_solve",
+_ALONE = (
+    frozenset(
+        f"stablehlo.{name}"
+        for name in (
+            "cholesky",
+            "convolution",
+            "custom_call",
+            "dynamic_update_slice",
+            "fft",
+            "rng",
+            "rng_bit_generator",
+            "triangular_solve",
+        )
     )
+    | rounds.ENDS
 )
 
-_PARTS = frozenset({"stablehlo.slice", "stablehlo.dynamic_slice", "stablehlo.gather"})
+_PARTS = frozenset({"stablehlo.slice", "stablehlo.dynamic_slice", "stablehlo.gather", rounds.SLICE})
 
 
 def takes_part(op: ir.Operation) -> bool:

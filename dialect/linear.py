@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect import rounds
 from alpa_mlir.dialect.factors import reducer_of
 
 Operands = frozenset[int]
@@ -132,6 +133,7 @@ _COPIES: dict[str, Callable[[ir.Operation], Operands]] = {
     "stablehlo.select": _these(1, 2),
     "stablehlo.pad": _these(0, 1),
     "stablehlo.dynamic_update_slice": _these(0, 1),
+    **dict.fromkeys((rounds.ENTER, rounds.LEAVE, rounds.SLICE, rounds.STACK), _all),
 }
 
 _JOINT: dict[str, Callable[[ir.Operation], Operands]] = {

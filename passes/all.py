@@ -12,6 +12,7 @@ from alpa_mlir.passes import parallelize as parallelize
 from alpa_mlir.passes import price as price
 from alpa_mlir.passes import print_strategies as print_strategies
 from alpa_mlir.passes import rematerialize as rematerialize
+from alpa_mlir.passes import roll as roll
 from alpa_mlir.passes import route as route
 from alpa_mlir.passes import schedule as schedule
 from alpa_mlir.passes import shard as shard

@@ -35,6 +35,7 @@ from alpa_mlir.dialect.sharding import (
 from alpa_mlir.passes.local.device_function import RESHARDS, boundary_sharding, localize_function, significant
 from alpa_mlir.passes.local.equal_functions import Anonymous, replace_by_copy
 from alpa_mlir.passes.registry import Pass, register
+from alpa_mlir.passes.roll import roll_loops
 
 MANUAL = "sdy.manual_computation"
 _Change = Callable[[staged.MeshTensor], staged.MeshTensor]
@@ -72,6 +73,7 @@ class Localize(Pass):
                 done[key] = function, mesh.name
         _check_calls(module, partial)
         _retype_main(module)
+        roll_loops(module)
 
 
 @register
@@ -91,6 +93,7 @@ class ExportToShardy(Pass):
             _whole_boundary(function, mesh)
             for op in list(alpa.walk(function)):
                 _whole_op(op, mesh)
+        roll_loops(module)
         _retype_values(
             module, lambda kind: staged.MeshTensor(kind.mesh, kind.shape, kind.element, _whole(kind.sharding))
         )

@@ -34,7 +34,7 @@ from alpa_mlir.passes.roles import ALIAS, DONOR, assign_roles
 from alpa_mlir.passes.simplify import simplify
 from alpa_mlir.passes.splat import CONSTANT, dense_value
 from alpa_mlir.passes.tuples import take_tuples_apart
-from alpa_mlir.passes.unroll import UNROLL, unroll_loops
+from alpa_mlir.passes.unroll import UNROLL, UNROLL_LAYERS, unroll_loops
 from alpa_mlir.passes.unsupported import refuse_hidden_state, remove_unsupported
 
 SMALL_CONSTANT = 1024
@@ -59,6 +59,7 @@ class Normalize(Pass):
     After (level 1): a single public function `@main`. Calls and composites are inlined, chlo ops and deprecated
     StableHLO ops expressed in current ones, constants of complex numbers as two of floats; algebraic identities
     simplified, equal ops merged, dead ones removed.
+    Loops whose rounds are known are unrolled, those over many layers put into groups (`alpa.loop_*`).
     Constants that are splats or of at most 1 KiB stand once per use, right before it. Every argument has `alpa.role`,
     every state argument `alpa.updates`, an argument whose root
     or logarithm is taken `alpa.nonnegative`; of the results' attributes only `jax.result_info` and `sdy.sharding` stay.
@@ -78,6 +79,11 @@ class Normalize(Pass):
     unroll: int = option(
         UNROLL,
         "most ops that a loop of a known number of rounds may become (over layers ten times as many), or 0: keep loops",
+    )
+
+    unroll_layers: int = option(
+        UNROLL_LAYERS,
+        "a loop over more layers than this is planned as loops over groups of them, each in one stage; 0: none is",
     )
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
@@ -100,7 +106,7 @@ class Normalize(Pass):
         _upstream(module, _CLEAN)
         simplify(main)
         _upstream(module, _CLEAN)
-        if unroll_loops(main, self.unroll, remarks):
+        if unroll_loops(main, self.unroll, self.unroll_layers, remarks):
             simplify(main)
             _upstream(module, _CLEAN)
         split_constants(main)

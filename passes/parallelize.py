@@ -21,7 +21,7 @@ from alpa_mlir.passes.plan_passes import PARTITIONERS, SCHEDULES, PlanOptions, n
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.road import Progress, Road
 from alpa_mlir.passes.settings import AUTO, Considered
-from alpa_mlir.passes.unroll import UNROLL
+from alpa_mlir.passes.unroll import UNROLL, UNROLL_LAYERS
 
 
 def plan(
@@ -95,6 +95,10 @@ class Parallelize(Pass):
         UNROLL,
         "most ops that a loop of a known number of rounds may become (over layers ten times as many), or 0: keep loops",
     )
+    unroll_layers: int = option(
+        UNROLL_LAYERS,
+        "a loop over more layers than this is planned as loops over groups of them, each in one stage; 0: none is",
+    )
     unstack: bool = option(True, "keep arrays that hold a slice for each layer in parts")
     axes: int = option(MESH_AXES, "axes of a stage's logical mesh at most: 1, 2 or 3")
 
@@ -128,5 +132,6 @@ class Parallelize(Pass):
             unroll=self.unroll,
             axes=self.axes,
             unstack=self.unstack,
+            unroll_layers=self.unroll_layers,
         )
         replace_module(module, plan(module, options, remarks))

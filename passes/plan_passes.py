@@ -16,7 +16,7 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.settings import AUTO, NONE, PARTLY, SIMPLE, Setting
-from alpa_mlir.passes.unroll import UNROLL
+from alpa_mlir.passes.unroll import UNROLL, UNROLL_LAYERS
 
 SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
@@ -41,6 +41,8 @@ class PlanOptions:
                   separated by "|" (docs/explain.md). Neither changes the plan.
     axes:         most axes of a stage's logical mesh that are searched: 1, 2 or 3.
     unroll:       most ops that a loop with a known number of rounds may become; 0: loops stay one unit.
+    unroll_layers: most layers that a loop over layers is unrolled into; with more it becomes loops over groups of
+                  them, each in one stage (0: always unrolled).
     """
 
     cluster: Cluster
@@ -62,12 +64,15 @@ class PlanOptions:
     unroll: int = UNROLL
     axes: int = MESH_AXES
     unstack: bool = True
+    unroll_layers: int = UNROLL_LAYERS
 
 
 def normalize(options: PlanOptions) -> str:
     """The pass from level 0 to level 1."""
     roles = {"batch_args": options.batch_args, "state_args": options.state_args}
     unroll = {} if options.unroll == UNROLL else {"unroll": str(options.unroll)}
+    if options.unroll_layers != UNROLL_LAYERS:
+        unroll["unroll_layers"] = str(options.unroll_layers)
     return _text("alpa-normalize", **roles, **unroll)
 
 
@@ -134,8 +139,8 @@ def until_price(options: PlanOptions, schedule: str, memory: Sequence[float] = (
 
 def rest(options: PlanOptions, schedule: str) -> list[str]:
     """The passes from there to the plan."""
-    localize = ["alpa-localize"] if options.partitioner == "local" else []
-    return [*localize, "alpa-route", _text("alpa-schedule", kind=schedule)]
+    made = "alpa-localize" if options.partitioner == "local" else "alpa-roll"
+    return [made, "alpa-route", _text("alpa-schedule", kind=schedule)]
 
 
 def _bytes(memory: float) -> str:

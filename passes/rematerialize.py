@@ -24,6 +24,7 @@ from jaxlib.mlir.dialects import stablehlo
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
+from alpa_mlir.dialect.rounds import needed_with
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.inter.dataflow import read_dataflow
 from alpa_mlir.passes.inter.fold_layers import NotFoldable
@@ -169,6 +170,7 @@ class _Group:
             if op_id(op) not in seen:
                 seen.add(op_id(op))
                 pending.extend(v for _, _, v in _reads(op) if self._inside(v))
+                pending.extend(needed_with(op))
         return seen
 
     def _clone(self, op: ir.Operation, ip: ir.InsertionPoint) -> None:

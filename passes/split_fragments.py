@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alpa_mlir.dialect.diagnostics import CompileError
+from alpa_mlir.dialect.rounds import find_rounds
 from alpa_mlir.passes.split_parts import Part
 
 PHASE_ORDER = ("prologue", "forward", "backward", "weight", "update")
@@ -47,7 +48,7 @@ def assign(part: Part, first_stages: Mapping[str, int], weight_apart: bool = Fal
         keys = {i: Key(_phase(part, i), part.stage(i)) for i in owned}
         edges = edges_of(part, owned)
         _check_direction(part, keys, edges)
-        return _with_weight(keys, edges) if weight_apart else keys
+        return _with_weight(part, keys, edges) if weight_apart else keys
     rounds = _rounds(part, owned, first_stages)
     return {i: Key(part.name, first_stages[part.mesh(i)], rounds[i]) for i in owned}
 
@@ -99,12 +100,22 @@ def edges_of(part: Part, owned: Sequence[int]) -> list[Edge]:
     return edges
 
 
-def _with_weight(keys: Mapping[int, Key], edges: Sequence[Edge]) -> dict[int, Key]:
-    """The keys with the backward ops that no other stage waits for moved to phase `weight`."""
+def _with_weight(part: Part, keys: Mapping[int, Key], edges: Sequence[Edge]) -> dict[int, Key]:
+    """The keys with the backward ops that no other stage waits for moved to phase `weight`.
+
+    A loop that stands as one round stays together.
+    """
+    loops = [set(found.ops) & keys.keys() for found in find_rounds(part.ops)]
     awaited: set[int] = set()
-    for edge in reversed(edges):
-        if edge.reader in awaited or keys[edge.source].stage != keys[edge.reader].stage:
-            awaited.add(edge.source)
+    before = -1
+    while before < len(awaited):
+        before = len(awaited)
+        for edge in reversed(edges):
+            if edge.reader in awaited or keys[edge.source].stage != keys[edge.reader].stage:
+                awaited.add(edge.source)
+        for loop in loops:
+            if not awaited.isdisjoint(loop):
+                awaited |= loop
     return {i: Key("weight", k.stage) if k.phase == "backward" and i not in awaited else k for i, k in keys.items()}
 
 

@@ -26,6 +26,7 @@ from alpa_mlir.dialect.alpa import Binding, bindings
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors
+from alpa_mlir.dialect.rounds import ENDS, LEAVE, MARKS, find_rounds
 from alpa_mlir.dialect.sharding import (
     SHARDING,
     Sharding,
@@ -205,10 +206,21 @@ def classify(part: Part, wanted: Iterable[int]) -> None:
             _add_leaves(part, op)
     needed = {part.returns[k] for k in wanted}
     part.live = [False] * len(part.ops)
+    loops = _passed_on(part)
     for i in reversed(range(len(part.ops))):
         if any(r in needed for r in part.ops[i].results):
             part.live[i] = True
             needed.update(part.inputs(i))
+            needed.update(loops.get(i, ()))
+
+
+def _passed_on(part: Part) -> dict[int, list[ir.Value]]:
+    """By the position of what ends a loop that stands as one round: what its rounds pass on, needed with it."""
+    found: dict[int, list[ir.Value]] = {}
+    for loop in find_rounds(part.ops):
+        leaves = [part.ops[n].results[0] for n in loop.ops if part.ops[n].name == LEAVE]
+        found.update({n: leaves for n in loop.ops if part.ops[n].name in ENDS})
+    return found
 
 
 def live_bindings(part: Part) -> list[Binding]:
@@ -235,7 +247,7 @@ def _crosses(part: Part, position: int) -> bool:
 
 def _is_cheap(op: ir.Operation, factors: Mapping[int, OpFactors]) -> bool:
     """Whether an op with one result only moves or maps elements."""
-    if len(op.regions) or len(op.results) != 1 or op.name == RESHARD:
+    if len(op.regions) or len(op.results) != 1 or op.name == RESHARD or op.name in MARKS:
         return False
     known = factors[op_id(op)]
     return not known.reason and all(k == PASS or n == 1 for k, n in zip(known.kinds, known.sizes, strict=True))

@@ -3,7 +3,7 @@
 A `stablehlo.while` is one unit for the passes after this one: every device would compute all of it. What jax's `scan`
 and `fori_loop` make counts up by numbers in the program, so the number of rounds can be computed here; the copies
 are ops like any others, which can be split over devices, made into layers and spread over stages. Their counters
-are constants that `simplify` then folds into slices.
+are constants that `simplify` then folds into slices. A loop over many layers becomes several (`strip_mine.py`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,25 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.diagnostics import Remark, location_text
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes import splat
-from alpa_mlir.passes.splat import Splat, splat_of
+from alpa_mlir.passes.counting import rounds_of
+from alpa_mlir.passes.strip_mine import groups_of, strip_mine
 
 LOOP = "stablehlo.while"
 UNROLL = 10_000
 """Most ops that a loop becomes unless the user says otherwise."""
+UNROLL_LAYERS = 64
+"""Most layers that a loop is unrolled into."""
+MOST_LAYERS = 1 << 14
+"""Most layers that are put into groups."""
 LAYERS = 10
 """Loops over layers may become so many times as many: kept, they lie on one stage, and every device computes them."""
 
 
-def unroll_loops(main: ir.Operation, limit: int, remarks: list[Remark]) -> bool:
+def unroll_loops(main: ir.Operation, limit: int, layers: int, remarks: list[Remark]) -> bool:
     """Unroll, inner ones first, the loops whose rounds are known and make at most `limit` ops; whether there were any.
 
-    A loop over layers reads a slice of an argument that is no batch in each round; it may make LAYERS times as many. A
+    A loop over layers reads a slice of an argument that is no batch in each round; it may make LAYERS times as many.
+    One over more than `layers` (0: no number) becomes several, each of a group of layers (`strip_mine.py`). A
     remark tells of each loop that is unrolled, and of each whose copies would be too many.
     """
     found = False
@@ -42,11 +47,17 @@ def unroll_loops(main: ir.Operation, limit: int, remarks: list[Remark]) -> bool:
         size = sum(1 for op in loop.regions[1].blocks[0].operations for _ in (op, *walk(op.operation)))
         if limit <= 0 or size == 0:
             continue
-        most = limit * LAYERS if _is_over_layers(loop, main, batches) else limit
-        rounds = _rounds(loop, most // size)
+        over_layers = _is_over_layers(loop, main, batches)
+        most = limit * LAYERS if over_layers else limit
+        rounds = rounds_of(loop, max(most // size, MOST_LAYERS if over_layers else 0))
         if rounds is None:
             continue
         where = location_text(loop.location)
+        groups = groups_of(rounds) if over_layers and MOST_LAYERS >= rounds > layers > 0 else 0
+        if groups and strip_mine(loop, rounds, groups):
+            remarks.append(Remark(f"kept as {groups} loops of {rounds // groups} rounds of {size} ops", where))
+            found = True
+            continue
         if rounds * size > most:
             times = f"{LAYERS} times " if most > limit else ""
             remarks.append(Remark(f"not unrolled: more than {times}unroll={limit} ops would come of it", where))
@@ -72,65 +83,6 @@ def _is_over_layers(loop: ir.Operation, main: ir.Operation, batches: Set[int]) -
             if own and ir.BlockArgument(value).arg_number not in batches:
                 return True
     return False
-
-
-def _rounds(loop: ir.Operation, most: int) -> int | None:
-    """How often the body runs, counted up to `most` + 1; None if that depends on more than constants."""
-    condition, body = (region.blocks[0] for region in loop.regions)
-    decides, advances = _scalars(condition), _scalars(body)
-    carried = [splat_of(value) for value in loop.operands]
-    for rounds in range(most + 2):
-        decided = _evaluated(decides, condition, carried)
-        if decided[0] is None:
-            return None
-        if not decided[0].value:
-            return rounds
-        carried = _evaluated(advances, body, carried)
-    return most + 1
-
-
-def _scalars(block: ir.Block) -> list[ir.Operation]:
-    """The ops of a block that compute one integer or truth value, and the terminator."""
-    *ops, terminator = (op.operation for op in block.operations)
-    return [op for op in ops if len(op.results) == 1 and _is_count(op.results[0].type)] + [terminator]
-
-
-def _is_count(kind: ir.Type) -> bool:
-    return isinstance(kind, ir.RankedTensorType) and kind.rank == 0 and isinstance(kind.element_type, ir.IntegerType)
-
-
-def _evaluated(ops: list[ir.Operation], block: ir.Block, carried: list[Splat | None]) -> list[Splat | None]:
-    """What the terminator (last of `ops`) returns where the block's arguments are `carried`; None: not known."""
-    known = {
-        argument: number
-        for argument, number in zip(block.arguments, carried, strict=True)
-        if number is not None and _is_count(argument.type)
-    }
-    for op in ops[:-1]:
-        number = _number(op, [known.get(v) or splat_of(v) for v in op.operands])
-        if number is not None:
-            known[op.results[0]] = number
-    return [known.get(v) or splat_of(v) for v in ops[-1].operands]
-
-
-def _number(op: ir.Operation, operands: list[Splat | None]) -> Splat | None:
-    """The result of an op on scalars; None where it cannot be computed here."""
-    numbers = [n for n in operands if n is not None]
-    if len(numbers) < len(operands) or not numbers:
-        return None
-    kind = ir.RankedTensorType(op.results[0].type).element_type
-    what = op.name.removeprefix("stablehlo.")
-    value: splat.Number | None = None
-    if what in splat.ARITHMETIC:
-        value = splat.arithmetic(what, *numbers)
-    elif what == "compare":
-        value = splat.compare(splat.direction(op), *numbers)
-    elif what == "convert":
-        value = splat.convert(numbers[0], kind)
-    elif what == "select":
-        value = numbers[1 if numbers[0].value else 2].value
-    element = splat.element_attribute(value, kind) if value is not None else None
-    return Splat(element.value, str(kind)) if element is not None else None
 
 
 def _unroll(loop: ir.Operation, rounds: int) -> None:

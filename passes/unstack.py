@@ -51,7 +51,7 @@ from alpa_mlir.passes.stacked import (
 class Unstack(Pass):
     """Arguments that hold a slice for each layer become one argument for each slice.
 
-    Before: level 1 (`alpa-normalize`); loops over layers are unrolled there.
+    Before: level 1 (`alpa-normalize`), where loops over layers are unrolled or put into groups.
 
     After: level 1. An argument that the program reads in equal slices alone (as `jax.lax.scan` over layers does), with
     the results that replace it and what is computed from it element by element, is cut into these: in its place stand

@@ -34,7 +34,7 @@ from alpa_mlir.passes.memo import remembering
 from alpa_mlir.passes.number_list import number_ranges
 from alpa_mlir.passes.schedule import sealed_timeline
 from alpa_mlir.passes.streams import working
-from alpa_mlir.passes.unroll import UNROLL
+from alpa_mlir.passes.unroll import UNROLL, UNROLL_LAYERS
 from alpa_mlir.planner import PARTITIONERS, SCHEDULES, PlanOptions, plan
 from alpa_mlir.tools.clock import Clock
 from alpa_mlir.tools.diagnostics import guarded, in_file, print_remarks, source_name
@@ -233,6 +233,14 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         f"loops, which are then computed whole by every device (default: {UNROLL})",
     )
     add(
+        "--unroll-layers",
+        metavar="N",
+        type=_size,
+        default=UNROLL_LAYERS,
+        help="a loop over more layers than this is planned as loops over groups of them, each in one stage; 0: none is"
+        f" (default: {UNROLL_LAYERS})",
+    )
+    add(
         "--no-unstack",
         action="store_true",
         help="keep arrays that hold a slice for each layer whole, on one stage (default: in parts, with their layers)",
@@ -312,6 +320,7 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
         arguments.unroll,
         arguments.mesh_axes,
         not arguments.no_unstack,
+        arguments.unroll_layers,
     )
 
 

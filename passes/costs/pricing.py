@@ -19,6 +19,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors, shape_of
 from alpa_mlir.dialect.kernels import POINT, VIEW, copied_operands
+from alpa_mlir.dialect.rounds import MARKS, STACK, Round, find_rounds, trips_by_op
 from alpa_mlir.dialect.sharding import SHARDING, Sharding, argument_attributes, op_shardings, read_sharding
 from alpa_mlir.dialect.staged import element_bytes
 from alpa_mlir.passes.costs.cluster import Cluster
@@ -99,6 +100,9 @@ class _Pricer:
         self.turned: dict[ir.Value, float] = {}
         """Local bytes of the copies that collectives work on, where they do not work on the value itself."""
         self.seconds: dict[str, float] = {}
+        self.loops: list[Round] = []
+        self.trips = 1
+        """How often the op that is looked at runs: in a loop that stands as one round more than once."""
         self.traffic: dict[int, Traffic] = {}
         self.kinds: dict[int, str] = {}
         for value, entry in zip(self.block.arguments, argument_attributes(function), strict=True):
@@ -107,8 +111,10 @@ class _Pricer:
     def run(self) -> None:
         """Price every op but the return."""
         self.traffic = self._traffic()
-        for view in list(self.block.operations)[:-1]:
-            op = view.operation
+        ops = [view.operation for view in self.block.operations][:-1]
+        self.loops = find_rounds(ops)
+        for op, trips in zip(ops, trips_by_op(ops, self.loops), strict=True):
+            self.trips = trips
             found = op_shardings(op)
             for value, sharding in zip(op.results, found[1] if found is not None else (), strict=True):
                 self.values[value] = self._value(value, sharding)
@@ -209,7 +215,7 @@ class _Pricer:
 
     def _add(self, name: str, seconds: float) -> None:
         if seconds > 0:
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.trips * seconds
 
 
 def is_free(factors: OpFactors, operands: Iterable[ir.Value], results: Iterable[ir.Value]) -> bool:
@@ -242,6 +248,7 @@ def _peak(function: ir.Operation, pricer: _Pricer) -> float:
     ops = [view.operation for view in pricer.block.operations]
     last_of, fused = _reach(ops, pricer)
     adopted, early = _adopted(function, ops[-1]), set(pricer.block.arguments)
+    begins = {n: loop.ops[0] for loop in pricer.loops for n in loop.ops if ops[n].name == STACK}
     changes = [0.0] * (len(ops) + 1)
 
     def hold(size: float, first: int, last: int) -> None:
@@ -263,7 +270,7 @@ def _peak(function: ir.Operation, pricer: _Pricer) -> float:
             known = pricer.values[value]
             size = known.bytes / pricer.links.mesh.extent(known.sharding.axes)
             at_once = last == len(ops) - 1 or (gathered and op.name == RESHARD)
-            hold(size, 0 if at_once else n, last)
+            hold(size, 0 if at_once else begins.get(n, n), last)
     if pricer.cluster.operand_copies:
         for size, first, end in _copies(ops, pricer):
             hold(size, first, end)
@@ -276,7 +283,7 @@ def _peak(function: ir.Operation, pricer: _Pricer) -> float:
 
 def _follows_arguments(op: ir.Operation, early: set[ir.Value], pricer: _Pricer) -> bool:
     """Whether an op can run at once: it gathers or casts an argument, and nothing else is needed for it."""
-    if len(op.operands) != 1 or op.operands[0] not in early:
+    if len(op.operands) != 1 or op.operands[0] not in early or op.name in MARKS:
         return False
     return op.name == RESHARD or compute_kind(pricer.factors[op_id(op)]) in ("fused", "moved")
 
@@ -324,6 +331,14 @@ def _reach(ops: Sequence[ir.Operation], pricer: _Pricer) -> tuple[dict[ir.Value,
     is held for a product is computed again for other ops.
     """
     place_of = {op_id(op): n for n, op in enumerate(ops)}
+    loop_of = {n: number for number, loop in enumerate(pricer.loops) for n in loop.ops}
+
+    def end(user: ir.Operation, maker: int) -> int:
+        """Up to where an op needs a value: what is made before a loop is read in its every round."""
+        place = place_of[op_id(user)]
+        loop = loop_of.get(place)
+        return place if loop is None or loop == loop_of.get(maker) else pricer.loops[loop].ops[-1]
+
     last: dict[ir.Value, int] = {}
     again: dict[ir.Value, int] = {}
     """Up to which op a value that is computed point by point is computed again."""
@@ -332,7 +347,7 @@ def _reach(ops: Sequence[ir.Operation], pricer: _Pricer) -> tuple[dict[ir.Value,
     for n, op in reversed(list(enumerate(ops[:-1]))):
         for value in op.results:
             users = [_outermost(use.owner.operation, pricer.block) for use in value.uses]
-            ends = [max([last[r] for r in u.results if r in fused], default=place_of[op_id(u)]) for u in users]
+            ends = [max([end(u, n), *(last[r] for r in u.results if r in fused)]) for u in users]
             if alone:
                 ends += [again[r] for u in users for r in u.results if r in again]
             last[value] = max(ends, default=n)

@@ -72,8 +72,12 @@ def segments_of(micro: Dataflow, spine: Sequence[int]) -> list[int]:
     any_heavy = any(micro.heavy[o] for o in spine)
     heavy = [p for p, o in enumerate(spine) if micro.heavy[o] or not any_heavy]
     marks = np.zeros(len(spine), dtype=np.int64)
+    # No loop that stands as one round is cut.
+    inside = [micro.loop_of.get(o, -1) for o in spine]
+    live[1 : len(spine)][[a >= 0 and a == b for a, b in pairwise(inside)]] = np.inf
     for left, right in pairwise(heavy):
-        marks[right - int(np.argmin(live[right:left:-1]))] = 1
+        best = right - int(np.argmin(live[right:left:-1]))
+        marks[best] = live[best] < np.inf
     return [int(s) for s in np.cumsum(marks)]
 
 
@@ -191,12 +195,18 @@ def user_layers(micro: Dataflow, forward: set[int]) -> dict[int, int] | None:
 def complete_forward(micro: Dataflow, forward: set[int], spine: dict[int, int], layers: int) -> dict[int, int]:
     """Layers of all forward ops: those after the spine at their highest operand, the others at their lowest user."""
     known = dict(spine)
-    for o in _after_contractions(micro, forward):
-        if o not in known:
-            known[o] = max(known[p] for p in micro.producers(o) if p in known)
-    for o in sorted(forward, reverse=True):
-        if o not in known:
-            known[o] = min((known[u] for u in micro.users(o) if u in forward), default=layers - 1)
+    for loop in micro.loops:
+        places = {known[o] for o in loop if o in known}
+        if places:
+            known.update(dict.fromkeys(loop, min(places)))
+    after = {*_after_contractions(micro, forward)}
+    for unit in micro.units:
+        if unit[0] not in known and not after.isdisjoint(unit):
+            known.update(dict.fromkeys(unit, max(known[p] for o in unit for p in micro.producers(o) if p in known)))
+    for unit in reversed(micro.units):
+        if unit[0] in forward and unit[0] not in known:
+            users = {u for o in unit for u in micro.users(o)} - {*unit}
+            known.update(dict.fromkeys(unit, min((known[u] for u in users if u in forward), default=layers - 1)))
     return known
 
 
@@ -204,20 +214,21 @@ def backward_layers(micro: Dataflow, forward: dict[int, int], layers: int) -> di
     """Layers of the ops of @microbatch that are not forward."""
     presence = _forward_presence(micro, forward)
     known: dict[int, int] = {}
-    free: list[int] = []
-    for o in range(len(micro.ops)):
-        if o in forward:
+    free: list[tuple[int, ...]] = []
+    for unit in micro.units:
+        if unit[0] in forward:
             continue
-        behind = [known[p] for p in micro.producers(o) if p in known]
-        ahead = [presence[v] for v in micro.operands[o] if presence.get(v)]
+        behind = [known[p] for o in unit for p in micro.producers(o) if p in known]
+        ahead = [presence[v] for o in unit for v in micro.operands[o] if presence.get(v)]
         layer = _settle(min(behind, default=layers - 1), ahead)
         anchored = bool(behind) or any(places[0] <= layer for places in ahead)
         if anchored:
-            known[o] = layer
+            known.update(dict.fromkeys(unit, layer))
         else:
-            free.append(o)
-    for o in reversed(free):
-        known[o] = max((known[u] for u in micro.users(o) if u in known), default=layers - 1)
+            free.append(unit)
+    for unit in reversed(free):
+        layer = max((known[u] for o in unit for u in micro.users(o) if u in known), default=layers - 1)
+        known.update(dict.fromkeys(unit, layer))
     return known
 
 

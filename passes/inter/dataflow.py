@@ -19,6 +19,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.alpa import Binding, bindings
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import OpFactors, read_factors, shape_of
+from alpa_mlir.dialect.rounds import ENTER, LEAVE, Round, find_rounds, trips_by_op
 from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
 
 CONTRACTIONS = ("stablehlo.dot_general", "stablehlo.convolution", "stablehlo.dot")
@@ -47,7 +48,48 @@ class Dataflow:
     def flops(self) -> tuple[float, ...]:
         """Work of each op, and with it (see `heavy`) whether a layer boundary may stand before it."""
         factors = read_factors(self.function)
-        return tuple(work(op, factors) for op in self.ops)
+        trips = trips_by_op(self.ops, self._rounds)
+        return tuple(times * work(op, factors) for op, times in zip(self.ops, trips, strict=True))
+
+    @cached_property
+    def loops(self) -> tuple[tuple[int, ...], ...]:
+        """The ops of each loop that stands as one round (`dialect/rounds.py`), ascending."""
+        return tuple(found.ops for found in self._rounds)
+
+    @cached_property
+    def _rounds(self) -> list[Round]:
+        return find_rounds(self.ops)
+
+    @cached_property
+    def loop_of(self) -> dict[int, int]:
+        """For each op of a loop the number of the loop."""
+        return {o: n for n, ops in enumerate(self.loops) for o in ops}
+
+    @cached_property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """What cannot be torn apart: the ops of a loop, any other op by itself; each after what it depends on."""
+        if not self.loops:
+            return tuple((o,) for o in range(len(self.ops)))
+        done: set[int] = set()
+        found: list[tuple[int, ...]] = []
+        for op in range(len(self.ops)):
+            pending = [op]
+            while pending:
+                unit = self.unit_of(pending[-1])
+                if unit[0] in done:
+                    pending.pop()
+                    continue
+                before = {self.unit_of(p)[0] for o in unit for p in self.producers(o)} - done - {unit[0]} - {*pending}
+                pending += sorted(before)
+                if not before:
+                    done.update(unit)
+                    found.append(unit)
+        return tuple(found)
+
+    def unit_of(self, op: int) -> tuple[int, ...]:
+        """The ops of the unit of an op, ascending."""
+        loop = self.loop_of.get(op)
+        return (op,) if loop is None else self.loops[loop]
 
     @cached_property
     def heavy(self) -> tuple[bool, ...]:
@@ -72,7 +114,20 @@ class Dataflow:
             if op >= 0 and op not in seen and op not in known:
                 seen.add(op)
                 stack.extend(self.definition[v] for v in self.operands[op])
+                stack.extend(self.passed_on.get(op, ()))
         return seen
+
+    @cached_property
+    def passed_on(self) -> dict[int, tuple[int, ...]]:
+        """For each `alpa.loop_enter` the ops that say what the rounds pass on: who needs the one needs the other."""
+        found = {}
+        for o, op in enumerate(self.ops):
+            if op.name == ENTER:
+                leaves = [
+                    u for u in self.users(o) if self.ops[u].name == LEAVE and self.operands[u][0] in self.results[o]
+                ]
+                found[o] = tuple(leaves)
+        return found
 
 
 def read_dataflow(function: ir.Operation) -> Dataflow:

@@ -71,7 +71,17 @@ def forward_ops(micro: Dataflow, update: Dataflow, updates: dict[int, int]) -> s
             beyond = micro.slice_of([o.value], forward)
             if not beyond & counted:
                 forward |= beyond
+    _complete_loops(micro, forward)
     return forward if (counted & _live(micro)) - forward else set(range(len(micro.ops)))
+
+
+def _complete_loops(micro: Dataflow, forward: set[int]) -> None:
+    """A loop that stands as one round is forward as a whole: also what it makes for the backward pass alone."""
+    partly = [ops for ops in micro.loops if not forward.isdisjoint(ops) and not forward.issuperset(ops)]
+    while partly:
+        for ops in partly:
+            forward |= micro.slice_of([v for o in ops for v in micro.results[o]], forward)
+        partly = [ops for ops in micro.loops if not forward.isdisjoint(ops) and not forward.issuperset(ops)]
 
 
 def _live(micro: Dataflow) -> set[int]:

@@ -130,11 +130,19 @@ def _parts_of_nodes(sketch: Sketch, group: Sequence[int]) -> list[int]:
     """The part of each node; weight: backward ops that no op of another group of layers waits for."""
     program = sketch.program
     awaited: set[int] = set()
-    for op in reversed(program.ops):
-        if op.function == "microbatch":
-            for source in op.operands:
-                if source.op >= 0 and (op.number in awaited or group[program.ops[source.op].layer] != group[op.layer]):
-                    awaited.add(source.op)
+    before = -1
+    while before < len(awaited):
+        before = len(awaited)
+        for op in reversed(program.ops):
+            if op.function == "microbatch":
+                for source in op.operands:
+                    other = source.op >= 0 and group[program.ops[source.op].layer] != group[op.layer]
+                    if other or (source.op >= 0 and op.number in awaited):
+                        awaited.add(source.op)
+        # A loop that stands as one round stays together.
+        awaited.update(*(loop for loop in program.loops if not awaited.isdisjoint(loop)))
+        if not program.loops:
+            break
     found = []
     for node in sketch.nodes:
         if node.source.op < 0 or node.function not in OFTEN:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alpa_mlir.dialect.linear import is_linear
+from alpa_mlir.dialect.rounds import ENTER, LEAVE
 from alpa_mlir.passes.intra.program import OpRecord, Program, Source
 
 JOINS = ("stablehlo.add", "stablehlo.subtract")
@@ -39,7 +40,8 @@ def find_deferral(program: Program, ops: Sequence[OpRecord], feeders: Iterable[i
                 capable[op.number] = ()
             continue
         taken = tuple(k for k in range(op.captured) if _hands_on(program, op, op.operands[k], capable))
-        if taken and is_linear(op.op, frozenset(taken)):
+        # What rounds pass on stays of one kind.
+        if taken and op.op.name not in (ENTER, LEAVE) and is_linear(op.op, frozenset(taken)):
             capable[op.number] = taken
     wanted = {n for n in feeders if n in capable}
     for op in reversed(ops):

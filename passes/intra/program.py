@@ -75,6 +75,8 @@ class OpKind:
     result_types: tuple[TensorType, ...]
     traffic: Traffic
     """What the op moves through memory, among those that it is fused with."""
+    trips: int = 1
+    """How often it runs whenever its function does: in a loop that stands as one round more than once."""
 
     @cached_property
     def is_source(self) -> bool:
@@ -105,6 +107,8 @@ class OpRecord:
     stage: int
     kind: OpKind
     operands: tuple[Source, ...]
+    loop: int
+    """The number of the loop that it is in one round of (`dialect/rounds.py`), or -1."""
     op: ir.Operation = field(compare=False, repr=False)
 
     @property
@@ -203,11 +207,21 @@ class Program:
             found.pop(feed.slot, None) if anywhere else found.update({feed.slot: feed.source.op})
         return found
 
+    @cached_property
+    def loops(self) -> tuple[frozenset[int], ...]:
+        """The ops of each loop that stands as one round."""
+        found: dict[int, set[int]] = {}
+        for op in self.ops:
+            if op.loop >= 0:
+                found.setdefault(op.loop, set()).add(op.number)
+        return tuple(frozenset(ops) for ops in found.values())
+
     def kind_counts(self, times: Sequence[int]) -> dict[OpKind, int]:
         """How often ops of each kind run in a step, if those of layer k do `times[k]` times what the program says."""
         found: dict[OpKind, int] = {}
         for op in self.ops:
-            found[op.kind] = found.get(op.kind, 0) + self.weight(op.function) * times[max(0, op.layer)]
+            often = op.kind.trips * self.weight(op.function) * times[max(0, op.layer)]
+            found[op.kind] = found.get(op.kind, 0) + often
         return found
 
     def argument(self, slot: str) -> ir.BlockArgument | None:

@@ -12,6 +12,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.factors import OpFactors, read_factors, shape_of
+from alpa_mlir.dialect.rounds import find_rounds, trips_by_op
 from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
 from alpa_mlir.passes.costs.fusion import UNMOVED, FusedOp, FusedOps, Traffic, phased_traffic
 from alpa_mlir.passes.intra.program import (
@@ -64,7 +65,7 @@ def read_program(
 class _Reading(NamedTuple):
     """All of a program but the ops themselves: records of ops without them."""
 
-    ops: tuple[tuple[int, str, str, int, int, OpKind, tuple[Source, ...]], ...]
+    ops: tuple[tuple[int, str, str, int, int, OpKind, tuple[Source, ...], int], ...]
     slots: Mapping[str, Slot]
     feeds: tuple[Feed, ...]
     returned: tuple[str, ...]
@@ -114,11 +115,13 @@ class _Reader:
         self.whole_sums = whole_sums
         self.pinned = pinned
         self.batch_dims = batch_dims
-        self.ops: list[tuple[int, str, str, int, int, OpKind, tuple[Source, ...]]] = []
+        self.ops: list[tuple[int, str, str, int, int, OpKind, tuple[Source, ...], int]] = []
         self.slots: dict[str, Slot] = {}
         self.feeds: list[Feed] = []
         self.returned: list[str] = []
         self.results: list[Source] = []
+        self.loops = 0
+        """How many loops that stand as one round were read."""
         self.types: dict[ir.Type, TensorType] = {}
         self.kinds: dict[tuple[object, ...], OpKind] = {}
         self.read_kinds: dict[tuple[object, ...], OpKind] = {}
@@ -166,6 +169,13 @@ class _Reader:
         traffic = phased_traffic(fused, phases, [t.bytes for t in types], leaving, at_hand)
         for entry, phase, moved in zip(found, phases, traffic, strict=True):
             entry.phase, entry.traffic = phase, moved
+        loops = find_rounds(ops[:-1])
+        for entry, trips in zip(found, trips_by_op(ops[:-1], loops), strict=True):
+            entry.trips = trips
+        for loop in loops:
+            for n in loop.ops:
+                found[n].loop = self.loops
+            self.loops += 1
         return numbers, found
 
     def _arguments(self, name: str, function: ir.Operation, block: ir.Block, values: dict[ir.Value, Source]) -> None:
@@ -207,16 +217,16 @@ class _Reader:
         number, op = len(self.ops), entry.op
         read = tuple([sources[n] for n in entry.read])
         layer, stage = _number(op, alpa.LAYER), _number(op, alpa.STAGE)
-        self.ops.append((number, name, entry.phase, layer, stage, self._kind(entry), read))
+        self.ops.append((number, name, entry.phase, layer, stage, self._kind(entry), read, entry.loop))
         sources += [Source(number, i) for i in range(len(entry.given))]
 
     def _kind(self, entry: _Entry) -> OpKind:
         # Within a function, equal factors are one object, as equal types are: comparing identities is enough.
         types = (*map(id, entry.taken), None, *map(id, entry.given))
-        key = (id(entry.factors), entry.captured, *types, entry.traffic)
+        key = (id(entry.factors), entry.captured, *types, entry.traffic, entry.trips)
         found = self.read_kinds.get(key)
         if found is None:
-            whole = (entry.factors, entry.captured, entry.taken, entry.given, entry.traffic)
+            whole = (entry.factors, entry.captured, entry.taken, entry.given, entry.traffic, entry.trips)
             found = self.read_kinds[key] = self.kinds.setdefault(whole, OpKind(*whole))
         return found
 
@@ -245,6 +255,8 @@ class _Entry:
     given: tuple[TensorType, ...]
     phase: str = ""
     traffic: Traffic = UNMOVED
+    trips: int = 1
+    loop: int = -1
 
 
 def _binding(entry: Mapping[str, ir.Attribute], number: int) -> str:

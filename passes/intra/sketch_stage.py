@@ -12,12 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alpa_mlir.dialect.rounds import LEAVE, STACK
 from alpa_mlir.passes.costs.memory import Lifetime, Moments
 from alpa_mlir.passes.intra.copies import Copy, copies_of
 from alpa_mlir.passes.intra.deferral import find_deferral
 from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, TensorType
 from alpa_mlir.passes.intra.restrictions import Restrictions
 from alpa_mlir.passes.intra.sketch import CopyRecipe, OpRecipe, Recipe, Sketch, SketchEdge, SketchNode, ValueRecipe
+
+TIED = 1000
+"""How often a value that rounds of a loop pass on would be resharded if it came in otherwise than it leaves, which no
+loop can do: so often that it is never worth it."""
 
 
 def sketch_stage(
@@ -80,6 +85,8 @@ class _Builder:
         self.first = {(op.function, op.phase): op.number for op in reversed(self.included)}
         self.recipes: dict[Recipe, int] = {}
         self.nodes: list[SketchNode] = []
+        self.trips: list[int] = []
+        """How often a node's value is made whenever its function runs."""
         self.ends: list[tuple[int, int]] = []
         self.edge_kinds: dict[SketchEdge, int] = {}
         self.kinds: list[int] = []
@@ -119,28 +126,33 @@ class _Builder:
     def _recipe(self, recipe: Recipe) -> int:
         return self.recipes.setdefault(recipe, len(self.recipes))
 
-    def _add(self, node: SketchNode) -> int:
+    def _add(self, node: SketchNode, trips: int = 1) -> int:
         self.nodes.append(node)
+        self.trips.append(trips)
         self.users.append([])
         return len(self.nodes) - 1
 
-    def _edge(self, producer: tuple[int, int], consumer: tuple[int, int], size: float, function: str) -> None:
-        """Result of a node -> operand of a node, each as (node, number)."""
+    def _edge(
+        self, producer: tuple[int, int], consumer: tuple[int, int], size: float, function: str, times: int = 1
+    ) -> None:
+        """Result of a node -> operand of a node, each as (node, number); `times`: see `TIED`."""
         (u, result), (v, operand) = producer, consumer
-        key = (self.nodes[u].recipe, result, self.nodes[v].recipe, operand, size, function)
+        key = (self.nodes[u].recipe, result, self.nodes[v].recipe, operand, size, function, times)
         kind = self.known.get(key)
         if kind is None:
-            edge = SketchEdge(*key[:5], self.program.weight(function), function)
+            edge = SketchEdge(*key[:5], self.program.weight(function) * self.trips[u] * times, function)
             kind = self.known[key] = self.edge_kinds.setdefault(edge, len(self.edge_kinds))
         self.ends.append((u, v))
         self.kinds.append(kind)
 
     def _op(self, op: OpRecord) -> None:
         recipe = self._of_op(op)
-        weight = self.program.weight(op.function)
+        weight = self.program.weight(op.function) * op.kind.trips
         types = op.kind.operand_types
         producers = [self._producer(s, t) for s, t in zip(op.operands, types, strict=True)]
-        number = self.ops[op.number] = self._add(SketchNode(recipe, weight, Source(op.number, 0), op.function))
+        number = self.ops[op.number] = self._add(
+            SketchNode(recipe, weight, Source(op.number, 0), op.function), op.kind.trips
+        )
         for k, (producer, kind) in enumerate(zip(producers, types, strict=True)):
             if producer is None:
                 continue
@@ -149,7 +161,10 @@ class _Builder:
                 producer = self._copy(copy, producer), 0
                 holder = holder if depth else producer[0]
             self.users[holder].append(op)
-            self._edge(producer, (number, k), kind.bytes, op.function)
+            tied = TIED if k == 0 and op.op.name == LEAVE else 1
+            self._edge(producer, (number, k), kind.bytes, op.function, tied)
+            if tied > 1:
+                self._edge((number, 0), (producer[0], 0), kind.bytes, op.function, tied)
 
     def _of_op(self, op: OpRecord) -> int:
         unended, carried = op.number in self.deferral.unended, self.deferral.carried.get(op.number, ())
@@ -205,7 +220,9 @@ class _Builder:
             kind = self.program.ops[copy.op].kind.result_types[copy.index]
             maker = self.nodes[node]
             recipe = self._recipe(CopyRecipe(kind, maker.recipe, result))
-            number = self.copies[copy] = self._add(SketchNode(recipe, maker.weight, maker.source, maker.function))
+            number = self.copies[copy] = self._add(
+                SketchNode(recipe, maker.weight, maker.source, maker.function), self.trips[node]
+            )
             self._edge(origin, (number, 0), kind.bytes, maker.function)
             if node in self.made:
                 self.unheld.add(number)
@@ -243,7 +260,7 @@ class _Builder:
 
     def lifetimes(self, in_flight: int) -> list[Lifetime]:
         """When each op's and each arriving value is alive (rules M2 to M6)."""
-        self.reach = self._reaches()
+        self._find_reaches()
         found = []
         for number, node in enumerate(self.nodes):
             if (node.incoming or not node.source.slot) and number not in self.unheld:
@@ -260,7 +277,8 @@ class _Builder:
         if first is None or (not node.incoming and self._is_fused_away(first, users, number)):
             return None
         here = [u for u in users if u.function == first.function]
-        reach = [self.reach[u.number] for u in here]
+        loop = maker.loop if maker is not None else -1
+        reach = [self._reach_of(u, loop) for u in here]
         phases = {phase for r in reach for phase in r.phases} | ({maker.phase} if maker is not None else set())
         kept = in_flight - 1 if "forward" in phases and "backward" in phases else 0
         if number in self.leaving and first.function == "microbatch":
@@ -270,21 +288,31 @@ class _Builder:
             last = self.last[first.function]
         else:
             last = max([first.number, *[r.last for r in reach]])
-        return Lifetime(number, first.function, first.number, last, kept)
+        begin = first.number
+        if maker is not None and maker.op.name == STACK:
+            begin = min(self.program.loops[maker.loop]) if maker.loop >= 0 else begin
+        return Lifetime(number, first.function, begin, last, kept)
 
-    def _reaches(self) -> dict[int, _Reach]:
+    def _reach_of(self, user: OpRecord, loop: int) -> _Reach:
+        """Up to when an op needs what is made in a loop (-1: in none): what is made before one is read in its every
+        round."""
+        found = self.reach[user.number]
+        if user.loop < 0 or user.loop == loop:
+            return found
+        return _Reach(max(found.last, max(self.program.loops[user.loop])), found.phases)
+
+    def _find_reaches(self) -> None:
         """Up to when each included op reads what it reads: as long as what it computes in registers is needed."""
-        found: dict[int, _Reach] = {}
+        found = self.reach
         for op in reversed(self.included):
             number = self.ops[op.number]
             last, phases = op.number, {op.phase}
             if self._is_in_registers(op, number):
                 for user in self.users[number]:
                     if user.function == op.function:
-                        last = max(last, found[user.number].last)
+                        last = max(last, self._reach_of(user, op.loop).last)
                         phases |= found[user.number].phases
             found[op.number] = _Reach(last, frozenset(phases))
-        return found
 
     def _is_in_registers(self, op: OpRecord, number: int) -> bool:
         """Whether the op's results are computed where they are needed (T1), so that nothing holds them."""

@@ -116,8 +116,15 @@ def _awaited(program: Program, inside: Callable[[OpRecord], bool]) -> set[int]:
     found: set[int] = set()
     own = [op.number for op in program.ops if inside(op)]
     numbers = set(own)
-    for number in reversed(own):
-        readers = [r for r in program.users[number] if program.ops[r].function == "microbatch"]
-        if any(r in found or r not in numbers for r in readers):
-            found.add(number)
+    before = -1
+    while before < len(found):
+        before = len(found)
+        for number in reversed(own):
+            readers = [r for r in program.users[number] if program.ops[r].function == "microbatch"]
+            if any(r in found or r not in numbers for r in readers):
+                found.add(number)
+        # A loop that stands as one round stays together.
+        found |= {n for loop in program.loops if not found.isdisjoint(loop) for n in loop & numbers}
+        if not program.loops:
+            break
     return found

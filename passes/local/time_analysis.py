@@ -23,6 +23,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.factors import FIXED, PASS, OpFactors, added_once, read_factors
+from alpa_mlir.dialect.rounds import ENTER, LEAVE
 from alpa_mlir.passes.local import time_regions
 from alpa_mlir.passes.local.time_linear import unsplit_result
 from alpa_mlir.passes.local.time_states import (
@@ -32,6 +33,7 @@ from alpa_mlir.passes.local.time_states import (
     ZERO,
     Place,
     State,
+    join,
     locate,
     partial,
     standing,
@@ -85,6 +87,8 @@ class TimeAnalysis:
         self.statistics: dict[ir.Value, State] = {}
         self.entered: dict[int, None] = {}
         self.changed: dict[ir.Value, None] = {}
+        self.passed_on: dict[ir.Value, State] = {}
+        """By what comes into the rounds of a loop (`dialect/rounds.py`): what it is because of the rounds before."""
         self.depth = 0
         self.at = -1
 
@@ -139,7 +143,13 @@ class TimeAnalysis:
                 self.set(result, self.state(value), self.stateful.get(value, False))
             return
         states = [self.state(v) for v in values]
-        if op.name in time_regions.REGIONS:
+        if op.name == LEAVE:
+            self._pass_on(op)
+            states[0] = self.state(values[0])
+        if op.name == ENTER and op.results[0] in self.passed_on:
+            self._take(op, self.passed_on[op.results[0]])
+            results = [self.passed_on[op.results[0]]]
+        elif op.name in time_regions.REGIONS:
             results = time_regions.visit(self, op, values, states)
         elif any(s.is_split for s in states):
             results = self._split(op, values, states)
@@ -148,6 +158,28 @@ class TimeAnalysis:
             results = [self._unsplit(op, values, states)] * len(op.results)
         for result, state in zip(op.results, results, strict=True):
             self.set(result, state, stateful)
+
+    def _pass_on(self, op: ir.Operation) -> None:
+        """Let a value that a loop's rounds pass on come into them as it leaves them, and look at the loop again."""
+        enters, following = op.operands
+        joined = join(self.state(enters), self.state(following))
+        if joined is None:
+            raise Mixes("what this loop over layers passes on mixes examples of different microbatches", op.location)
+        if joined != self.state(enters):
+            self.passed_on[enters] = joined
+            self.set(enters, joined, self.stateful[enters] or self.stateful[following])
+            first = next(n for n, other in enumerate(self.ops) if op_id(other) == op_id(enters.owner))
+            self._take(self.ops[first], joined)
+            raise Rewind(first + 1)
+
+    def _take(self, op: ir.Operation, state: State) -> None:
+        """Record where the axis lies in a `loop_enter` whose later rounds make it `state`."""
+        self.places.pop(op_id(op), None)
+        if state.is_split:
+            factors = self.factors[op_id(op)]
+            place = locate(factors.results[0][state.dim], factors.sizes, state.outer, self.parts)
+            if place is not None:
+                self.places[op_id(op)] = place
 
     def _unsplit(self, op: ir.Operation, values: Sequence[ir.Value], states: Sequence[State]) -> State:
         """No operand is split: linear ops keep sums partial, others finish them."""

@@ -20,7 +20,9 @@ from math import prod
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
+from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.dialect.rounds import ENDS, find_rounds
 from alpa_mlir.passes.local.time_analysis import TimeAnalysis, inputs
 from alpa_mlir.passes.local.time_demand import BARRIER
 
@@ -36,6 +38,8 @@ class _Uses:
     free: list[Node] = field(default_factory=list)
     finished: bool = False
     local: bool = False
+    whole: bool = False
+    """Whether it cannot be added up: it is of one round of a loop."""
 
 
 def accumulated(analysis: TimeAnalysis, results: Sequence[ir.Value], beforehand: dict[ir.Value, None]) -> set[ir.Value]:
@@ -45,6 +49,7 @@ def accumulated(analysis: TimeAnalysis, results: Sequence[ir.Value], beforehand:
     Membership is all that may be asked of the returned set (its order means nothing).
     """
     graph = _collect(analysis, results, beforehand)
+    _keep_loops(analysis, graph)
     side = _microbatch_side(graph)
     return {v for v, uses in graph.items() if uses.node is None or uses.node in side}
 
@@ -69,6 +74,23 @@ def _collect(
         if value in graph:
             graph[value].finished = False
     return graph
+
+
+def _keep_loops(analysis: TimeAnalysis, graph: dict[ir.Value, _Uses]) -> None:
+    """Let nothing be added up that is of one round of a loop: the loop stays on one side (`dialect/rounds.py`)."""
+    ops = analysis.ops[:-1]
+    for loop in find_rounds(ops):
+        for op in (ops[n] for n in loop.ops if ops[n].name not in ENDS):
+            for value in op.results:
+                uses = graph.get(value)
+                if uses is not None and uses.finished:
+                    raise CompileError(
+                        f"each round of a loop over layers needs what all microbatches make of this {op.name}: "
+                        "use one microbatch, or unroll-layers=0",
+                        op.location,
+                    )
+                if uses is not None:
+                    uses.whole = True
 
 
 def _enter(
@@ -126,7 +148,7 @@ def _flow(graph: dict[ir.Value, _Uses]) -> list[_Edge]:
         if uses.node is None and not uses.free:
             continue
         maker, node = SOURCE if uses.node is None else uses.node, first + i
-        flow.append((node, maker, _price(value)))
+        flow.append((node, maker, None if uses.whole else _price(value)))
         if uses.finished:
             flow.append((SINK, node, None))
         if uses.local and maker != SOURCE:
