@@ -33,6 +33,7 @@ from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.roles import ALIAS, DONOR, assign_roles
 from alpa_mlir.passes.simplify import simplify
 from alpa_mlir.passes.splat import CONSTANT, dense_value
+from alpa_mlir.passes.strip_mine import GROUPS
 from alpa_mlir.passes.tuples import take_tuples_apart
 from alpa_mlir.passes.unroll import UNROLL, UNROLL_LAYERS, unroll_loops
 from alpa_mlir.passes.unsupported import refuse_hidden_state, remove_unsupported
@@ -85,6 +86,7 @@ class Normalize(Pass):
         UNROLL_LAYERS,
         "a loop over more layers than this is planned as loops over groups of them, each in one stage; 0: none is",
     )
+    groups: int = option(GROUPS, "most groups that these layers are put into: the largest number that divides them")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         """Rewrite `module` in place."""
@@ -106,7 +108,7 @@ class Normalize(Pass):
         _upstream(module, _CLEAN)
         simplify(main)
         _upstream(module, _CLEAN)
-        if unroll_loops(main, self.unroll, self.unroll_layers, remarks):
+        if unroll_loops(main, self.unroll, self.unroll_layers, self.groups, remarks):
             simplify(main)
             _upstream(module, _CLEAN)
         split_constants(main)

@@ -23,6 +23,8 @@ PARTITIONERS = ("local", "xla")
 LARGE, STAGES = 16, 8
 """Clusters of at least LARGE nodes are expected to get STAGES stages or more, where no number is given: layers are made
 for so many, and interleaved stages may have the meshes only of other stages found."""
+FEW = 16
+"""On so few devices layers that are too many to be unrolled need no more groups: planning takes half the time."""
 EXPLAINED = 20
 """How many decisions of a stage are explained at most."""
 
@@ -73,6 +75,8 @@ def normalize(options: PlanOptions) -> str:
     unroll = {} if options.unroll == UNROLL else {"unroll": str(options.unroll)}
     if options.unroll_layers != UNROLL_LAYERS:
         unroll["unroll_layers"] = str(options.unroll_layers)
+    if options.cluster.device_count <= FEW and max(options.layers, 2 * options.stages) <= FEW:
+        unroll["groups"] = str(FEW)
     return _text("alpa-normalize", **roles, **unroll)
 
 

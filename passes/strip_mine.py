@@ -19,15 +19,16 @@ from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.passes.counting import evaluated, scalars
 from alpa_mlir.passes.splat import splat_of
 
-FEWEST, MOST = 4, 32
-"""Into how many groups layers are put."""
+FEWEST = 4
+GROUPS = 32
+"""Into how many groups layers are put: at least, and at most unless the caller says otherwise."""
 
 DYNAMIC_SLICE, UPDATE_SLICE = "stablehlo.dynamic_slice", "stablehlo.dynamic_update_slice"
 
 
-def groups_of(layers: int) -> int:
-    """Into how many equal groups so many layers are put; 0: none fits."""
-    return max((g for g in range(FEWEST, MOST + 1) if layers % g == 0 and g < layers), default=0)
+def groups_of(layers: int, most: int = GROUPS) -> int:
+    """Into how many equal groups so many layers are put, at most `most`; 0: none fits."""
+    return max((g for g in range(FEWEST, most + 1) if layers % g == 0 and g < layers), default=0)
 
 
 @dataclass

@@ -290,7 +290,7 @@ def test_prices_are_those_of_the_unrolled_program() -> None:
 
 
 def test_no_groups_are_made_of_few_or_indivisible_layers() -> None:
-    assert groups_of(126) == 21 and groups_of(1024) == 32 and groups_of(80) == 20
+    assert groups_of(126) == 21 and groups_of(1024) == 32 and groups_of(80) == 20 and groups_of(126, 16) == 14
     assert groups_of(127) == 0
     module = normal(STEPS["scanned"], unroll=LAYERS)
     assert names_in(module).isdisjoint(rounds.MARKS) and "stablehlo.while" not in names_in(module)
