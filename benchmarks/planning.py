@@ -84,7 +84,7 @@ INTRA = (
     Case("llama8b-8x8", "llama --size 8B --batch 64 --sequence 2048", "dgx-h100", 8, 15, "8x8"),
 )
 LARGE = (
-    Case("gpt39b-64", "gpt --size 39B --sums float16", "p3.16xlarge", 8, 60, words="--layers 16"),
+    Case("gpt39b-64", "gpt --size 39B --sums float16", "p3.16xlarge", 8, 60),
     Case("moe70b-64", f"moe --size 70B --batch 1024 {HALF}", "p3.16xlarge", 8, 90, words="--layers 16"),
     Case(
         "wrn13b-64",

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.plan import stage_entries
+from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.cluster import Cluster
+from alpa_mlir.passes.inter.dataflow import value_bytes
 from alpa_mlir.passes.inter.meshes import MESH_AXES
 from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD
 from alpa_mlir.passes.settings import AUTO, NONE, PARTLY, SIMPLE, Setting
@@ -25,6 +28,8 @@ LARGE, STAGES = 16, 8
 for so many, and interleaved stages may have the meshes only of other stages found."""
 FEW = 16
 """On so few devices layers that are too many to be unrolled need no more groups: planning takes half the time."""
+TIGHT = 0.5
+"""The part of all devices' memory beyond which the program's state makes memory tight."""
 EXPLAINED = 20
 """How many decisions of a stage are explained at most."""
 
@@ -85,10 +90,32 @@ def unstack(options: PlanOptions) -> list[str]:
     return ["alpa-unstack"] if options.unstack else []
 
 
-def until_layers(options: PlanOptions, normal: ir.Module, setting: Setting) -> list[str]:
-    """The passes from level 1 to level 3."""
-    stages = len(stage_entries(normal)) if alpa.STAGES in normal.operation.attributes else 0
-    expected = options.stages or stages or (STAGES if options.cluster.nodes >= LARGE else 0)
+def expected_stages(options: PlanOptions, normal: ir.Module) -> int:
+    """The number of stages to make layers for, read from the whole level-1 program; 0: not known.
+
+    The user's number where there is one. Else STAGES on clusters of LARGE nodes, and where the program's state is more
+    than TIGHT of the bytes of memory of all devices together: what it leaves, even split over all of them, is not
+    enough for gradients, their sums and the values of many microbatches. Layers run again as a whole, and stages are
+    cut between layers, so smaller layers let memory be used to the end there. Elsewhere they seldom help.
+    """
+    given = len(stage_entries(normal)) if alpa.STAGES in normal.operation.attributes else 0
+    if options.stages or given:
+        return options.stages or given
+    cluster = options.cluster
+    memory = sum(float(part.memory) * part.device_count for part in cluster.parts)
+    return STAGES if cluster.nodes >= LARGE or _state_bytes(normal) > TIGHT * memory else 0
+
+
+def _state_bytes(normal: ir.Module) -> float:
+    """Bytes of the whole state of a level-1 program: parameters, their master copies, the optimizer's moments."""
+    main = functions(normal)["main"]
+    of_state = ir.StringAttr.get("state", normal.context)
+    arguments = zip(main.regions[0].blocks[0].arguments, argument_attributes(main), strict=True)
+    return float(sum(value_bytes(a) for a, entry in arguments if entry.get(alpa.ROLE) == of_state))
+
+
+def until_layers(options: PlanOptions, expected: int, setting: Setting) -> list[str]:
+    """The passes from level 1 to level 3, where `expected` stages are (0: not known)."""
     allowed = options.allow_per_microbatch_statistics
     return [
         _text("alpa-microbatch", count=setting.microbatches, allow_per_microbatch_statistics=allowed),

@@ -28,7 +28,7 @@ from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.joint import JointChoice
 from alpa_mlir.passes.number_list import number_text
 from alpa_mlir.passes.pipeline import run_pipeline, verify
-from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, until_layers, until_stages
+from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, expected_stages, until_layers, until_stages
 from alpa_mlir.passes.settings import FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes
 
 EARLY = ("alpa-microbatch", "alpa-layers")
@@ -56,6 +56,8 @@ class Road:
     asked for yet."""
     folds: bool = True
     """Whether settings may be compared on a folded program, as far as known."""
+    expected: int = 0
+    """The number of stages that layers are made for; 0: not known."""
     rough: bool = False
     """Whether settings are compared before the stages of the best are priced exactly."""
     chosen: dict[str, None] = field(default_factory=dict)
@@ -132,6 +134,7 @@ class Road:
             stages=stages,
         )
         self.rough = len(counts) > 1
+        self.expected = expected_stages(options, normal)
         self.folds = self.stop_after not in EARLY
         closer = (lambda setting: self.attempt(normal, setting, exact=True)) if self.rough else None
         return JointChoice(wishes, lambda setting: self.attempt(normal, setting), closer)
@@ -236,7 +239,7 @@ class Road:
             del self.layered[old]
         error: CompileError | None = None
         try:
-            self.run(module, until_layers(self.options, normal, setting), remarks)
+            self.run(module, until_layers(self.options, self.expected, setting), remarks)
         except NotFoldable:
             raise
         except CompileError as found:

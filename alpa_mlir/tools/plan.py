@@ -193,7 +193,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         default=MESH_AXES,
         help=f"search logical meshes of at most 1, 2 or 3 axes (default: {MESH_AXES}; 3 takes several times as long)",
     )
-    add("--layers", metavar="L|auto", type=_count, default=0, help="layers that stages are made of (default: auto)")
+    add("--layers", metavar="L|auto", type=_count, default=0, help="layers to cut stages from (default: auto)")
     add(
         "--schedule",
         metavar="KIND",
