@@ -179,10 +179,12 @@ class _Loop:
         """A value as the body sees it, at the current insertion point."""
         if value in self.local or not self._is_outside(value):
             return self.local.get(value, value)
-        copy = value.owner.operation.clone()
-        for n, operand in enumerate(copy.operation.operands):
-            copy.operation.operands[n] = self._see(operand)
-        self.local[value] = copy.operation.results[0]
+        maker = value.owner.operation
+        operands = [self._see(v) for v in maker.operands]
+        copy = maker.clone().operation
+        for n, operand in enumerate(operands):
+            copy.operands[n] = operand
+        self.local[value] = copy.results[0]
         return self.local[value]
 
     def _write_body(self, body: ir.Block, number: ir.Value) -> None:

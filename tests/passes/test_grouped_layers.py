@@ -303,3 +303,23 @@ def test_a_round_that_is_used_behind_its_loop_is_refused() -> None:
     }"""
     with pytest.raises(CompileError, match="belongs to one round of a loop"):
         run_pipeline(parse_module(text, make_context()), "alpa-roll", [])
+
+
+def test_what_is_made_of_constants_is_made_in_each_round() -> None:
+    """It would lie in memory for as long as the loop runs."""
+    text = """func.func @main(%a: tensor<2x4xf32>, %b: tensor<4xf32>) -> tensor<2x4xf32> {
+      %s = stablehlo.iota dim = 0 : tensor<1xf32>
+      %r = stablehlo.reshape %s : (tensor<1xf32>) -> tensor<f32>
+      %t = stablehlo.broadcast_in_dim %r, dims = [] : (tensor<f32>) -> tensor<4xf32>
+      %0 = "alpa.loop_slice"(%a) {alpa.trips = 2 : i64} : (tensor<2x4xf32>) -> tensor<4xf32>
+      %1 = stablehlo.add %0, %t : tensor<4xf32>
+      %2 = stablehlo.multiply %1, %b : tensor<4xf32>
+      %3 = "alpa.loop_stack"(%2) {alpa.trips = 2 : i64, alpa.reversed} : (tensor<4xf32>) -> tensor<2x4xf32>
+      return %3 : tensor<2x4xf32>
+    }"""
+    module = parse_module(text, make_context())
+    run_pipeline(module, "alpa-roll", [])
+    loop = next(op for op in alpa.walk(functions(module)["main"]) if op.name == "stablehlo.while")
+    assert len(loop.operands) == 4  # the number of the round, the stack that is made, the one that is read, %b
+    a, b = np.arange(8, dtype=np.float32).reshape(2, 4), np.float32([1, 2, 3, 4])
+    np.testing.assert_array_equal(run_all([module], [[a, b]])[0][0], (a * b)[::-1])
