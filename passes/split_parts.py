@@ -207,11 +207,16 @@ def classify(part: Part, wanted: Iterable[int]) -> None:
     needed = {part.returns[k] for k in wanted}
     part.live = [False] * len(part.ops)
     loops = _passed_on(part)
-    for i in reversed(range(len(part.ops))):
-        if any(r in needed for r in part.ops[i].results):
-            part.live[i] = True
-            needed.update(part.inputs(i))
-            needed.update(loops.get(i, ()))
+    before = -1
+    while before < len(needed):
+        before = len(needed)
+        for i in reversed(range(len(part.ops))):
+            if not part.live[i] and any(r in needed for r in part.ops[i].results):
+                part.live[i] = True
+                needed.update(part.inputs(i))
+                needed.update(loops.get(i, ()))
+        if not loops:
+            break
 
 
 def _passed_on(part: Part) -> dict[int, list[ir.Value]]:

@@ -254,7 +254,7 @@ def _forward_presence(micro: Dataflow, forward: dict[int, int]) -> dict[int, lis
     presence: dict[int, list[int]] = {}
     for o in sorted(forward):
         for v in micro.results[o]:
-            bound[v] = any(bound.get(i, False) for i in micro.operands[o])
+            bound[v] = o in micro.loop_of or any(bound.get(i, False) for i in micro.operands[o])
     for v, is_bound in bound.items():
         if is_bound:
             defined = [forward[micro.definition[v]]] if micro.definition[v] in forward else []
@@ -270,13 +270,15 @@ def update_layers(update: Dataflow, sums: dict[Binding, int]) -> Layers:
     """Layers of the ops of @update; `sums` says in which layer each sum or stack is produced."""
     at: dict[int, int] = {v: sums[b] for v, b in enumerate(update.arguments) if b in sums}
     known: dict[int, int] = {}
-    for o in range(len(update.ops)):
-        layered = [(update.nbytes[v], -at[v]) for v in update.operands[o] if v in at]
-        read = sum(update.nbytes[v] for v in update.operands[o])
-        made = sum(update.nbytes[v] for v in update.results[o])
-        if layered and made <= WIDER * read:
-            known[o] = -max(layered)[1]
-            at.update(dict.fromkeys(update.results[o], known[o]))
+    for unit in update.units:
+        own = {v for o in unit for v in update.results[o]}
+        taken = [v for o in unit for v in update.operands[o] if v not in own]
+        given = [v for v in own if len(unit) == 1 or not {*unit}.issuperset(update.uses[v])]
+        layered = [(update.nbytes[v], -at[v]) for v in taken if v in at]
+        if layered and sum(update.nbytes[v] for v in given) <= WIDER * sum(update.nbytes[v] for v in taken):
+            layer = -max(layered)[1]
+            known.update(dict.fromkeys(unit, layer))
+            at.update(dict.fromkeys(own, layer))
     return _at_lowest_user(update, known, {})
 
 
@@ -290,8 +292,9 @@ def prologue_layers(prologue: Dataflow, needed: dict[Binding, int]) -> Layers:
 
 
 def _at_lowest_user(flow: Dataflow, known: dict[int, int], returned: dict[int, int]) -> Layers:
-    for o in range(len(flow.ops) - 1, -1, -1):
-        if o not in known:
-            users = [known[u] for u in flow.users(o) if u in known]
-            known[o] = min([*users, *(returned[v] for v in flow.results[o] if v in returned)], default=0)
+    for unit in reversed(flow.units):
+        if unit[0] not in known:
+            users = [known[u] for o in unit for u in flow.users(o) if u in known]
+            users += [returned[v] for o in unit for v in flow.results[o] if v in returned]
+            known.update(dict.fromkeys(unit, min(users, default=0)))
     return [known[o] for o in range(len(flow.ops))]

@@ -6,6 +6,8 @@ A value that is used in several stages is transferred.  Two kinds are worth more
 * in `@update`, what depends on arguments of `@main` alone and is small (bias corrections from the
   step count: otherwise each stage's update would wait for the first one's), and what only enlarges a value
   (the broadcast of a clipping factor: the factor travels, not the broadcast).
+
+A loop that stands as one round (`dialect/rounds.py`) is made once: an op of it says nothing without the others.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def _without_arguments(flow: Dataflow) -> list[bool]:
     bound = [d < 0 for d in flow.definition]
     for o in range(len(flow.ops)):
         for v in flow.results[o]:
-            bound[v] = any(bound[i] for i in flow.operands[o])
+            bound[v] = o in flow.loop_of or any(bound[i] for i in flow.operands[o])
     return [all(not bound[v] for v in flow.results[o]) for o in range(len(flow.ops))]
 
 
@@ -54,10 +56,11 @@ def _cheap_in_update(flow: Dataflow) -> list[bool]:
     for o, op in enumerate(flow.ops):
         made = sum(flow.nbytes[v] for v in flow.results[o])
         read = sum(flow.nbytes[v] for v in flow.operands[o])
-        alone = all(early[v] for v in flow.operands[o])
+        looped = o in flow.loop_of
+        alone = not looped and all(early[v] for v in flow.operands[o])
         for v in flow.results[o]:
             early[v] = alone
-        cheap.append((alone and made <= SMALL and read <= SMALL) or (made > read and not op.regions))
+        cheap.append(not looped and ((alone and made <= SMALL and read <= SMALL) or (made > read and not op.regions)))
     return cheap
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 
 from jaxlib.mlir import ir
@@ -49,8 +50,8 @@ def accumulated(analysis: TimeAnalysis, results: Sequence[ir.Value], beforehand:
     Membership is all that may be asked of the returned set (its order means nothing).
     """
     graph = _collect(analysis, results, beforehand)
-    _keep_loops(analysis, graph)
-    side = _microbatch_side(graph)
+    tied = _keep_loops(analysis, graph)
+    side = _microbatch_side(graph, tied)
     return {v for v, uses in graph.items() if uses.node is None or uses.node in side}
 
 
@@ -76,21 +77,36 @@ def _collect(
     return graph
 
 
-def _keep_loops(analysis: TimeAnalysis, graph: dict[ir.Value, _Uses]) -> None:
-    """Let nothing be added up that is of one round of a loop: the loop stays on one side (`dialect/rounds.py`)."""
+def _keep_loops(analysis: TimeAnalysis, graph: dict[ir.Value, _Uses]) -> list[list[Node]]:
+    """Let nothing be added up that is of one round of a loop (`dialect/rounds.py`): the loop stays on one side.
+
+    The free ops of each loop, which belong together. CompileError where a loop needs both sides.
+    """
     ops = analysis.ops[:-1]
+    tied = []
     for loop in find_rounds(ops):
-        for op in (ops[n] for n in loop.ops if ops[n].name not in ENDS):
+        nodes: list[Node] = []
+        awaits: ir.Operation | None = None
+        local = False
+        for op in (ops[n] for n in loop.ops):
+            local |= op_id(op) in analysis.places or op_id(op) in analysis.entered
             for value in op.results:
                 uses = graph.get(value)
-                if uses is not None and uses.finished:
-                    raise CompileError(
-                        f"each round of a loop over layers needs what all microbatches make of this {op.name}: "
-                        "use one microbatch, or unroll-layers=0",
-                        op.location,
-                    )
-                if uses is not None:
+                if uses is None:
+                    continue
+                nodes += [uses.node] if uses.node is not None else []
+                if op.name not in ENDS:
                     uses.whole = True
+                    awaits = op if uses.finished and awaits is None else awaits
+                    local |= uses.local
+        if awaits is not None and local:
+            raise CompileError(
+                f"each round of a loop over layers needs what all microbatches make of this {awaits.name}: "
+                "use one microbatch, or unroll-layers=0",
+                awaits.location,
+            )
+        tied.append(nodes)
+    return tied
 
 
 def _enter(
@@ -118,12 +134,13 @@ def _enter(
         graph[value] = _Uses(None if pinned or statistic else name)
 
 
-def _microbatch_side(graph: dict[ir.Value, _Uses]) -> set[Node]:
+def _microbatch_side(graph: dict[ir.Value, _Uses], tied: Sequence[Sequence[Node]]) -> set[Node]:
     """The free ops that stay with the microbatches: the smallest source side of all minimum cuts.
 
     Parts of the graph that only the ends join are cut one by one, equal ones (those of equal layers) once.
     """
     flow = _flow(graph)
+    flow += [edge for nodes in tied for a, b in pairwise(nodes) for edge in ((a, b, None), (b, a, None))]
     known: dict[tuple[_Edge, ...], list[int]] = {}
     side: set[Node] = set()
     for part in _parts(flow):

@@ -91,21 +91,27 @@ class BlockDemand:
     def process(self, entering: Sequence[Form] = ()) -> None:
         """Walk backwards over the block and ask for operands; arguments come in the forms `entering`, else LOCAL."""
         passed_on = self._passed_on()
-        for op in reversed(self.ops):
+        position = len(self.ops) - 1
+        while position >= 0:
+            op = self.ops[position]
+            position -= 1
             if any(r in self.forms for r in op.results):
                 self._serve_all(op)
-                for value in passed_on.get(op_id(op), ()):
+                for place in passed_on.get(op_id(op), ()):
+                    value = self.ops[place].results[0]
+                    if value not in self.forms:
+                        position = max(position, place)
                     self.ask(value, LOCAL)
         for i, argument in enumerate(self.block.arguments):
             for form in list(self.forms.get(argument, ())):
                 if form.is_split and form not in entering[i : i + 1] and not self.trial:
                     self._slice(argument, form)
 
-    def _passed_on(self) -> dict[int, list[ir.Value]]:
-        """By what ends a loop (`dialect/rounds.py`): what its rounds pass on, needed with it."""
-        found: dict[int, list[ir.Value]] = {}
+    def _passed_on(self) -> dict[int, list[int]]:
+        """By what ends a loop (`dialect/rounds.py`): the ops that say what its rounds pass on, needed with it."""
+        found: dict[int, list[int]] = {}
         for loop in find_rounds(self.ops[:-1]):
-            leaves = [self.ops[n].results[0] for n in loop.ops if self.ops[n].name == LEAVE]
+            leaves = [n for n in loop.ops if self.ops[n].name == LEAVE]
             found.update({op_id(self.ops[n]): leaves for n in loop.ops if self.ops[n].name in ENDS})
         return found
 
