@@ -216,16 +216,20 @@ class Forecasts:
         known = [played / said for _, said, played in self._known(flying) if self.wishes.stages and said]
         return min([1.0, *known])
 
-    def _seen(self, setting: Setting) -> dict[int, Seen]:
-        """What attempts say of memory that are like a setting but for the number of microbatches, by that."""
-        return {
-            s.microbatches: Seen(attempt.ahead, not isinstance(attempt.error, DoesNotFit))
-            for s, attempt in self.attempts.items()
-            if s == replace(setting, microbatches=s.microbatches)
-        }
+    def _seen(self, setting: Setting, flying: str) -> dict[int, Seen]:
+        """What attempts under a schedule say of memory that are like a setting otherwise but for the number of
+        microbatches, by that: of stages that wait for transfers, to an eager schedule, as if they did not."""
+        found = dict[int, Seen]()
+        for s, attempt in self.attempts.items():
+            if s == replace(setting, microbatches=s.microbatches, flying=flying):
+                waits = setting.flying and not flying and 0.0 < attempt.eager < attempt.floor
+                part = attempt.eager / attempt.floor if waits else 1.0
+                ahead = tuple(part * seconds for seconds in attempt.ahead)
+                found[s.microbatches] = Seen(ahead, not isinstance(attempt.error, DoesNotFit))
+        return found
 
     def _within_memory(self, setting: Setting) -> float:
         """About the seconds of a step as far as memory makes it long; eager schedules need no less than others."""
         flying = ("", EAGER) if setting.flying else ("",)
-        seconds = max(within_memory(setting.microbatches, self._seen(replace(setting, flying=f))) for f in flying)
+        seconds = max(within_memory(setting.microbatches, self._seen(setting, f)) for f in flying)
         return seconds * self._shorter(setting.flying)
