@@ -22,7 +22,7 @@ from alpa_mlir.passes.strip_mine import groups_of, strip_mine
 LOOP = "stablehlo.while"
 UNROLL = 10_000
 """Most ops that a loop becomes unless the user says otherwise."""
-UNROLL_LAYERS = 64
+UNROLL_LAYERS = 128
 """Most layers that a loop is unrolled into."""
 MOST_LAYERS = 1 << 14
 """Most layers that are put into groups."""
