@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
+from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
 
 ENTER, LEAVE, SLICE, STACK, INDEX = (f"alpa.loop_{name}" for name in ("enter", "leave", "slice", "stack", "index"))
@@ -51,6 +52,29 @@ def mark(name: str, kind: ir.Type, operands: Sequence[ir.Value], trips: int, bac
     return ir.Operation.create(name, [kind], list(operands), entries).results[0]
 
 
+def check_mark(op: ir.Operation) -> None:
+    """CompileError where a mark has no number of rounds, or not the operands and results that it must have."""
+    trips = op.attributes.get(alpa.TRIPS, None)
+    if not isinstance(trips, ir.IntegerAttr) or trips.value < 1:
+        raise CompileError(f"{op.name} needs {alpa.TRIPS}, the number of rounds, of at least 1", op.location)
+    count = {INDEX: 0, LEAVE: 2}.get(op.name, 1)
+    types = [v.type for v in (*op.operands, *op.results)]
+    shapes = [tuple(t.shape) for t in types if isinstance(t, ir.RankedTensorType)]
+    fits = (len(op.operands), len(op.results), len(shapes)) == (count, 1, count + 1)
+    if fits and op.name in (SLICE, STACK):
+        stack, one = shapes if op.name == SLICE else shapes[::-1]
+        kinds = {ir.RankedTensorType(t).element_type for t in types}
+        fits = stack == (trips.value, *one) and len(kinds) == 1
+    elif fits:
+        number = op.name != INDEX or (
+            shapes[0] == () and isinstance(ir.RankedTensorType(types[0]).element_type, ir.IntegerType)
+        )
+        fits = len({*types}) == 1 and number
+    if not fits:
+        text = ", ".join(str(v.type) for v in op.operands), ", ".join(str(v.type) for v in op.results)
+        raise CompileError(f"{op.name} of {trips.value} rounds cannot be ({text[0]}) -> ({text[1]})", op.location)
+
+
 def find_rounds(ops: Sequence[ir.Operation]) -> list[Round]:
     """The loops among the ops of a block, in the order of their first ops.
 
@@ -74,7 +98,7 @@ def find_rounds(ops: Sequence[ir.Operation]) -> list[Round]:
         if name not in STARTS and (not reached or not len(op.results)):
             continue
         members.append(n)
-        if name in STARTS:
+        if name in MARKS:
             trips[n] = trips_of(op)
         for m in reached:
             _join(parent, root(n), root(m), trips, op)
@@ -105,6 +129,31 @@ def needed_with(op: ir.Operation) -> list[ir.Value]:
     if op.name != ENTER:
         return []
     return [use.owner.results[0] for use in op.results[0].uses if use.owner.name == LEAVE and use.operand_number == 0]
+
+
+def erase_unneeded(block: ir.Block) -> bool:
+    """Erase the marks of a block that none of its other ops needs, and what only they read; whether there were any.
+
+    Upstream passes keep ops that they do not know.
+    """
+    ops = [view.operation for view in block.operations]
+    pending = [op for op in ops if op.name not in MARKS and not any(len(list(v.uses)) for v in op.results)]
+    needed: set[int] = set()
+    while pending:
+        op = pending.pop()
+        if op_id(op) not in needed:
+            needed.add(op_id(op))
+            values = [*read_by(op), *needed_with(op)]
+            pending += [
+                v.owner.operation
+                for v in values
+                if not isinstance(v.owner, ir.Block) and v.owner.operation.block == block
+            ]
+    # What else is not needed has marks alone as users: upstream passes erased what had none.
+    unneeded = [op for op in ops if op_id(op) not in needed]
+    for op in reversed(unneeded):
+        op.erase()
+    return bool(unneeded)
 
 
 def read_by(op: ir.Operation) -> list[ir.Value]:

@@ -18,6 +18,7 @@ from alpa_mlir.dialect.context import functions, passmanager
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, from_mlir_error, location_text
 from alpa_mlir.dialect.factors import indivisible_ops
 from alpa_mlir.dialect.resources import inline_resources
+from alpa_mlir.dialect.rounds import erase_unneeded
 from alpa_mlir.dialect.sharding import (
     SHARDING,
     argument_attributes,
@@ -111,6 +112,8 @@ class Normalize(Pass):
         if unroll_loops(main, self.unroll, self.unroll_layers, self.groups, remarks):
             simplify(main)
             _upstream(module, _CLEAN)
+            if erase_unneeded(main.regions[0].blocks[0]):
+                _upstream(module, _CLEAN)
         split_constants(main)
         mark_nonnegative(main)
         _report_indivisible(main, remarks)

@@ -59,8 +59,14 @@ def _blocks(op: ir.Operation) -> Iterable[ir.Block]:
 
 def _roll(block: ir.Block) -> None:
     ops = [view.operation for view in block.operations]
+    for op in ops:
+        if op.name in rounds.MARKS:
+            rounds.check_mark(op)
     found = rounds.find_rounds(ops)
     inside = {n for one in found for n in one.ops}
+    for n, op in enumerate(ops):
+        if op.name == rounds.LEAVE and n not in inside:
+            raise CompileError(f"{op.name} passes on what has entered no loop", op.location)
     same = [op for n, op in enumerate(ops) if op.name == rounds.STACK and n not in inside]
     for one in found:
         _Loop(block, [ops[n] for n in one.ops], one.trips).write(one.ops[-1] - one.ops[0] == len(one.ops) - 1)
@@ -98,6 +104,8 @@ class _Loop:
         enters, stacks = self._named(rounds.ENTER), self._named(rounds.STACK)
         left = {op.operands[0]: op for op in self._named(rounds.LEAVE)}
         last = self.ops[-1]
+        if len(self._named(rounds.LEAVE)) > len(left):
+            raise CompileError("a value that a loop passes on leaves it twice", last.location)
         if left.keys() != {op.results[0] for op in enters}:
             raise CompileError(
                 "a value that a loop passes on enters it in one sharding and leaves it in another", last.location

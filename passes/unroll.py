@@ -34,8 +34,8 @@ def unroll_loops(main: ir.Operation, limit: int, layers: int, most_groups: int, 
     """Unroll, inner ones first, the loops whose rounds are known and make at most `limit` ops; whether there were any.
 
     A loop over layers reads a slice of an argument that is no batch in each round; it may make LAYERS times as many.
-    One over more than `layers` (0: no number) becomes at most `most_groups`, each of a group (`strip_mine.py`). A
-    remark tells of each loop that is unrolled, and of each whose copies would be too many.
+    One over more than `layers` (0: no number), in no region, becomes at most `most_groups`, each of a group
+    (`strip_mine.py`). A remark tells of each loop that is unrolled, and of each whose copies would be too many.
     """
     found = False
     batches = {
@@ -53,7 +53,9 @@ def unroll_loops(main: ir.Operation, limit: int, layers: int, most_groups: int, 
         if rounds is None:
             continue
         where = location_text(loop.location)
-        groups = groups_of(rounds, most_groups) if over_layers and MOST_LAYERS >= rounds > layers > 0 else 0
+        own = loop.parent.operation == main
+        many = over_layers and own and MOST_LAYERS >= rounds > layers > 0
+        groups = groups_of(rounds, most_groups) if many else 0
         if groups and strip_mine(loop, rounds, groups):
             remarks.append(Remark(f"kept as {groups} loops of {rounds // groups} rounds of {size} ops", where))
             found = True

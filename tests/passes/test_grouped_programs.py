@@ -5,7 +5,7 @@ Each step is planned, run in this process and compared with the original on one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,10 @@ from test_grouped_layers import (
 )
 
 from alpa_mlir.dialect import rounds
+from alpa_mlir.dialect.context import make_context, parse_module
+from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.models.step import TrainStep
+from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.runtime.execute import run_plan
 
 
@@ -49,6 +52,25 @@ def in_turns(w: Weights, x: Any) -> Any:
         return (jnp.where(flag, 1.0, 0.7) * layer(h, own)[0], ~flag), None
 
     return jax.lax.scan(body, (x @ w["first"], True), w["layers"])[0][0]
+
+
+def with_outputs_that_nothing_reads(w: Weights, x: Any) -> Any:
+    """What the rounds make besides is of one example: kept, it would mix them."""
+
+    def body(h: Any, own: Weights) -> tuple[Any, Any]:
+        h, _ = layer(h, own)
+        return h, h[0]
+
+    return jax.lax.scan(body, x @ w["first"], w["layers"])[0]
+
+
+def in_a_branch(w: Weights, x: Any) -> Any:
+    """The loop stands in a region, which is one unit."""
+
+    def deep(h: Any) -> Any:
+        return jax.lax.scan(layer, h, w["layers"])[0]
+
+    return jax.lax.cond(w["first"][0, 0] > -9, deep, jnp.sin, x @ w["first"])
 
 
 def clipped_by_layer(w: Weights, g: Weights) -> Weights:
@@ -74,6 +96,7 @@ STEPS = {
     "swapping": step_of(swapping),
     "in_turns": step_of(in_turns),
     "clipped_by_layer": step_of(scanned, clipped_by_layer),
+    "with_outputs_that_nothing_reads": step_of(with_outputs_that_nothing_reads),
     "inference": inference(swapping),
 }
 
@@ -85,6 +108,7 @@ STEPS = {
         ("in_turns", {"stages": 2}),
         ("clipped_by_layer", {"stages": 2}),
         ("clipped_by_layer", {"mesh": "2"}),
+        ("with_outputs_that_nothing_reads", {"mesh": "2"}),
         ("inference", {"stages": 2}),
     ],
     ids=str,
@@ -95,3 +119,33 @@ def test_plans_equal_one_device(name: str, options: dict[str, Any]) -> None:
     inputs = inputs_of(step)
     made = planned(step, **options)
     assert_close(run_plan(made, inputs, steps=1), run_all([module_of(step)], [inputs])[0], name)
+
+
+def test_no_groups_are_made_in_a_branch() -> None:
+    assert names_in(normal(step_of(in_a_branch))).isdisjoint(rounds.MARKS)
+
+
+ENTER = '%in = "alpa.loop_enter"(%x) {alpa.trips = 4 : i64} : (tensor<8xf32>) -> tensor<8xf32>'
+SLICE = '%w = "alpa.loop_slice"(%a) {alpa.trips = 4 : i64} : (tensor<4x8xf32>) -> tensor<8xf32>'
+NEXT = "%0 = stablehlo.multiply %in, %w : tensor<8xf32>"
+LEAVE = '%out = "alpa.loop_leave"(%in, %0) {alpa.trips = 4 : i64} : (tensor<8xf32>, tensor<8xf32>) -> tensor<8xf32>'
+ROUND = (ENTER, SLICE, NEXT, LEAVE)
+
+
+@pytest.mark.parametrize(
+    ("ops", "why"),
+    [
+        ((ENTER.replace("{alpa.trips = 4 : i64} ", ""), *ROUND[1:]), ":2:.*needs alpa.trips"),
+        ([op.replace("= 4", "= 0") for op in ROUND], ":2:.*of at least 1"),
+        ([op.replace("= 4", "= 2") for op in ROUND], ":3:.*loop_slice of 2 rounds cannot be"),
+        ((*ROUND[:3], LEAVE.replace("= 4", "= 2")), ":5:.*in loops of 4 and of 2 rounds"),
+        ((ENTER, SLICE.replace("(%a)", "()").replace("(tensor<4x8xf32>)", "()"), NEXT, LEAVE), ":3:.*cannot be"),
+        ((*ROUND, LEAVE.replace("%out", "%twice")), ":6:.*leaves it twice"),
+        ([LEAVE.replace("%in, %0", "%x, %x")], ":2:.*entered no loop"),
+    ],
+)
+def test_marks_that_say_nothing_are_refused(ops: Sequence[str], why: str) -> None:
+    lines = ["func.func @main(%a: tensor<4x8xf32>, %x: tensor<8xf32>) -> tensor<8xf32> {", *ops]
+    module = parse_module("\n".join([*lines, "return %out : tensor<8xf32>", "}"]), make_context())
+    with pytest.raises(CompileError, match=why):
+        run_pipeline(module, "alpa-roll", [])
