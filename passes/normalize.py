@@ -31,6 +31,7 @@ from alpa_mlir.passes.domains import mark_nonnegative
 from alpa_mlir.passes.empty import replace_empty
 from alpa_mlir.passes.inline import inline_calls, require_one_block
 from alpa_mlir.passes.registry import Pass, option, register
+from alpa_mlir.passes.residuals import keep_little
 from alpa_mlir.passes.roles import ALIAS, DONOR, assign_roles
 from alpa_mlir.passes.simplify import simplify
 from alpa_mlir.passes.splat import CONSTANT, dense_value
@@ -112,7 +113,9 @@ class Normalize(Pass):
         if unroll_loops(main, self.unroll, self.unroll_layers, self.groups, remarks):
             simplify(main)
             _upstream(module, _CLEAN)
-            if erase_unneeded(main.regions[0].blocks[0]):
+            block = main.regions[0].blocks[0]
+            keep_little(block)
+            if erase_unneeded(block):
                 _upstream(module, _CLEAN)
         split_constants(main)
         mark_nonnegative(main)
