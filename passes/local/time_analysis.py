@@ -164,7 +164,11 @@ class TimeAnalysis:
         enters, following = op.operands
         joined = join(self.state(enters), self.state(following))
         if joined is None:
-            raise Mixes("what this loop over layers passes on mixes examples of different microbatches", op.location)
+            raise Mixes(
+                "what this loop over layers passes on mixes examples of different microbatches: use one microbatch, or "
+                "unroll-layers=0",
+                op.location,
+            )
         if joined != self.state(enters):
             self.passed_on[enters] = joined
             self.set(enters, joined, self.stateful[enters] or self.stateful[following])
