@@ -28,7 +28,7 @@ LARGE, STAGES = 16, 8
 for so many, and interleaved stages may have the meshes only of other stages found."""
 FEW = 16
 """On so few devices layers that are too many to be unrolled need no more groups: planning takes half the time."""
-TIGHT = 0.5
+TIGHT = 0.4
 """The part of all devices' memory beyond which the program's state makes memory tight."""
 EXPLAINED = 20
 """How many decisions of a stage are explained at most."""

@@ -108,7 +108,8 @@ class _Loop:
             raise CompileError("a value that a loop passes on leaves it twice", last.location)
         if left.keys() != {op.results[0] for op in enters}:
             raise CompileError(
-                "a value that a loop passes on enters it in one sharding and leaves it in another", last.location
+                "what a loop passes on must leave it as it comes in: each loop_enter needs a loop_leave of its result",
+                last.location,
             )
         with ir.InsertionPoint(last), last.location:
             captured = self._captured()
