@@ -12,7 +12,7 @@
 // RUN: not alpa-mlir-opt %s --pass-pipeline="cse,(" 2>&1 | FileCheck %s --check-prefix=SYNTAX
 // SYNTAX: error: pipeline 'cse,(', character 5: expected the name of a pass
 // RUN: not alpa-mlir-opt %s --alpa-normalize="batch=1" 2>&1 | FileCheck %s --check-prefix=OPTION
-// OPTION: error: alpa-normalize has no option 'batch'; did you mean 'batch-args'? (its options: batch-args, state-args, unroll)
+// OPTION: error: alpa-normalize has no option 'batch'; did you mean 'batch-args'? (its options: batch-args, state-args, unroll, unroll-layers, groups)
 // RUN: not alpa-mlir-opt %s --cse="x=1" 2>&1 | FileCheck %s --check-prefix=UPSTREAM
 // UPSTREAM: error: 'cse{x=1}': {{.*}}no such option x
 module {}
