@@ -175,6 +175,13 @@ def walk(root: ir.Operation) -> Iterator[ir.Operation]:
                     yield from walk(op.operation)
 
 
+def outermost(op: ir.Operation, block: ir.Block) -> ir.Operation:
+    """The op of a block that holds an op of it, or of a region in it."""
+    while op.block != block:
+        op = op.parent.operation
+    return op
+
+
 def _check(op: ir.Operation, place: str) -> None:
     # By name: some attributes (constants of complex numbers) cannot be cast to Python's.
     attributes = op.attributes

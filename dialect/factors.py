@@ -25,7 +25,7 @@ from math import prod
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import sdy, stablehlo
 
-from alpa_mlir.dialect import rounds
+from alpa_mlir.dialect import alpa, rounds
 from alpa_mlir.dialect.context import op_id, passmanager
 
 RULE = "sdy.sharding_rule"
@@ -85,11 +85,11 @@ def read_factors(root: ir.Operation) -> dict[int, OpFactors]:
     Rules that users wrote themselves on ops are honoured; none is left behind on ops that had none.
     """
     root = root.operation
-    before = {op_id(op) for op in _walk(root) if RULE in op.attributes}
+    before = {op_id(op) for op in alpa.walk(root) if RULE in op.attributes}
     _populate(root)
     reader = _Reader()
     found: dict[int, OpFactors] = {}
-    for op in _walk(root):
+    for op in alpa.walk(root):
         if not len(op.results):
             continue
         key, attributes = op_id(op), op.attributes
@@ -163,15 +163,6 @@ def _populate(root: ir.Operation) -> None:
     rules = "sdy-populate-op-sharding-rules"
     text = f"func.func({rules})" if name == "func.func" else f"builtin.module(func.func({rules}))"
     passmanager.PassManager.parse(text, root.context).run(root)
-
-
-def _walk(root: ir.Operation) -> Iterator[ir.Operation]:
-    for region in root.regions:
-        for block in region.blocks:
-            for op in block.operations:
-                yield op.operation
-                if len(op.regions):
-                    yield from _walk(op.operation)
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...] | None:
@@ -268,22 +259,21 @@ def _elementwise(op: ir.Operation) -> OpFactors:
     return OpFactors(shape, kinds, (mapping,) * len(op.operands), (mapping,) * len(op.results))
 
 
-def _unstacked(op: ir.Operation) -> OpFactors:
-    """A round takes its slice along dimension 0, which must be whole; the others pass."""
-    shape = shape_of(op.operands[0]) or ()
+def _per_round(stack: ir.Value, why: str) -> OpFactors:
+    """A round's slice of a stack along dimension 0, which must be whole; the others pass."""
+    shape = shape_of(stack) or ()
     whole: Mapping = tuple((d,) for d in range(len(shape)))
     kinds = (FIXED,) + (PASS,) * (len(shape) - 1)
-    why = ((0, "each round of the loop takes one of them"),)
-    return OpFactors(shape, kinds, (whole,), (whole[1:],), whys=why)
+    return OpFactors(shape, kinds, (whole,), (whole[1:],), whys=((0, why),))
+
+
+def _unstacked(op: ir.Operation) -> OpFactors:
+    return _per_round(op.operands[0], "each round of the loop takes one of them")
 
 
 def _stacked(op: ir.Operation) -> OpFactors:
-    """The rounds' values stand along dimension 0, which must be whole; the others pass."""
-    shape = shape_of(op.results[0]) or ()
-    whole: Mapping = tuple((d,) for d in range(len(shape)))
-    kinds = (FIXED,) + (PASS,) * (len(shape) - 1)
-    why = ((0, "each round of the loop makes one of them"),)
-    return OpFactors(shape, kinds, (whole[1:],), (whole,), whys=why)
+    made = _per_round(op.results[0], "each round of the loop makes one of them")
+    return replace(made, operands=made.results, results=made.operands)
 
 
 def _barrier(op: ir.Operation) -> OpFactors:

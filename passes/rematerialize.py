@@ -105,12 +105,6 @@ def _phase(op: ir.Operation) -> str | None:
     return alpa.get_string(op, alpa.PHASE)
 
 
-def _outermost(op: ir.Operation, block: ir.Block) -> ir.Operation:
-    while op.block != block:
-        op = op.parent.operation
-    return op
-
-
 def _sink_early_backward(block: ir.Block) -> None:
     """Move backward ops that stand before the last forward op down to their first user."""
     ops = [view.operation for view in block.operations]
@@ -118,7 +112,7 @@ def _sink_early_backward(block: ir.Block) -> None:
     last = max((n for n, op in enumerate(ops) if _phase(op) == "forward"), default=0)
     early = [op for op in ops[:last] if _phase(op) == "backward"]
     for op in reversed(early):
-        users = [root[op_id(_outermost(use.owner.operation, block))] for value in op.results for use in value.uses]
+        users = [root[op_id(alpa.outermost(use.owner.operation, block))] for value in op.results for use in value.uses]
         root[op_id(op)] = min(users, default=root[op_id(op)])
     for op in early:
         op.move_before(ops[root[op_id(op)]])

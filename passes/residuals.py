@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, prod
+from math import inf
 
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa, rounds
 from alpa_mlir.dialect.context import op_id
-from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.dialect.staged import element_bytes
+from alpa_mlir.passes.inter.dataflow import value_bytes
 from alpa_mlir.passes.stacked import BROADCAST, ELEMENTWISE, RESHAPE, SLICE, TRANSPOSE
 
 CHEAP = ELEMENTWISE | {BROADCAST, RESHAPE, TRANSPOSE, SLICE}
@@ -30,6 +29,8 @@ def keep_little(block: ir.Block) -> None:
     """Let the loops of a block keep as few bytes for one another as they must; marks may be left that nothing needs."""
     ops = [view.operation for view in block.operations]
     loops = rounds.find_rounds(ops)
+    if not loops:
+        return
     of_op = {op_id(ops[n]): number for number, loop in enumerate(loops) for n in loop.ops}
     place = {op_id(op): n for n, op in enumerate(ops)}
     for number, loop in enumerate(loops):
@@ -69,7 +70,7 @@ class _Between:
         """Cut, and rewrite where that keeps less; what is not read any more stays for `rounds.erase_unneeded`."""
         wanted = {stack.operands[0]: None for stack, _ in self.pairs}
         cut = self._cut(list(wanted))
-        before = sum(_bytes(v) for v in wanted)
+        before = sum(value_bytes(v) for v in wanted)
         if sum(self._price(v) for v in cut) >= before:
             return
         stacked = {stack.operands[0]: stack for stack, _ in self.pairs}
@@ -101,7 +102,7 @@ class _Between:
 
     def _price(self, value: ir.Value) -> float:
         """Bytes of a round's value, if it is kept."""
-        return 0.0 if self._is_given(value) else _bytes(value)
+        return 0.0 if self._is_given(value) else value_bytes(value)
 
     def _cut(self, wanted: Sequence[ir.Value]) -> list[ir.Value]:
         """The values to keep: of equal cuts the one nearest to what is wanted."""
@@ -153,7 +154,7 @@ class _Between:
     def _earliest(self, row: ir.Operation) -> int:
         """The place of the first op that reads a slice."""
         begin = self.place[op_id(self.first)]
-        users = (_outer(use.owner.operation, self.block) for use in row.results[0].uses)
+        users = (alpa.outermost(use.owner.operation, self.block) for use in row.results[0].uses)
         return min((self.place.get(op_id(user), begin) for user in users), default=begin)
 
     def _computed(self, value: ir.Value, at: int) -> ir.Value:
@@ -167,14 +168,3 @@ class _Between:
             copy.operands[n] = operand
         self.there[value] = copy.results[0]
         return self.there[value]
-
-
-def _outer(op: ir.Operation, block: ir.Block) -> ir.Operation:
-    while op.block != block:
-        op = op.parent.operation
-    return op
-
-
-def _bytes(value: ir.Value) -> float:
-    kind = ir.RankedTensorType(value.type)
-    return prod(shape_of(value) or ()) * element_bytes(str(kind.element_type))

@@ -145,9 +145,7 @@ class _Loop:
         members = {op_id(op) for op in self.ops}
         for op in self.ops:
             for use in (use for v in op.results if op.name not in rounds.ENDS for use in v.uses):
-                user = use.owner.operation
-                while user.block != self.block:
-                    user = user.parent.operation
+                user = alpa.outermost(use.owner.operation, self.block)
                 if op_id(user) not in members:
                     raise CompileError(
                         f"{op.name} belongs to one round of a loop: {user.name} is behind it",

@@ -294,12 +294,6 @@ def _adopted(function: ir.Operation, terminator: ir.Operation) -> set[ir.Value]:
     return {terminator.operands[int(ir.IntegerAttr(a).value)] for a in donated}
 
 
-def _outermost(op: ir.Operation, block: ir.Block) -> ir.Operation:
-    while op.block != block:
-        op = op.parent.operation
-    return op
-
-
 def _copies(ops: Sequence[ir.Operation], pricer: _Pricer) -> Iterator[tuple[float, int, int]]:
     """Copies of products' operands in other layouts (rule M11): local bytes, first and last op.
 
@@ -346,7 +340,7 @@ def _reach(ops: Sequence[ir.Operation], pricer: _Pricer) -> tuple[dict[ir.Value,
     alone = pricer.cluster.operand_copies and all(size == 1 for _, size in pricer.links.mesh.axes)
     for n, op in reversed(list(enumerate(ops[:-1]))):
         for value in op.results:
-            users = [_outermost(use.owner.operation, pricer.block) for use in value.uses]
+            users = [alpa.outermost(use.owner.operation, pricer.block) for use in value.uses]
             ends = [max([end(u, n), *(last[r] for r in u.results if r in fused)]) for u in users]
             if alone:
                 ends += [again[r] for u in users for r in u.results if r in again]

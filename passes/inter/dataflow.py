@@ -19,7 +19,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.alpa import Binding, bindings
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import OpFactors, read_factors, shape_of
-from alpa_mlir.dialect.rounds import ENTER, LEAVE, Round, find_rounds, trips_by_op
+from alpa_mlir.dialect.rounds import ENTER, LEAVE, Round, find_rounds, read_by, trips_by_op
 from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
 
 CONTRACTIONS = ("stablehlo.dot_general", "stablehlo.convolution", "stablehlo.dot")
@@ -154,8 +154,7 @@ def read_dataflow(function: ir.Operation) -> Dataflow:
     operands: list[tuple[int, ...]] = []
     results: list[tuple[int, ...]] = []
     for index, op in enumerate(ops):
-        read = _reads(op) if len(op.regions) else op.operands
-        operands.append(tuple([number[v] for v in read if v in number]))
+        operands.append(tuple([number[v] for v in read_by(op) if v in number]))
         results.append(tuple([add(v, index) for v in op.results]))
     uses: list[list[int]] = [[] for _ in definition]
     for index, read in enumerate(operands):
@@ -173,15 +172,6 @@ def read_dataflow(function: ir.Operation) -> Dataflow:
         tuple(bindings(argument_attributes(function))),
         tuple(bindings(result_attributes(function))),
     )
-
-
-def _reads(op: ir.Operation) -> Iterator[ir.Value]:
-    """Operands, then what the regions read (values of the regions themselves are filtered by the caller)."""
-    yield from op.operands
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                yield from _reads(inner.operation)
 
 
 def value_bytes(value: ir.Value) -> int:

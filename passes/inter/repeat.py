@@ -69,7 +69,7 @@ def _repeat(op: ir.Operation, block: ir.Block) -> None:
     returned = False
     for result in op.results:
         for use in result.uses:
-            user = _top(use.owner.operation, block)
+            user = alpa.outermost(use.owner.operation, block)
             layer = alpa.get_int(user, alpa.LAYER)
             if layer is None:
                 returned = True
@@ -102,10 +102,3 @@ def _settle(op: ir.Operation, layer: int, users: Sequence[ir.Operation]) -> None
     alpa.set_int(op, alpa.LAYER, layer)
     if {alpa.get_string(u, alpa.PHASE) for u in users} == {"backward"}:
         alpa.set_string(op, alpa.PHASE, "backward")
-
-
-def _top(op: ir.Operation, block: ir.Block) -> ir.Operation:
-    """The op of the function's own block that holds `op`."""
-    while op.block != block:
-        op = op.parent.operation
-    return op
