@@ -16,7 +16,7 @@ two parts of a round with nothing in common are two loops. Everything else is ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from jaxlib.mlir import ir
@@ -131,12 +131,35 @@ def needed_with(op: ir.Operation) -> list[ir.Value]:
     return [use.owner.results[0] for use in op.results[0].uses if use.owner.name == LEAVE and use.operand_number == 0]
 
 
+def leaves_by_end(ops: Sequence[ir.Operation]) -> dict[int, list[int]]:
+    """For each op of a block that ends a loop the ops that say what its rounds pass on, which are needed with it."""
+    found: dict[int, list[int]] = {}
+    for loop in find_rounds(ops):
+        leaves = [n for n in loop.ops if ops[n].name == LEAVE]
+        found.update({n: leaves for n in loop.ops if ops[n].name in ENDS})
+    return found
+
+
+def with_whole_loops(mark: Callable[[set[int]], None], loops: Iterable[Set[int]]) -> set[int]:
+    """What `mark` adds to a set, and all of each loop of which it adds an op, again and again until that is all."""
+    found: set[int] = set()
+    pending = list(loops)
+    mark(found)
+    while touched := [loop for loop in pending if not found.isdisjoint(loop)]:
+        pending = [loop for loop in pending if found.isdisjoint(loop)]
+        found.update(*touched)
+        mark(found)
+    return found
+
+
 def erase_unneeded(block: ir.Block) -> bool:
     """Erase the marks of a block that none of its other ops needs, and what only they read; whether there were any.
 
     Upstream passes keep ops that they do not know.
     """
     ops = [view.operation for view in block.operations]
+    if not any(op.name in MARKS for op in ops):
+        return False
     pending = [op for op in ops if op.name not in MARKS and not any(len(list(v.uses)) for v in op.results)]
     needed: set[int] = set()
     while pending:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.dialect.rounds import find_rounds
+from alpa_mlir.dialect.rounds import find_rounds, with_whole_loops
 from alpa_mlir.passes.split_parts import Part
 
 PHASE_ORDER = ("prologue", "forward", "backward", "weight", "update")
@@ -105,17 +105,13 @@ def _with_weight(part: Part, keys: Mapping[int, Key], edges: Sequence[Edge]) -> 
 
     A loop that stands as one round stays together.
     """
-    loops = [set(found.ops) & keys.keys() for found in find_rounds(part.ops)]
-    awaited: set[int] = set()
-    before = -1
-    while before < len(awaited):
-        before = len(awaited)
+
+    def mark(awaited: set[int]) -> None:
         for edge in reversed(edges):
             if edge.reader in awaited or keys[edge.source].stage != keys[edge.reader].stage:
                 awaited.add(edge.source)
-        for loop in loops:
-            if not awaited.isdisjoint(loop):
-                awaited |= loop
+
+    awaited = with_whole_loops(mark, [set(found.ops) & keys.keys() for found in find_rounds(part.ops)])
     return {i: Key("weight", k.stage) if k.phase == "backward" and i not in awaited else k for i, k in keys.items()}
 
 

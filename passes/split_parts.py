@@ -26,7 +26,7 @@ from alpa_mlir.dialect.alpa import Binding, bindings
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors
-from alpa_mlir.dialect.rounds import ENDS, LEAVE, MARKS, find_rounds
+from alpa_mlir.dialect.rounds import MARKS, leaves_by_end
 from alpa_mlir.dialect.sharding import (
     SHARDING,
     Sharding,
@@ -206,7 +206,7 @@ def classify(part: Part, wanted: Iterable[int]) -> None:
             _add_leaves(part, op)
     needed = {part.returns[k] for k in wanted}
     part.live = [False] * len(part.ops)
-    loops = _passed_on(part)
+    loops = leaves_by_end(part.ops)
     before = -1
     while before < len(needed):
         before = len(needed)
@@ -214,18 +214,9 @@ def classify(part: Part, wanted: Iterable[int]) -> None:
             if not part.live[i] and any(r in needed for r in part.ops[i].results):
                 part.live[i] = True
                 needed.update(part.inputs(i))
-                needed.update(loops.get(i, ()))
+                needed.update(part.ops[n].results[0] for n in loops.get(i, ()))
         if not loops:
             break
-
-
-def _passed_on(part: Part) -> dict[int, list[ir.Value]]:
-    """By the position of what ends a loop that stands as one round: what its rounds pass on, needed with it."""
-    found: dict[int, list[ir.Value]] = {}
-    for loop in find_rounds(part.ops):
-        leaves = [part.ops[n].results[0] for n in loop.ops if part.ops[n].name == LEAVE]
-        found.update({n: leaves for n in loop.ops if part.ops[n].name in ENDS})
-    return found
 
 
 def live_bindings(part: Part) -> list[Binding]:

@@ -77,11 +77,9 @@ def forward_ops(micro: Dataflow, update: Dataflow, updates: dict[int, int]) -> s
 
 def _complete_loops(micro: Dataflow, forward: set[int]) -> None:
     """A loop that stands as one round is forward as a whole: also what it makes for the backward pass alone."""
-    partly = [ops for ops in micro.loops if not forward.isdisjoint(ops) and not forward.issuperset(ops)]
-    while partly:
+    while partly := [ops for ops in micro.loops if not forward.isdisjoint(ops) and not forward.issuperset(ops)]:
         for ops in partly:
             forward |= micro.slice_of([v for o in ops for v in micro.results[o]], forward)
-        partly = [ops for ops in micro.loops if not forward.isdisjoint(ops) and not forward.issuperset(ops)]
 
 
 def _live(micro: Dataflow) -> set[int]:

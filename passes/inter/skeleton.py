@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from alpa_mlir.dialect.rounds import with_whole_loops
 from alpa_mlir.passes.inter.fold_layers import NotFoldable, segment_groups
 from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
 from alpa_mlir.passes.intra.sketch import Sketch, SketchNode
@@ -129,20 +130,17 @@ def _groups(layout: Layout) -> list[int]:
 def _parts_of_nodes(sketch: Sketch, group: Sequence[int]) -> list[int]:
     """The part of each node; weight: backward ops that no op of another group of layers waits for."""
     program = sketch.program
-    awaited: set[int] = set()
-    before = -1
-    while before < len(awaited):
-        before = len(awaited)
+
+    def mark(awaited: set[int]) -> None:
         for op in reversed(program.ops):
             if op.function == "microbatch":
                 for source in op.operands:
-                    other = source.op >= 0 and group[program.ops[source.op].layer] != group[op.layer]
-                    if other or (source.op >= 0 and op.number in awaited):
+                    if source.op >= 0 and (
+                        op.number in awaited or group[program.ops[source.op].layer] != group[op.layer]
+                    ):
                         awaited.add(source.op)
-        # A loop that stands as one round stays together.
-        awaited.update(*(loop for loop in program.loops if not awaited.isdisjoint(loop)))
-        if not program.loops:
-            break
+
+    awaited = with_whole_loops(mark, program.loops)
     found = []
     for node in sketch.nodes:
         if node.source.op < 0 or node.function not in OFTEN:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect.rounds import with_whole_loops
 from alpa_mlir.passes.costs.compute import adding_seconds
 from alpa_mlir.passes.intra.graph import Node, StageGraph
 from alpa_mlir.passes.intra.program import OpRecord, Program
@@ -113,18 +114,13 @@ def _part_of_node(node: Node, program: Program, awaited: set[int]) -> str:
 
 def _awaited(program: Program, inside: Callable[[OpRecord], bool]) -> set[int]:
     """Backward ops of the stage that ops of other stages depend on."""
-    found: set[int] = set()
     own = [op.number for op in program.ops if inside(op)]
     numbers = set(own)
-    before = -1
-    while before < len(found):
-        before = len(found)
+
+    def mark(found: set[int]) -> None:
         for number in reversed(own):
             readers = [r for r in program.users[number] if program.ops[r].function == "microbatch"]
             if any(r in found or r not in numbers for r in readers):
                 found.add(number)
-        # A loop that stands as one round stays together.
-        found |= {n for loop in program.loops if not found.isdisjoint(loop) for n in loop & numbers}
-        if not program.loops:
-            break
-    return found
+
+    return with_whole_loops(mark, [loop & numbers for loop in program.loops])

@@ -171,10 +171,10 @@ class TimeAnalysis:
             )
         if joined != self.state(enters):
             self.passed_on[enters] = joined
+            self.at = self.position[enters]
             self.set(enters, joined, self.stateful[enters] or self.stateful[following])
-            first = next(n for n, other in enumerate(self.ops) if op_id(other) == op_id(enters.owner))
-            self._take(self.ops[first], joined)
-            raise Rewind(first + 1)
+            self._take(self.ops[self.at], joined)
+            raise Rewind(self.at + 1)
 
     def _take(self, op: ir.Operation, state: State) -> None:
         """Record where the axis lies in a `loop_enter` whose later rounds make it `state`."""

@@ -21,7 +21,7 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import PASS, added_once
-from alpa_mlir.dialect.rounds import ENDS, LEAVE, find_rounds
+from alpa_mlir.dialect.rounds import leaves_by_end
 from alpa_mlir.passes.local.time_analysis import TimeAnalysis, inputs
 from alpa_mlir.passes.local.time_states import STATISTIC, Place, State, locate, standing
 
@@ -90,30 +90,22 @@ class BlockDemand:
 
     def process(self, entering: Sequence[Form] = ()) -> None:
         """Walk backwards over the block and ask for operands; arguments come in the forms `entering`, else LOCAL."""
-        passed_on = self._passed_on()
-        position = len(self.ops) - 1
-        while position >= 0:
+        passed_on = leaves_by_end(self.ops[:-1])
+        following = len(self.ops) - 1
+        while following >= 0:
+            position, following = following, following - 1
             op = self.ops[position]
-            position -= 1
             if any(r in self.forms for r in op.results):
                 self._serve_all(op)
-                for place in passed_on.get(op_id(op), ()):
+                for place in passed_on.get(position, ()):
                     value = self.ops[place].results[0]
                     if value not in self.forms:
-                        position = max(position, place)
+                        following = max(following, place)
                     self.ask(value, LOCAL)
         for i, argument in enumerate(self.block.arguments):
             for form in list(self.forms.get(argument, ())):
                 if form.is_split and form not in entering[i : i + 1] and not self.trial:
                     self._slice(argument, form)
-
-    def _passed_on(self) -> dict[int, list[int]]:
-        """By what ends a loop (`dialect/rounds.py`): the ops that say what its rounds pass on, needed with it."""
-        found: dict[int, list[int]] = {}
-        for loop in find_rounds(self.ops[:-1]):
-            leaves = [n for n in loop.ops if self.ops[n].name == LEAVE]
-            found.update({op_id(self.ops[n]): leaves for n in loop.ops if self.ops[n].name in ENDS})
-        return found
 
     def _serve_all(self, op: ir.Operation) -> None:
         wanted = {r: [f for f in self.forms.get(r, ()) if f.is_split] for r in op.results}
