@@ -13,11 +13,11 @@ from alpa_mlir.dialect import alpa, rounds
 from alpa_mlir.dialect.context import functions, op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark
 from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.passes.local.counted_loop import counted_loop
 from alpa_mlir.passes.local.shrink import integer
 from alpa_mlir.passes.local.splats import splat
 from alpa_mlir.passes.registry import Pass, register
 
-WHILE = "stablehlo.while"
 _SPREADS = frozenset(f"stablehlo.{name}" for name in ("broadcast_in_dim", "reshape", "convert", "iota", "constant"))
 """What is made anew in each round, where it is made of nothing but itself: kept, it would lie in memory."""
 
@@ -113,14 +113,9 @@ class _Loop:
             )
         with ir.InsertionPoint(last), last.location:
             captured = self._captured()
-            starts = [_integer(0), *(op.operands[0] for op in enters), *(_empty(op) for op in stacks), *captured]
-            types = [v.type for v in starts]
-            loop = ir.Operation.create(WHILE, types, starts, regions=2)
-            condition, body = (r.blocks.append(*types, arg_locs=[last.location] * len(types)) for r in loop.regions)
-        with ir.InsertionPoint(condition), last.location:
-            number = condition.arguments[0]
-            go = stablehlo.compare(number, _integer(self.trips), stablehlo.ComparisonDirectionAttr.get("LT"))
-            stablehlo.return_([go])
+            empty = [splat(op.results[0].type, 0) for op in stacks]
+            starts = [*(op.operands[0] for op in enters), *empty, *captured]
+            loop, body = counted_loop(starts, self.trips, last.location)
         number, *rest = list(body.arguments)
         entered, filled, kept = rest[: len(enters)], rest[len(enters) :][: len(stacks)], rest[len(enters + stacks) :]
         self.local |= dict(zip((op.results[0] for op in enters), entered, strict=True))
@@ -232,11 +227,6 @@ def _is_spread(value: ir.Value) -> bool:
         return False
     op = value.owner.operation
     return op.name in _SPREADS and all(_is_spread(v) for v in op.operands)
-
-
-def _empty(op: ir.Operation) -> ir.Value:
-    """Zeros in place of a stack, to be written over."""
-    return splat(op.results[0].type, 0)
 
 
 def _integer(number: int) -> ir.Value:

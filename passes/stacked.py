@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
 
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.passes.splat import splat_element, splat_of
@@ -173,6 +174,21 @@ def padding(op: ir.Operation, dim: int) -> tuple[int, int]:
     """Where along a dimension what is padded stands in the result."""
     low = numbers(op, "edge_padding_low")[dim]
     return low, low + (shape_of(op.operands[0]) or ())[dim]
+
+
+def slice_along(value: ir.Value, dim: int, begin: int, size: int, before: ir.Operation | None = None) -> ir.Value:
+    """A slice of a value along a dimension, right behind it or before an op."""
+    shape = list(shape_of(value) or ())
+    starts, limits = [0] * len(shape), list(shape)
+    starts[dim], limits[dim] = begin, begin + size
+    if begin == 0 and size == shape[dim]:
+        return value
+    maker = value.owner
+    at = ir.InsertionPoint(before) if before is not None else ir.InsertionPoint.after(maker.operation)
+    array = ir.DenseI64ArrayAttr.get
+    location = before.location if before is not None else maker.operation.location
+    with at, location:
+        return stablehlo.SliceOp(value, array(starts), array(limits), array([1] * len(shape))).result
 
 
 _PADDINGS = ("edge_padding_low", "edge_padding_high", "interior_padding")

@@ -17,7 +17,9 @@ from alpa_mlir.dialect import rounds
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.passes.counting import evaluated, scalars
+from alpa_mlir.passes.local.shrink import integer
 from alpa_mlir.passes.splat import splat_of
+from alpa_mlir.passes.stacked import slice_along
 
 FEWEST = 4
 GROUPS = 32
@@ -52,7 +54,8 @@ class _Body:
 def strip_mine(loop: ir.Operation, trips: int, groups: int) -> bool:
     """Put the ops of one round, with its marks, once for each of `groups` in place of a loop of `trips` rounds.
 
-    False, and nothing is changed, where the loop counts by other than equal steps.
+    False, and nothing is changed, where the loop counts by other than equal steps. What counted, and computed places,
+    is left where nothing reads it any more.
     """
     body = _read(loop, trips)
     if any(len({b - a for a, b in pairwise(n)}) != 1 for n in body.counters.values()):
@@ -77,7 +80,7 @@ def _after(
         parts = made[number][::-1] if body.stacks[number][1] else made[number]
         return stablehlo.concatenate(parts, ir.IntegerAttr.get(ir.IntegerType.get_signless(64), 0))
     if number in body.counters:
-        return _constant(body.counters[number][-1], kind)
+        return integer(body.counters[number][-1], kind)
     return passed[number] if number in passed else body.same[number]
 
 
@@ -148,8 +151,8 @@ def _direction(op: ir.Operation, first: int, numbers: dict[ir.Value, list[int]],
         return None
     if not all(_is_zero(v, numbers) for v in others):
         return None
-    rows = numbers.get(row)
-    return rows == list(range(trips))[::-1] if rows in (list(range(trips)), list(range(trips))[::-1]) else None
+    rows, forward = numbers.get(row), list(range(trips))
+    return rows != forward if rows in (forward, forward[::-1]) else None
 
 
 def _is_zero(value: ir.Value, numbers: dict[ir.Value, list[int]]) -> bool:
@@ -175,11 +178,7 @@ class _Group:
         twin = {op_id(old): new for old, new in zip(_ops(self.body.block), _ops(block), strict=True)}
         with ir.InsertionPoint(copy):
             entered = {n: rounds.mark(rounds.ENTER, v.type, [v], self.length) for n, v in passed.items()}
-            counted: dict[int, ir.Value] = {}
-            counting: list[ir.Operation] = []
-            for n in self.body.counters:
-                counting += self._counting(n, block.arguments[n].type)
-                counted[n] = counting[-1].results[0]
+            counted = {n: self._counted(n, block.arguments[n].type) for n in self.body.counters}
         starts = {**self.body.same, **entered, **counted}
         for n, argument in enumerate(block.arguments):
             if n in starts:
@@ -199,35 +198,22 @@ class _Group:
                 made[n].append(self._stacked(update.operands[1], backwards))
                 update.operands[0] = self.loop.operands[n]
         copy.erase()
-        _erase_unused([*counting, *ops])
 
-    def _counting(self, number: int, kind: ir.Type) -> list[ir.Operation]:
-        """Ops of which the last makes what the loop counts, from the number of the round in this group."""
+    def _counted(self, number: int, kind: ir.Type) -> ir.Value:
+        """What the loop counts, from the number of the round in this group."""
         numbers = self.body.counters[number]
         first, step = numbers[self.number * self.length], numbers[1] - numbers[0]
         index = rounds.mark(rounds.INDEX, kind, [], self.length)
-        by, base = _constant(step, kind), _constant(first, kind)
-        times = stablehlo.multiply(index, by)
-        return [v.owner.operation for v in (index, by, base, times, stablehlo.add(times, base))]
-
-    def _rows(self, backwards: bool) -> tuple[int, int]:
-        """The part of a stack that belongs to this group."""
-        begin = self.number * self.length
-        return (self.trips - begin - self.length, self.trips - begin) if backwards else (begin, begin + self.length)
+        return stablehlo.add(stablehlo.multiply(index, integer(step, kind)), integer(first, kind))
 
     def _take(self, op: ir.Operation, backwards: bool) -> None:
         """The round's slice of the group's part, in place of one of the whole."""
         shape = list(shape_of(op.operands[0]) or ())
-        begin, end = self._rows(backwards)
         kind = ir.RankedTensorType(op.results[0].type)
-        array = ir.DenseI64ArrayAttr.get
+        begin = self.number * self.length
+        first = self.trips - begin - self.length if backwards else begin
+        part = slice_along(op.operands[0], 0, first, self.length, op)
         with ir.InsertionPoint(op), op.location:
-            part = stablehlo.slice(
-                op.operands[0],
-                array([begin, *[0] * len(shape[1:])]),
-                array([end, *shape[1:]]),
-                array([1] * len(shape)),
-            )
             one = ir.RankedTensorType.get(shape[1:], kind.element_type)
             row = rounds.mark(rounds.SLICE, one, [part], self.length, backwards)
             op.results[0].replace_all_uses_with(stablehlo.reshape(kind, row))
@@ -238,16 +224,3 @@ class _Group:
         one = ir.RankedTensorType.get(kind.shape[1:], kind.element_type)
         every = ir.RankedTensorType.get([self.length, *kind.shape[1:]], kind.element_type)
         return rounds.mark(rounds.STACK, every, [stablehlo.reshape(one, value)], self.length, backwards)
-
-
-def _constant(number: int, kind: ir.Type) -> ir.Value:
-    element = ir.IntegerAttr.get(ir.RankedTensorType(kind).element_type, number)
-    return stablehlo.constant(ir.DenseElementsAttr.get_splat(kind, element))
-
-
-def _erase_unused(ops: list[ir.Operation]) -> None:
-    """Erase what nothing reads any more: what counted, and computed places."""
-    for op in reversed(ops):
-        plain = op.name.startswith("stablehlo.") and op.name != "stablehlo.custom_call" and not len(op.regions)
-        if (plain or op.name == rounds.INDEX) and not any(len(list(v.uses)) for v in op.results):
-            op.erase()

@@ -43,6 +43,7 @@ from alpa_mlir.passes.stacked import (
     numbers,
     padding,
     piece,
+    slice_along,
 )
 
 
@@ -143,7 +144,7 @@ class _Rewrite:
                 if result in self.family:
                     family = self.family[result]
                     whole, size = family.dims[result], family.extent
-                    self.parts[result] = [_slice(result, whole, n * size, size) for n in range(family.parts)]
+                    self.parts[result] = [slice_along(result, whole, n * size, size) for n in range(family.parts)]
 
     def _clone(self, op: ir.Operation, along: Sequence[int | None], number: int) -> ir.Value:
         """One part of the result of an op whose operands are cut along dimensions, or stay whole."""
@@ -166,7 +167,7 @@ class _Rewrite:
         if value in self.parts:
             return self.parts[value][number]
         if element is None:
-            return _slice(value, dim, number * family.extent, family.extent, op)
+            return slice_along(value, dim, number * family.extent, family.extent, op)
         shape = list(shape_of(value) or ())
         shape[dim] = family.extent
         return _constant(element, shape, value, op)
@@ -179,7 +180,7 @@ class _Rewrite:
             if size == family.extent:
                 found.append(operand)
             else:
-                found += [_slice(operand, dim, at, family.extent, op) for at in range(0, size, family.extent)]
+                found += [slice_along(operand, dim, at, family.extent, op) for at in range(0, size, family.extent)]
         return found
 
     def _padded(self, op: ir.Operation, family: Family, dim: int) -> list[ir.Value]:
@@ -190,7 +191,7 @@ class _Rewrite:
         found: list[ir.Value] = []
         for at in range(0, family.parts * family.extent, family.extent):
             if begin <= at < end:
-                found.append(_slice(op.operands[0], dim, at - begin, family.extent, op))
+                found.append(slice_along(op.operands[0], dim, at - begin, family.extent, op))
             else:
                 found.append(_constant(element, shape, op.results[0], op))
         return found
@@ -270,21 +271,6 @@ class _Rewrite:
             return [dict(entry)]
         numbered = [[n, family.parts, family.dims[value]] for n in range(family.parts)]
         return [{**entry, alpa.PART: ir.DenseI64ArrayAttr.get(part, self.main.context)} for part in numbered]
-
-
-def _slice(value: ir.Value, dim: int, begin: int, size: int, before: ir.Operation | None = None) -> ir.Value:
-    """A slice of a value along a dimension, right behind it or before an op."""
-    shape = list(shape_of(value) or ())
-    starts, limits = [0] * len(shape), list(shape)
-    starts[dim], limits[dim] = begin, begin + size
-    if begin == 0 and size == shape[dim]:
-        return value
-    maker = value.owner
-    at = ir.InsertionPoint(before) if before is not None else ir.InsertionPoint.after(maker.operation)
-    array = ir.DenseI64ArrayAttr.get
-    location = before.location if before is not None else maker.operation.location
-    with at, location:
-        return stablehlo.SliceOp(value, array(starts), array(limits), array([1] * len(shape))).result
 
 
 def _constant(element: ir.Attribute | None, shape: Sequence[int], like: ir.Value, before: ir.Operation) -> ir.Value:

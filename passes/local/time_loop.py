@@ -16,6 +16,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.alpa import Binding, bindings
 from alpa_mlir.dialect.context import functions
 from alpa_mlir.dialect.sharding import argument_attributes, result_attributes
+from alpa_mlir.passes.local.counted_loop import counted_loop
 from alpa_mlir.passes.local.shrink import cut, integer
 from alpa_mlir.passes.local.splats import splat
 
@@ -118,21 +119,12 @@ def _loop(
 ) -> dict[Binding, ir.Value]:
     """Run `@microbatch` for each microbatch; returns sums and stacks by binding."""
     location = ir.Location.unknown(block.owner.context)
-    number = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
     through = [_whole(p) for p in microbatch.arguments if p.binding.kind != "index"]
     starts = [
-        integer(0, number),
         *[_start(p, stacks) for p in microbatch.results],
         *[known[b] for b in through],
     ]
-    types = [v.type for v in starts]
-    loop = ir.Operation.create("stablehlo.while", types, starts, regions=2)
-    condition, body = (r.blocks.append(*types, arg_locs=[location] * len(types)) for r in loop.regions)
-    with ir.InsertionPoint(condition):
-        go = stablehlo.compare(
-            condition.arguments[0], integer(parts, number), stablehlo.ComparisonDirectionAttr.get("LT")
-        )
-        stablehlo.return_([go])
+    loop, body = counted_loop(starts, parts, location)
     with ir.InsertionPoint(body) as inside:
         index, *rest = body.arguments
         count = len(microbatch.results)
@@ -144,7 +136,7 @@ def _loop(
         ends = [
             _add(p, old, parts_of[p.binding], index) for p, old in zip(microbatch.results, rest[:count], strict=True)
         ]
-        following = stablehlo.add(index, integer(1, number))
+        following = stablehlo.add(index, integer(1, index.type))
         stablehlo.return_([following, *ends, *rest[count:]])
     results = list(loop.results)[1:]
     return {p.binding: v for p, v in zip(microbatch.results, results, strict=False)}
