@@ -10,6 +10,9 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 DEVICES = 8
 os.environ.setdefault("PJRT_NPROC", str(max(8, 4 * DEVICES)))
@@ -25,3 +28,13 @@ if "ALPA_MLIR_CACHE_DIR" not in os.environ:
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def quick_compiler() -> Iterator[None]:
+    """XLA without most optimisations: what is tested is what programs say, not how fast they are."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from jaxlib.mlir import ir
@@ -75,14 +73,6 @@ def held(planned: ir.Module) -> dict[str, Sharding]:
                 if value in names and SHARDING in entry:
                     found[names[value]] = read_sharding(entry[SHARDING])[1]
     return found
-
-
-@pytest.fixture
-def quick_compiler() -> Iterator[None]:
-    """XLA without most optimisations: what is tested is what programs say, not how fast they are."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.usefixtures("quick_compiler")

@@ -6,7 +6,7 @@ compared with the original on one device. What a group costs is that of its laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +29,8 @@ from alpa_mlir.passes.strip_mine import groups_of
 from alpa_mlir.planner import PlanOptions, plan
 from alpa_mlir.runtime.execute import run_plan
 from alpa_mlir.tools.plan_summary import summarize
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 LAYERS, WIDTH, BATCH = 8, 8, 8
 GROUPS = 4
@@ -152,14 +154,6 @@ STEPS = {forward.__name__: step_of(forward) for forward in FORWARD} | {
     "clipped": step_of(scanned, clipped),
     "auxiliary": auxiliary(),
 }
-
-
-@pytest.fixture(autouse=True)
-def quick_compiler() -> Iterator[None]:
-    """XLA without most optimisations: what is tested is what programs say, not how fast they are."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def module_of(step: TrainStep) -> Any:

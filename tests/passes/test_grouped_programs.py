@@ -20,7 +20,6 @@ from test_grouped_layers import (
     names_in,
     normal,
     planned,
-    quick_compiler,  # noqa: F401 (used by all tests)
     scanned,
     step_of,
 )
@@ -31,6 +30,8 @@ from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.pipeline import run_pipeline
 from alpa_mlir.runtime.execute import run_plan
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def swapping(w: Weights, x: Any) -> Any:

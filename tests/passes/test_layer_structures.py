@@ -7,7 +7,7 @@ in this process, two microbatches at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -132,14 +132,6 @@ def step_of(loss: Callable[..., Any]) -> TrainStep:
 
     w, batch = CASES[loss]
     return TrainStep(loss.__name__, step, (w, batch, batch), ("state", "batch", "batch"), ((0, 0),))
-
-
-@pytest.fixture
-def quick_compiler() -> Iterator[None]:
-    """XLA without most optimisations: what is tested is what programs say, not how fast they are."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("loss", CASES, ids=lambda f: f.__name__)

@@ -6,7 +6,7 @@ the original on one device. What must stay whole stays so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -114,14 +114,6 @@ STEPS = {
     "rates by layer": step_of(scanned, by_layer),
     "given rates": step_of(scanned, with_given_rates),
 }
-
-
-@pytest.fixture
-def quick_compiler() -> Iterator[None]:
-    """XLA without most optimisations: what is tested is what programs say, not how fast they are."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def module_of(step: TrainStep) -> Any:
