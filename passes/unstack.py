@@ -14,7 +14,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from alpa_mlir.dialect import alpa
-from alpa_mlir.dialect.context import func, functions
+from alpa_mlir.dialect.context import func, functions, op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.sharding import (
@@ -25,6 +25,7 @@ from alpa_mlir.dialect.sharding import (
     set_argument_attributes,
     set_result_attributes,
 )
+from alpa_mlir.passes.layer_order import Layer, gather
 from alpa_mlir.passes.normalize import clean
 from alpa_mlir.passes.registry import Pass, register
 from alpa_mlir.passes.splat import splat_element
@@ -98,11 +99,13 @@ class _Rewrite:
         self.main, self.block = main, main.regions[0].blocks[0]
         self.family = {value: family for family in families for value in family.dims}
         self.parts: dict[ir.Value, list[ir.Value]] = {}
+        self.layers: dict[int, Layer] = {}
+        """The layers of new ops, by `op_id`."""
         self.replaced: list[ir.Operation] = []
         """Ops of which only parts are read now."""
 
     def run(self) -> None:
-        """Rewrite ops in program order, then the signature."""
+        """Rewrite ops in program order, then the signature; what is computed part by part stands layer by layer."""
         arguments = list(self.block.arguments)
         self._add_arguments(arguments)
         returned: list[ir.Value] = []
@@ -115,6 +118,7 @@ class _Rewrite:
             elif any(v in self.family for v in op.operands):
                 self._read(op)
         self._finish(arguments, returned)
+        gather(self.block, self.layers)
 
     def _part_type(self, value: ir.Value) -> ir.Type:
         family = self.family[value]
@@ -146,6 +150,11 @@ class _Rewrite:
                     whole, size = family.dims[result], family.extent
                     self.parts[result] = [slice_along(result, whole, n * size, size) for n in range(family.parts)]
 
+    def _of_layer(self, value: ir.Value, family: Family, number: int) -> ir.Value:
+        """A value that a new op makes for a layer."""
+        self.layers[op_id(value.owner)] = family.parts, number
+        return value
+
     def _clone(self, op: ir.Operation, along: Sequence[int | None], number: int) -> ir.Value:
         """One part of the result of an op whose operands are cut along dimensions, or stay whole."""
         pairs = zip(op.operands, along, strict=True)
@@ -158,7 +167,7 @@ class _Rewrite:
         if op.name == SLICE:
             dim = self.family[op.results[0]].dims[op.results[0]]
             _set_number(copy, "limit_indices", dim, (shape_of(result) or ())[dim])
-        return result
+        return self._of_layer(result, self.family[op.results[0]], number)
 
     def _part(self, value: ir.Value, dim: int, op: ir.Operation, number: int) -> ir.Value:
         """Part `number` of an operand of `op`; equal elements are equal in all parts."""
@@ -167,10 +176,11 @@ class _Rewrite:
         if value in self.parts:
             return self.parts[value][number]
         if element is None:
-            return slice_along(value, dim, number * family.extent, family.extent, op)
+            own = slice_along(value, dim, number * family.extent, family.extent, op)
+            return self._of_layer(own, family, number)
         shape = list(shape_of(value) or ())
         shape[dim] = family.extent
-        return _constant(element, shape, value, op)
+        return self._of_layer(_constant(element, shape, value, op), family, number)
 
     def _pieces(self, op: ir.Operation, family: Family, dim: int) -> list[ir.Value]:
         """The parts of what is put together, of the operands or parts of them."""

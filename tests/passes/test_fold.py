@@ -19,12 +19,13 @@ from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.inter.fold import fold
 from alpa_mlir.passes.normalize import Normalize
 from alpa_mlir.passes.pipeline import run_pipeline
+from alpa_mlir.passes.unstack import Unstack
 
 
 def normal(step: TrainStep) -> ir.Module:
     """Level 1 of a step."""
     module = parse_module(print_module(lower(step)), make_context())
-    run_pipeline(module, [Normalize()], [])
+    run_pipeline(module, [Normalize(), Unstack()], [])
     return module
 
 
@@ -48,7 +49,14 @@ def repeats(module: ir.Module) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "fields", "period"),
-    [("gpt", {}, 1), ("gpt", {"remat": True}, 1), ("llama", {}, 1), ("moe", {}, 2), ("bert", {"optimizer": "sgd"}, 1)],
+    [
+        ("gpt", {}, 1),
+        ("gpt", {"remat": True}, 1),
+        ("gpt", {"scan": True}, 1),
+        ("llama", {}, 1),
+        ("moe", {}, 2),
+        ("bert", {"optimizer": "sgd"}, 1),
+    ],
 )
 def test_a_folded_model_is_the_model_with_fewer_layers(name: str, fields: dict[str, Any], period: int) -> None:
     folded = fold(tiny(name, layers=10 * period, **fields))
@@ -84,6 +92,31 @@ def chain(joined: bool) -> TrainStep:
 
     w = [jax.ShapeDtypeStruct((8, 8), jnp.float32)] * 10
     return TrainStep("chain", step, (w, jax.ShapeDtypeStruct((4, 8), jnp.float32)), ("constant", "batch"))
+
+
+def encoder_decoder() -> TrainStep:
+    """A scan over ten layers and one over six, trained with momentum."""
+
+    def layer(x: Any, w: Any) -> tuple[Any, None]:
+        return x + jnp.tanh(x @ w), None
+
+    def loss(w: Any, x: Any) -> Any:
+        return jnp.mean(jax.lax.scan(layer, jax.lax.scan(layer, x, w["encoder"])[0] * 2, w["decoder"])[0] ** 2)
+
+    def step(w: Any, momentum: Any, x: Any) -> Any:
+        momentum = jax.tree.map(lambda m, d: 0.9 * m + d, momentum, jax.grad(loss)(w, x))
+        return jax.tree.map(lambda p, m: p - 0.1 * m, w, momentum), momentum
+
+    w = {name: jax.ShapeDtypeStruct((n, 8, 8), jnp.float32) for name, n in (("encoder", 10), ("decoder", 6))}
+    x = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+    return TrainStep("encoder_decoder", step, (w, w, x), ("state", "state", "batch"), ((0, 0), (1, 1)))
+
+
+def test_a_scanned_stack_folds_beside_another() -> None:
+    module = normal(encoder_decoder())
+    folded = fold(module)
+    arguments = [len(functions(m)["main"].regions[0].blocks[0].arguments) for m in (module, folded)]
+    assert arguments == [33, 25]
 
 
 def test_inference_folds() -> None:
