@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 
 import jax
 import ml_dtypes
@@ -39,6 +39,8 @@ TOLERANCE, TOLERANCE_16_BITS = 1e-4, 2e-2
 """The second: of programs in short floats that cannot be said in f32."""
 TIMES_FARTHER = 2.0
 """A result may be so many times as far from f32 as one device's is."""
+SHOWN = 20
+"""Of how many results that are right, those farthest off, a report has a line."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def compare(found: Array, expected: Array) -> Difference:
     same = neither | (a == b)
     strange = int((~finite & same).sum())
     if (~finite & ~same).any():
-        return Difference(float("inf"), float("inf"), strange)
+        return Difference(inf, inf, strange)
     if a.size and neither.all():
         return Difference(0.0, 0.0, strange, silent=True)
     with np.errstate(invalid="ignore"):  # of infinities, which are left out
         absolute = float(np.max(np.abs(a - b), where=finite, initial=0.0)) if a.size else 0.0
     scale = float(np.max(np.abs(b), where=finite, initial=0.0)) if a.size else 0.0
-    relative = absolute / scale if scale > 0 else (0.0 if absolute == 0 else float("inf"))
+    relative = absolute / scale if scale > 0 else (0.0 if absolute == 0 else inf)
     return Difference(absolute, relative, strange)
 
 
@@ -173,15 +175,20 @@ def bound_for(
 def report(
     names: Sequence[str], found: Sequence[Array], expected: Sequence[Array], bound: Bound
 ) -> tuple[list[str], bool]:
-    """One line per result and a summary, and whether all were compared and the bound holds for all."""
-    lines, worst, strange, silent, equal = [], (0.0, ""), 0, 0, True
+    """Lines and a summary, and whether all were compared and the bound holds for all.
+
+    There is a line for each result that is not right, or not compared, and for the SHOWN others that are farthest off.
+    """
+    lines: list[tuple[float, str]] = []
+    worst, strange, silent, equal = (0.0, ""), 0, 0, True
     for number, (name, a, b) in enumerate(zip(names, found, expected, strict=True)):
         d = compare(a, b)
         holds, said = bound.holds(number, a, b)
         if d.strange and not d.silent:
             said += f", {d.strange} elements are NaN or infinite in both"
         verdict = "  NOT COMPARED: NaN throughout, in both" if d.silent else "" if holds else "  ABOVE THE TOLERANCE"
-        lines.append(f"{name}: largest difference {d.absolute:.3g}, relative {d.relative:.3g}{said}{verdict}")
+        line = f"{name}: largest difference {d.absolute:.3g}, relative {d.relative:.3g}{said}{verdict}"
+        lines.append((inf if verdict else d.relative, line))
         worst, equal = max(worst, (d.relative, name)), equal and holds
         strange, silent = strange + d.strange, silent + d.silent
     where = f" ({worst[1]})" if worst[1] else ""
@@ -189,7 +196,17 @@ def report(
     verdict = "equal" if equal else "DIFFERENT"
     if equal and silent:
         verdict = f"{silent} NOT COMPARED, being NaN throughout: give --inputs from which they become numbers"
-    lines.append(
+    told = _farthest(lines)
+    if len(told) < len(lines):
+        told.append(f"… and {len(lines) - len(told)} results that differ less")
+    told.append(
         f"reference: {len(found)} results, largest relative difference {worst[0]:.3g}{where}, {bound}{also}: {verdict}"
     )
-    return lines, equal and not silent
+    return told, equal and not silent
+
+
+def _farthest(lines: Sequence[tuple[float, str]]) -> list[str]:
+    """The lines of infinite weight, and the SHOWN others of the greatest, in the order of the results."""
+    ranked = sorted(range(len(lines)), key=lambda n: -lines[n][0])
+    shown = sorted(ranked[: SHOWN + sum(weight == inf for weight, _ in lines)])
+    return [lines[n][1] for n in shown]

@@ -125,3 +125,14 @@ def test_a_program_that_reads_bits_has_no_wide_form() -> None:
     assert widened(program) is None
     found = bound_for(program, [np.ones(4)], [np.zeros(4)], lambda _: [])
     assert found == Bound(TOLERANCE_16_BITS)
+
+
+def test_of_many_results_those_farthest_off_are_told() -> None:
+    expected = [np.ones(3) for _ in range(100)]
+    found = [one + n * 1e-9 for n, one in enumerate(expected)]
+    names = [f"r{n}" for n in range(100)]
+    lines, equal = report(names, found, expected, Bound(1e-4))
+    assert equal and [line.split(":")[0] for line in lines[:-2]] == names[80:]
+    assert lines[-2] == "… and 80 results that differ less"
+    lines, equal = report(names, found, [*expected[:5], expected[5] * 2, *expected[6:]], Bound(1e-4))
+    assert not equal and "ABOVE" in lines[0] and lines[0].startswith("r5:") and len(lines) == 23
