@@ -46,7 +46,8 @@ types: setup
 	for f in alpa_mlir/*; do ln -s ../../../$$f $(TYPED)/; done
 	for wing in dialect passes runtime clusters; do ln -s ../../../$$wing $(TYPED)/$$wing; done
 	ln -s ../../../examples/models $(TYPED)/models
-	MYPYPATH=$(VENV)/typed $(BIN)/mypy -p alpa_mlir
+	ln -s ../../benchmarks $(VENV)/typed/benchmarks
+	MYPYPATH=$(VENV)/typed $(BIN)/mypy -p alpa_mlir -p benchmarks
 
 # Two at a time; tests that start mpirun take ports and ranks of their own. Who is done early takes tests from the other.
 unit: setup

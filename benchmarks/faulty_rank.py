@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alpa_mlir.runtime.launch import RANK_VARIABLES
 from alpa_mlir.tools import run
+from alpa_mlir.tools.diagnostics import guarded
 from benchmarks.faults import RAISING
 
 STEPS = 13
@@ -35,4 +36,4 @@ if __name__ == "__main__":
     rank = next(os.environ[name] for name in RANK_VARIABLES if name in os.environ)
     if rank == culprit:
         break_worker(Path(told))
-    sys.exit(run.guarded(run.NAME, run.main))
+    sys.exit(guarded(run.NAME, run.main))

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 DEVICES = 4
 os.environ.setdefault("PJRT_NPROC", str(8 * DEVICES))
@@ -36,6 +37,7 @@ import numpy as np  # noqa: E402
 from jaxlib.mlir import ir  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from scipy.stats import spearmanr  # noqa: E402
 
 from alpa_mlir.dialect.context import make_context, parse_module, print_module  # noqa: E402
 from alpa_mlir.dialect.diagnostics import CompileError  # noqa: E402
@@ -53,7 +55,7 @@ from alpa_mlir.tools.plan_summary import summarize  # noqa: E402
 from benchmarks.paper import Speed, paper  # noqa: E402
 from benchmarks.plan_quality import BATCH  # noqa: E402
 
-SIZES: dict[str, dict[str, object]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "mlp": {"layers": 6, "hidden": 256, "batch": 512},
     "gpt": {"layers": 2, "hidden": 128, "heads": 4, "sequence": 64, "batch": 16, "vocabulary": 512},
     "moe": {"layers": 2, "hidden": 64, "sequence": 64, "batch": 16, "group": 64},
@@ -232,9 +234,8 @@ def steps(model: str, devices: int, most: int, rounds: int) -> list[Timed]:
 
 
 def rank_correlation(found: Sequence[Timed]) -> float:
-    """Spearman's: Pearson's of the ranks."""
-    ranks = [np.argsort(np.argsort([getattr(t, what) for t in found])) for what in ("predicted", "measured")]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Spearman's."""
+    return float(spearmanr([t.predicted for t in found], [t.measured for t in found]).statistic)
 
 
 def main() -> int:

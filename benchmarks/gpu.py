@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,7 +112,7 @@ def ceilings() -> None:
         with jax.enable_x64(dtype == "float64"):
             a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.float32).astype(dtype) for i in (0, 1))
             product = jax.jit(lambda a, b, to=result: jnp.dot(a, b, preferred_element_type=to))
-            rate = 2 * size**3 / quickest(lambda a=a, b=b, f=product: f(a, b), 10)
+            rate = 2 * size**3 / quickest(partial(product, a, b), 10)
         print(f"product {size}³ {dtype:14} {rate / 1e12:8.1f} TFLOP/s", flush=True)
     a = jax.random.normal(jax.random.key(0), (n, n), jnp.float32)
     exact = jax.jit(lambda a: jnp.dot(a, a, precision="highest"))
@@ -119,7 +120,7 @@ def ceilings() -> None:
     for dtype in ("bfloat16", "float32"):
         big = jnp.ones(1 << 30, dtype)
         add = jax.jit(lambda x: x + 1)
-        print(f"read and write {dtype:12} {2 * big.nbytes / quickest(lambda x=big, f=add: f(x), 10) / 1e12:8.2f} TB/s")
+        print(f"read and write {dtype:12} {2 * big.nbytes / quickest(partial(add, big), 10) / 1e12:8.2f} TB/s")
     del big
     small, count = jnp.ones((128, 128), jnp.bfloat16) / 128, 256
 

@@ -110,11 +110,11 @@ def measure(path: Path, steps: int, platform: str = "cpu") -> tuple[list[Row], i
     from alpa_mlir.runtime.transport import memory
 
     inside, waiting = Clock(), Clock()
-    transfers.wait_until = waiting.watched(transfers.wait_until)
+    transfers.wait_until = waiting.watched(transfers.wait_until)  # type: ignore[attr-defined]
     transfers.Transfers.until_computed = waiting.watched(transfers.Transfers.until_computed)  # type: ignore
-    make = transfers.assembler
-    transfers.assembler = devices.assembler = lambda *kind: inside.watched(make(*kind))
-    transfers.parted, transfers.copied = inside.watched(transfers.parted), inside.watched(transfers.copied)
+    make = transfers.assembler  # type: ignore[attr-defined]
+    transfers.assembler = devices.assembler = lambda *kind: inside.watched(make(*kind))  # type: ignore[attr-defined]
+    transfers.parted, transfers.copied = inside.watched(transfers.parted), inside.watched(transfers.copied)  # type: ignore[attr-defined]
     copy = inside.watched(memory.HostMemory.copy)
     memory.HostMemory.copy = lambda self, *rest: copy(self, *rest)  # type: ignore
     obtain = executable.Compiler.obtain

@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +29,7 @@ from alpa_mlir.models.wide_resnet import WideResnetConfig, block_shapes
 from alpa_mlir.passes.manual import ManualStage, write_stages
 from alpa_mlir.planner import PlanOptions, plan
 from alpa_mlir.tools.plan_summary import summarize
-from benchmarks.plan_quality import BATCH, cluster_of, program
+from benchmarks.plan_quality import BATCH, Pair, cluster_of, program
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ def operations(family: str, size: str, batch: int) -> float:
     config = replace(MODELS[family].presets[size], batch=batch)
     if isinstance(config, GptConfig):
         return _gpt_operations(config)
-    return _moe_operations(config) if isinstance(config, MoeConfig) else _wide_resnet_operations(config)
+    if isinstance(config, MoeConfig):
+        return _moe_operations(config)
+    assert isinstance(config, WideResnetConfig), config
+    return _wide_resnet_operations(config)
 
 
 def _gpt_operations(c: GptConfig) -> float:
@@ -130,8 +135,9 @@ def predict(published: Published) -> Speed:
     """Price one published plan."""
     p = published
     batch = p.batch or BATCH[p.family]
-    module = program(p.family, p.size, batch)
-    write_stages(module, list(_stages(p)))
+    with TemporaryDirectory() as folder:
+        module = program(Pair(p.family, p.size, p.gpus, batch), Path(folder))
+    write_stages(module, tuple(_stages(p)))
     options = PlanOptions(
         cluster_of(p.gpus).with_sizes(memory=2**36),
         microbatches=p.microbatches,

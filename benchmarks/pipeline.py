@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,11 +108,10 @@ class Bench:
 
         action, call, slots = self.part.actions[number], self.calls[number], self.worker._slots
 
-        def take() -> None:
-            slots[action.result] = jax.block_until_ready(jnp.copy(self.taken[action.result]))
+        def take(result: int) -> None:
+            slots[result] = jax.block_until_ready(jnp.copy(self.taken[result]))
 
-        def timed() -> None:
-            results = action.results if isinstance(action, Call) else action.totals
+        def timed(results: Sequence[int]) -> None:
             start = time.perf_counter()
             call()
             jax.block_until_ready([slots[i] for i in results])
@@ -120,8 +120,10 @@ class Bench:
         if isinstance(action, (Give, Expect)):
             return lambda: None
         if isinstance(action, Take):
-            return take
-        return timed if isinstance(action, (Call, Add)) else call
+            return partial(take, action.result)
+        if isinstance(action, (Call, Add)):
+            return partial(timed, action.results if isinstance(action, Call) else action.totals)
+        return call
 
     def remember(self) -> None:
         """A step that keeps what it receives, for those without messages."""
@@ -132,11 +134,11 @@ class Bench:
         def keeping(number: int) -> Any:
             action, call = self.part.actions[number], self.calls[number]
 
-            def run() -> None:
+            def run(result: int) -> None:
                 call()
-                self.taken[action.result] = jnp.copy(self.worker._slots[action.result])
+                self.taken[result] = jnp.copy(self.worker._slots[result])
 
-            return run if isinstance(action, Take) else call
+            return partial(run, action.result) if isinstance(action, Take) else call
 
         self.play([keeping(i) for i in range(len(self.calls))])
 

@@ -37,7 +37,7 @@ from math import inf, isfinite
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxlib.mlir import ir
 from rich.console import Console
@@ -66,7 +66,7 @@ NAMED = ("expert", "intra", "zero3", "zero2", "data", "inter")
 """Rivals that are no points of a grid, the likeliest to win first."""
 EXPERT_PARALLEL = "arg(batch*)=[{x},{}]; arg(*experts*)=[{x},{},{}]"
 """The batch and the experts' weights, with their optimizer state, on axis x (examples/plans/moe_expert.toml)."""
-FITTING: dict[tuple[str, str], dict[str, str | bool]] = {
+FITTING: dict[tuple[str, str], dict[str, Any]] = {
     ("gpt", "39B"): {"sums": "float16"},
     ("moe", "27B"): {"master": False, "moments": "bfloat16", "sums": "float16"},
     ("moe", "70B"): {"master": False, "moments": "bfloat16", "sums": "float16"},

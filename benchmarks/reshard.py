@@ -94,8 +94,8 @@ class Bench:
         from alpa_mlir.runtime.transport.mpi import MpiTransport
 
         source, target = (MeshTensor(k.mesh, self.shape, "f32", k.sharding) for k in kinds)
-        placements = [Placement(plan.stages[k.mesh].mesh, k.sharding) for k in kinds]
-        route = plan_route(self.shape, *placements, FLOAT, RouteTransfers().smallest_part)
+        begin, end = (Placement(plan.stages[k.mesh].mesh, k.sharding) for k in kinds)
+        route = plan_route(self.shape, begin, end, FLOAT, RouteTransfers().smallest_part)
         self.submeshes = Submeshes(plan, world.rank, arranged.rank_of, devices)
         self.peers = MpiTransport(world, threaded=per_mesh > 1)
         self.transfers = Transfers.on_host(self.submeshes, arranged.rank_of, self.peers, {0: route}, Watchdog(0, 0))
@@ -196,8 +196,9 @@ def run_case(number: int, per_mesh: int, megabytes: float, rounds: int) -> None:
         (first, a), (second, b) = case[:2], case[2:]
         text = f"({first[0]},{first[1]}) {a} -> ({second[0]},{second[1]}) {b}"
         size = int(np.prod(bench.shape)) * FLOAT
-        times_ms = [median(column) * 1e3 for column in (ours, same, whole)]
-        row = Row(text, size / 2**20, across, size, inside, *times_ms, quiet[1] / quiet[0], quiet[2] / quiet[0])
+        all_ms = [median(column) * 1e3 for column in (ours, same, whole)]
+        of_bare = quiet[1] / quiet[0], quiet[2] / quiet[0]
+        row = Row(text, size / 2**20, across, size, inside, all_ms[0], all_ms[1], all_ms[2], *of_bare)
         print(json.dumps(asdict(row)), flush=True)
     world.Barrier()
     layout.disconnect()

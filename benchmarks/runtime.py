@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from alpa_mlir.runtime import launch
 
@@ -88,7 +89,7 @@ def jit(folder: Path, platform: str) -> Iterator[Figure]:
         yield Figure("one device against jax.jit, large GPT", compared(folder, platform, large), 1.02, "")
 
 
-def compared(folder: Path, platform: str, size: dict[str, int]) -> float:
+def compared(folder: Path, platform: str, size: dict[str, Any]) -> float:
     """The ratio of a GPT's steps in the middle one of PROCESSES processes."""
     words = [word for name, value in size.items() for word in (f"--{name}", value)]
     _, plan = planned(folder, "gpt", "--devices-per-node", 1, "--stages", 1, "--microbatches", 1, size=words)
@@ -96,7 +97,7 @@ def compared(folder: Path, platform: str, size: dict[str, int]) -> float:
         return median([pool.submit(against_jit, plan, platform, size).result() for _ in range(PROCESSES)])
 
 
-def against_jit(plan: Path, platform: str, size: dict[str, int], rounds: int = 24) -> float:
+def against_jit(plan: Path, platform: str, size: dict[str, Any], rounds: int = 24) -> float:
     """The ratio of a GPT's steps in this process."""
     import jax
 
