@@ -25,7 +25,8 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
 
-ENTER, LEAVE, SLICE, STACK, INDEX = (f"alpa.loop_{name}" for name in ("enter", "leave", "slice", "stack", "index"))
+PREFIX = "alpa.loop_"
+ENTER, LEAVE, SLICE, STACK, INDEX = (PREFIX + name for name in ("enter", "leave", "slice", "stack", "index"))
 STARTS = frozenset({ENTER, SLICE, INDEX})
 ENDS = frozenset({LEAVE, STACK})
 MARKS = STARTS | ENDS
@@ -53,7 +54,9 @@ def mark(name: str, kind: ir.Type, operands: Sequence[ir.Value], trips: int, bac
 
 
 def check_mark(op: ir.Operation) -> None:
-    """CompileError where a mark has no number of rounds, or not the operands and results that it must have."""
+    """CompileError where a mark is unknown, has no number of rounds, or not the operands and results it must have."""
+    if op.name not in MARKS:
+        raise CompileError(f"{op.name} is no mark of a loop; there are {', '.join(sorted(MARKS))}", op.location)
     trips = op.attributes.get(alpa.TRIPS, None)
     if not isinstance(trips, ir.IntegerAttr) or trips.value < 1:
         raise CompileError(f"{op.name} needs {alpa.TRIPS}, the number of rounds, of at least 1", op.location)

@@ -19,6 +19,7 @@ from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.local.time_analysis import DetachBase, TimeAnalysis
 from alpa_mlir.passes.local.time_base import detach_base
+from alpa_mlir.passes.local.time_fission import MustSplit, split_loops
 from alpa_mlir.passes.local.time_rewrite import Microbatched
 from alpa_mlir.passes.local.time_states import INVARIANT, STATISTIC, State, split
 from alpa_mlir.passes.local.update_order import order_by_results
@@ -56,13 +57,24 @@ class Microbatch(Pass):
             batching = "func.func(sdy-explicit-gather-scatter-batching)"
             passmanager.PassManager.parse(f"builtin.module({batching})").run(module.operation)
             main = functions(module)["main"]
-            analysis = _analyse(main, self.count, self.allow_per_microbatch_statistics)
-            Microbatched(main, analysis).write()
+            analysis = _write(main, self.count, self.allow_per_microbatch_statistics)
             order_by_results(functions(module)["update"])
         alpa.set_string(module.operation, alpa.LEVEL, "microbatched")
         alpa.set_int(module.operation, alpa.MICROBATCHES, self.count)
         if analysis.statistics and self.count > 1:
             alpa.set_string(module.operation, alpa.STATISTICS, "microbatch")
+
+
+def _write(main: ir.Operation, parts: int, per_microbatch: bool) -> TimeAnalysis:
+    """Put the functions of level 2 in place of @main; loops that microbatches and the update need become two."""
+    while True:
+        analysis = _analyse(main, parts, per_microbatch)
+        try:
+            Microbatched(main, analysis).write()
+        except MustSplit as found:
+            split_loops(found.loops, analysis)
+        else:
+            return analysis
 
 
 def _analyse(main: ir.Operation, parts: int, per_microbatch: bool) -> TimeAnalysis:

@@ -28,7 +28,7 @@ class Roll(Pass):
     """Loops that stand as one round between marks (`alpa.loop_*`) become `stablehlo.while`.
 
     Before: any level. After: the same without marks; `alpa-localize` and `alpa-export-to-shardy` end with it.
-    Errors: a value of one round that is used behind the loop.
+    Errors: a value of one round that is used behind the loop; marks that say nothing, or are unknown.
     """
 
     name: ClassVar[str] = "alpa-roll"
@@ -50,7 +50,7 @@ def _blocks(op: ir.Operation) -> Iterable[ir.Block]:
     for region in op.regions:
         for block in region.blocks:
             ops = [view.operation for view in block.operations]
-            if any(o.name in rounds.MARKS for o in ops):
+            if any(o.name.startswith(rounds.PREFIX) for o in ops):
                 yield block
             for o in ops:
                 if o.name == "sdy.manual_computation":
@@ -60,7 +60,7 @@ def _blocks(op: ir.Operation) -> Iterable[ir.Block]:
 def _roll(block: ir.Block) -> None:
     ops = [view.operation for view in block.operations]
     for op in ops:
-        if op.name in rounds.MARKS:
+        if op.name.startswith(rounds.PREFIX):
             rounds.check_mark(op)
     found = rounds.find_rounds(ops)
     inside = {n for one in found for n in one.ops}

@@ -23,7 +23,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
 from alpa_mlir.dialect.factors import FIXED, PASS, OpFactors, added_once, read_factors
-from alpa_mlir.dialect.rounds import ENTER, LEAVE
+from alpa_mlir.dialect.rounds import ENTER, LEAVE, SLICE, needed_with
 from alpa_mlir.passes.local import time_regions
 from alpa_mlir.passes.local.time_linear import unsplit_result
 from alpa_mlir.passes.local.time_states import (
@@ -143,6 +143,11 @@ class TimeAnalysis:
                 self.set(result, self.state(value), self.stateful.get(value, False))
             return
         states = [self.state(v) for v in values]
+        if op.name == SLICE and states[0].kind in ("finished", "partial") and self._beforehand(values[0]):
+            # What is made beforehand is the stack: a round's slice says nothing outside of its loop.
+            self.whole[values[0]] = None
+            self.set(op.results[0], INVARIANT, stateful)
+            return
         if op.name == LEAVE:
             self._pass_on(op)
             states[0] = self.state(values[0])
@@ -162,7 +167,8 @@ class TimeAnalysis:
     def _pass_on(self, op: ir.Operation) -> None:
         """Let a value that a loop's rounds pass on come into them as it leaves them, and look at the loop again."""
         enters, following = op.operands
-        joined = join(self.state(enters), self.state(following))
+        states = self.state(enters), self.state(following)
+        joined = join(*states) or (None if any(s.is_split for s in states) else FINISHED)
         if joined is None:
             raise Mixes(
                 "what this loop over layers passes on mixes examples of different microbatches: use one microbatch, or "
@@ -285,8 +291,13 @@ class TimeAnalysis:
             if state.is_partial:
                 found[v] = None
             elif state == FINISHED and not isinstance(v.owner, ir.Block):
-                stack.extend(reversed(inputs(v.owner.operation)))
+                stack.extend(reversed(self._read_for(v)))
         return list(found)
+
+    def _read_for(self, value: ir.Value) -> list[ir.Value]:
+        """What a value is made of, in this round of a loop or the one before."""
+        op = value.owner.operation
+        return inputs(op) + [leave.owner.operation.operands[1] for leave in needed_with(op)]
 
     def _to_statistics(self, value: ir.Value, op: ir.Operation) -> None:
         marks = 0
@@ -302,6 +313,10 @@ class TimeAnalysis:
             first = min(first, self.position[source])
         if not marks:
             raise Mixes(f"{op.name} mixes examples of different microbatches", op.location)
+        for enters in [v for v, state in self.passed_on.items() if state == FINISHED]:
+            del self.passed_on[enters]
+            self.changed[enters.owner.operation.operands[0]] = None
+            first = min(first, self.position[enters])
         raise Rewind(first)
 
     def mix(self, op: ir.Operation, values: Sequence[ir.Value], reason: str) -> list[State]:

@@ -21,11 +21,11 @@ from math import prod
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect.context import op_id
-from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.factors import shape_of
 from alpa_mlir.dialect.rounds import ENDS, find_rounds
 from alpa_mlir.passes.local.time_analysis import TimeAnalysis, inputs
 from alpa_mlir.passes.local.time_demand import BARRIER
+from alpa_mlir.passes.local.time_fission import MustSplit, TwoLoops
 
 Node = int
 SOURCE, SINK = -1, -2
@@ -38,6 +38,8 @@ class _Uses:
     node: Node | None
     free: list[Node] = field(default_factory=list)
     finished: bool = False
+    late: list[ir.Operation] = field(default_factory=list)
+    """The ops that need it finished."""
     local: bool = False
     whole: bool = False
     """Whether it cannot be added up: it is of one round of a loop."""
@@ -50,7 +52,7 @@ def accumulated(analysis: TimeAnalysis, results: Sequence[ir.Value], beforehand:
     Membership is all that may be asked of the returned set (its order means nothing).
     """
     graph = _collect(analysis, results, beforehand)
-    tied = _keep_loops(analysis, graph)
+    tied = _keep_loops(analysis, graph, beforehand)
     side = _microbatch_side(graph, tied)
     return {v for v, uses in graph.items() if uses.node is None or uses.node in side}
 
@@ -77,35 +79,40 @@ def _collect(
     return graph
 
 
-def _keep_loops(analysis: TimeAnalysis, graph: dict[ir.Value, _Uses]) -> list[list[Node]]:
+def _keep_loops(
+    analysis: TimeAnalysis, graph: dict[ir.Value, _Uses], beforehand: dict[ir.Value, None]
+) -> list[list[Node]]:
     """Let nothing be added up that is of one round of a loop (`dialect/rounds.py`): the loop stays on one side.
 
-    The free ops of each loop, which belong together. CompileError where a loop needs both sides.
+    The free ops of each loop, which belong together. MustSplit where loops need both sides.
     """
     ops = analysis.ops[:-1]
     tied = []
+    both: list[TwoLoops] = []
     for loop in find_rounds(ops):
         nodes: list[Node] = []
-        awaits: ir.Operation | None = None
+        early: list[ir.Value] = []
+        late: dict[int, ir.Operation] = {}
         local = False
-        for op in (ops[n] for n in loop.ops):
+        members = [ops[n] for n in loop.ops]
+        for op in members:
             local |= op_id(op) in analysis.places or op_id(op) in analysis.entered
             for value in op.results:
                 uses = graph.get(value)
+                if value in beforehand and not analysis.stateful[value] and op.name not in ENDS:
+                    early.append(value)
                 if uses is None:
                     continue
                 nodes += [uses.node] if uses.node is not None else []
                 if op.name not in ENDS:
                     uses.whole = True
-                    awaits = op if uses.finished and awaits is None else awaits
+                    late.update((op_id(user), user) for user in uses.late)
                     local |= uses.local
-        if awaits is not None and local:
-            raise CompileError(
-                f"each round of a loop over layers needs what all microbatches make of this {awaits.name}: "
-                "use one microbatch, or unroll-layers=0",
-                awaits.location,
-            )
+        if early or (late and local):
+            both.append(TwoLoops(members, early, list(late.values())))
         tied.append(nodes)
+    if both:
+        raise MustSplit(both)
     return tied
 
 
@@ -130,6 +137,7 @@ def _enter(
             uses.free.append(name)
         else:
             uses.finished = True
+            uses.late.append(op)
     for value in made:
         graph[value] = _Uses(None if pinned or statistic else name)
 

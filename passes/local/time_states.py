@@ -105,7 +105,7 @@ def join(start: State, back: State) -> State | None:
     for one, other in ((start, back), (back, start)):
         if one.kind in ("invariant", "statistic") and other.is_split:
             return other
-        if one.kind == "invariant" and other.kind == "statistic":
+        if one.kind == "invariant" and (other.kind == "statistic" or other.combine in ("max", "min")):
             return other
     return None
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from jaxlib.mlir import ir
 
+from alpa_mlir.dialect.rounds import leaves_by_end
 from alpa_mlir.passes.local.time_analysis import captures, inputs
 from alpa_mlir.passes.local.time_demand import BARRIER
 from alpa_mlir.passes.local.time_emit import barrier, replace_inside
@@ -23,24 +24,28 @@ class WholeProgram:
     def __init__(self, block: ir.Block, targets: Sequence[ir.Value], given: Given) -> None:
         self.targets = list(targets)
         needed: dict[ir.Value, None] = dict.fromkeys(targets)
-        given_needed: dict[ir.Value, None] = {}
-        self.ops: list[ir.Operation] = []
-        self.kept: list[list[int]] = []
-        for view in reversed(list(block.operations)[:-1]):
-            op = view.operation
-            wanted = [i for i, r in enumerate(op.results) if r in needed]
-            taken = [i for i in wanted if given(op.results[i])]
-            made = [i for i in wanted if i not in taken]
-            for i in reversed(taken):
-                given_needed[op.results[i]] = None
-            if made:
-                self.ops.append(op)
-                self.kept.append(made)
-                values = [op.operands[i] for i in made] if op.name == BARRIER else inputs(op)
-                needed.update(dict.fromkeys(values))
-        self.ops.reverse()
-        self.kept.reverse()
-        self.arguments = [a for a in block.arguments if a in needed] + list(reversed(given_needed))
+        ops = [view.operation for view in block.operations][:-1]
+        passed_on = leaves_by_end(ops)
+        kept: dict[int, list[int]] = {}
+        following = len(ops) - 1
+        while following >= 0:
+            position, following = following, following - 1
+            op = ops[position]
+            made = [i for i, r in enumerate(op.results) if r in needed and not given(r)]
+            if not made:
+                continue
+            kept[position] = made
+            needed.update(dict.fromkeys([op.operands[i] for i in made] if op.name == BARRIER else inputs(op)))
+            for place in passed_on.get(position, ()):
+                if ops[place].results[0] not in needed:
+                    needed[ops[place].results[0]] = None
+                    following = max(following, place)
+        self.ops = [ops[position] for position in sorted(kept)]
+        self.kept = [kept[position] for position in sorted(kept)]
+        results = (r for op in ops for r in op.results)
+        self.arguments = [
+            v for v in (*block.arguments, *results) if v in needed and (isinstance(v.owner, ir.Block) or given(v))
+        ]
 
     def emit(self, env: dict[ir.Value, ir.Value], ip: ir.InsertionPoint) -> list[ir.Value]:
         """Clone the ops at `ip`; `env` holds the new values of `arguments`. Returns the targets' new values."""

@@ -143,6 +143,7 @@ ROUND = (ENTER, SLICE, NEXT, LEAVE)
         ((ENTER, SLICE.replace("(%a)", "()").replace("(tensor<4x8xf32>)", "()"), NEXT, LEAVE), ":3:.*cannot be"),
         ((*ROUND, LEAVE.replace("%out", "%twice")), ":6:.*leaves it twice"),
         ([LEAVE.replace("%in, %0", "%x, %x")], ":2:.*entered no loop"),
+        ([ENTER.replace("loop_enter", "loop_foo").replace("%in", "%out")], ":2:.*loop_foo is no mark of a loop"),
     ],
 )
 def test_marks_that_say_nothing_are_refused(ops: Sequence[str], why: str) -> None:
