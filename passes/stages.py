@@ -237,7 +237,17 @@ class Stages(Pass):
         shapes = tuple(parse_mesh(text) for text in self.meshes.split(",") if text)
         full, memory = self._full(module, cluster)
         search = StageSearch(
-            module, full, flying, memory, self.solver, self.whole_sums, shapes, self.rough, self.axes, self._uses()
+            module,
+            full,
+            flying,
+            memory,
+            self.solver,
+            self.whole_sums,
+            shapes,
+            self.rough,
+            self.axes,
+            self._uses(),
+            min(counts),
         )
         if self.remat:
             search = replace(search, module=_all_again(module), kept=search)

@@ -55,20 +55,21 @@ def mixed(kept: RangePrices, repeated: RangePrices, again: int) -> Mixed:
     return Mixed(**values, working=np.where(impossible, np.inf, working), again=again)
 
 
-def mixtures(kept: Sequence[RangePrices], repeated: Sequence[RangePrices]) -> Iterator[Mixed]:
-    """What is between prices without rematerialisation and those of all layers, on one mesh: the first of both, the
-    second of both, …; the last of those of which there are fewer again and again."""
+def mixtures(kept: Sequence[RangePrices], repeated: Sequence[RangePrices], longest: int) -> Iterator[Mixed]:
+    """What is between prices without rematerialisation and those of all layers, on one mesh, for ranges of at most so
+    many layers: the first of both, the second of both, …; the last of those of which there are fewer again and again.
+    """
     for without, every in zip_longest(kept, repeated):
         none, full = without or kept[-1], every or repeated[-1]
-        yield from (mixed(none, full, again) for again in range(len(none.stored)))
+        yield from (mixed(none, full, again) for again in range(longest))
 
 
 def offer_mixtures(table: Tables, kept: Tables) -> None:
     """Offer what is between the prices of two tables of the same layers: `table`, all of which run again, and `kept`,
-    none of which do."""
+    none of which do. Ranges without interest even where none does are left out."""
     for option in table.search.options:
         none, full = ([o.prices for o in t.offers if o.option == option] for t in (kept, table))
-        for prices in mixtures(none, full):
+        for prices in mixtures(none, full, kept.longest(option, table.unlimited)):
             table.offer(option, prices)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from jaxlib.mlir import ir
 
@@ -60,6 +61,8 @@ class StageSearch:
     """The most axes that a logical mesh may have."""
     uses: tuple[AxisMode, ...] = ()
     """What users want of the axes of every stage's mesh."""
+    fewest: int = 1
+    """The number of stages at least: each leaves devices for the others."""
     kept: StageSearch | None = None
     """With `rough`, where all layers of the module run again: a search of the same layers none of which do. Then as
     few of each stage run again as memory allows."""
@@ -77,7 +80,9 @@ class StageSearch:
     def __post_init__(self) -> None:
         microbatches = self.in_flight.microbatches
         self.profiler = StageProfiler(self.module, self.cluster, microbatches, self.solver, self.whole_sums, self.uses)
-        offered = [(shape, part) for part in self.cluster.parts for shape in submesh_shapes(part, self.axes)]
+        most = self.cluster.device_count - self.fewest + 1
+        on_offer = [(shape, part) for part in self.cluster.parts for shape in submesh_shapes(part, self.axes)]
+        offered = [(shape, part) for shape, part in on_offer if prod(shape) <= most]
         self.shapes = tuple(shape for shape, _ in offered)
         self.groups = tuple(part for _, part in offered)
         """The equal devices that each option is of."""

@@ -86,6 +86,8 @@ class Tables:
     def __init__(self, search: SearchSpace, stages: Sequence[int]) -> None:
         self.search, self.depth = search, search.in_flight.depth(max(stages))
         depth = self.depth
+        self.most_layers = search.layers - min(stages) + 1
+        """Of a stage."""
         self.limit = search.memory or float(search.cluster.memory)
         """Bytes per device, of the group that has least."""
         self.allowed = 1.0
@@ -361,6 +363,14 @@ class Tables:
             _lower(latency[0, :, :, size], bottleneck[0, :, :, size], np.isfinite(wait), free.repeated, wait)
         found = self._cheapest(latency, bottleneck, stages)
         return found.cost if found is not None else np.inf
+
+    def longest(self, option: int, best: float) -> int:
+        """The layers of the longest range of interest on as many devices as an option has, where a step takes `best`
+        seconds at best; as many as a stage may have, where that is not known."""
+        if not np.isfinite(best):
+            return self.most_layers
+        first, last = np.nonzero(self.through[self.sizes.index(self._size(option))] <= INTEREST * best)
+        return min(self.most_layers, int((last - first).max(initial=-1)) + 1)
 
     def offer(self, option: int, prices: RangePrices) -> None:
         """Take more prices on an option into account."""

@@ -261,6 +261,13 @@ def test_only_stages_of_partitions_found_are_priced_exactly() -> None:
     assert table.asked <= 4
 
 
+def test_many_stages_leave_few_devices_for_each() -> None:
+    cluster = load_cluster("p3.16xlarge", nodes=2)
+    for fewest, sizes in ((1, {1, 2, 4, 8, 16}), (2, {1, 2, 4, 8}), (10, {1, 2, 4}), (16, {1})):
+        search = StageSearch(chain_of(16), cluster, InFlight("1f1b", 4), fewest=fewest)
+        assert {prod(shape) for shape in search.shapes} == sizes
+
+
 def test_submeshes_within_a_node_are_its_divisors() -> None:
     assert node_sizes(8) == [1, 2, 4, 8] and node_sizes(6) == [1, 2, 3, 6]
     for devices in range(1, 33):
