@@ -30,14 +30,14 @@ class ListedStages:
     kept: ListedStages | None = None
     _made: dict[tuple[int, ...], list[RangePrices]] = field(default_factory=dict)
     _more: dict[tuple[int, ...], Iterator[RangePrices]] = field(default_factory=dict)
-    _mixed: dict[tuple[int, ...], tuple[tuple[int, ...], list[RangePrices]]] = field(default_factory=dict)
-    """`_offers` by mesh, with of how many prices they are."""
+    _mixed: dict[tuple[tuple[int, ...], int], tuple[tuple[int, ...], list[RangePrices]]] = field(default_factory=dict)
+    """`_offers` by mesh and number of layers, with of how many prices they are."""
 
     def cost(self, layers: Layers, mesh: Mesh, in_flight: int = 1, memory_limit: float = 0.0) -> StageCost:
         """What layers first … last (inclusive) cost, as of `StageProfiler.cost`."""
         found = self.chosen(layers, mesh, in_flight, memory_limit)
         if found is None:
-            least = min(float(p.memory(in_flight)[layers]) for p in self._offers(mesh))
+            least = min(float(p.memory(in_flight)[layers]) for p in self._offers(layers, mesh))
             return StageCost(float("inf"), float("inf"), least, False)
         held = float(found.memory(in_flight)[layers])
         return StageCost(float(found.repeated[layers]), float(found.once[layers]), held, True)
@@ -57,7 +57,7 @@ class ListedStages:
         """About what they cost with so many times as many microbatches, at the prices known, which are those of
         microbatches that much larger; `in_flight` of the smaller ones are."""
         found = []
-        for prices in self._offers(mesh):
+        for prices in self._offers(layers, mesh):
             held = float(prices.memory(in_flight, times)[layers])
             if held <= memory_limit:
                 seconds = prices.of_smaller(prices.repeated, times)
@@ -72,23 +72,25 @@ class ListedStages:
         microbatches = self.pricer.program.microbatches
         for listed in filter(None, (self, self.kept)):
             listed._ask(layers, mesh, in_flight, limit)
-        fitting = [p for p in self._offers(mesh) if p.memory(in_flight)[layers] <= limit]
+        fitting = [p for p in self._offers(layers, mesh) if p.memory(in_flight)[layers] <= limit]
         return min(fitting, key=lambda p: float(p.repeated[layers] * microbatches + p.once[layers]), default=None)
 
     def _ask(self, layers: Layers, mesh: Mesh, in_flight: int, limit: float) -> None:
         """Ask for labellings until the stage fits under one."""
         next((p for p in self._labellings(mesh) if p.memory(in_flight)[layers] <= limit), None)
 
-    def _offers(self, mesh: Mesh) -> list[RangePrices]:
-        """All prices on a mesh that are known, one at least, with those of which only some layers run again."""
+    def _offers(self, layers: Layers, mesh: Mesh) -> list[RangePrices]:
+        """All prices on a mesh that are known, one at least, with those of which only some layers run again, as far as
+        they are of ranges of so many layers."""
         next(self._labellings(mesh))
         own = self._made[mesh.shape]
         if self.kept is None:
             return own
-        kept = self.kept._offers(mesh)
-        if self._mixed.get(mesh.shape, ((), []))[0] != (len(own), len(kept)):
-            self._mixed[mesh.shape] = (len(own), len(kept)), [*own, *mixtures(kept, own)]
-        return self._mixed[mesh.shape][1]
+        kept, longest = self.kept._offers(layers, mesh), layers[1] - layers[0] + 1
+        key, known = (mesh.shape, longest), (len(own), len(kept))
+        if self._mixed.get(key, ((), []))[0] != known:
+            self._mixed[key] = known, [*own, *mixtures(kept, own, longest)]
+        return self._mixed[key][1]
 
     def _labellings(self, mesh: Mesh) -> Iterator[RangePrices]:
         """The prices on a mesh, those that were made before first."""

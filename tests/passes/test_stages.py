@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise, product
+from math import prod
 from pathlib import Path
 
 import numpy as np
