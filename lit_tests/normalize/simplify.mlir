@@ -123,3 +123,69 @@ func.func public @never_reassociates(%a: tensor<f32>) -> tensor<f32> {
   %2 = stablehlo.add %c, %1 : tensor<f32>
   return %2 : tensor<f32>
 }
+
+// -----
+
+// Frontends wrap indices that may be negative.
+// @knows_what_an_iota_counts
+// CHECK-LABEL: func.func public @main(
+// CHECK-NEXT: [[I:%.*]] = stablehlo.iota dim = 0 : tensor<8x4xi32>
+// CHECK-NEXT: return [[I]]
+func.func public @knows_what_an_iota_counts() -> tensor<8x4xi32> {
+  %zero = stablehlo.constant dense<0> : tensor<8x1xi32>
+  %eight = stablehlo.constant dense<8> : tensor<8x1xi32>
+  %0 = stablehlo.iota dim = 0 : tensor<8xi32>
+  %1 = stablehlo.reshape %0 : (tensor<8xi32>) -> tensor<8x1xi32>
+  %2 = stablehlo.compare LT, %1, %zero : (tensor<8x1xi32>, tensor<8x1xi32>) -> tensor<8x1xi1>
+  %3 = stablehlo.add %1, %eight : tensor<8x1xi32>
+  %4 = stablehlo.select %2, %3, %1 : tensor<8x1xi1>, tensor<8x1xi32>
+  %5 = stablehlo.broadcast_in_dim %4, dims = [0, 1] : (tensor<8x1xi32>) -> tensor<8x4xi32>
+  return %5 : tensor<8x4xi32>
+}
+
+// -----
+
+// @takes_one_number
+// CHECK-LABEL: func.func public @main(
+// CHECK-DAG: stablehlo.constant dense<3.000000e+00> : tensor<1x4xf32>
+// CHECK-DAG: stablehlo.constant dense<-7> : tensor<1x1xi32>
+// CHECK-NEXT: return
+func.func public @takes_one_number() -> (tensor<1x4xf32>, tensor<1x1xi32>) {
+  %0 = stablehlo.iota dim = 0 : tensor<8x4xf32>
+  %1 = stablehlo.slice %0 [3:4, 0:4] : (tensor<8x4xf32>) -> tensor<1x4xf32>
+  %2 = stablehlo.constant dense<[[1, 2, 3], [4, -7, 6]]> : tensor<2x3xi32>
+  %3 = stablehlo.slice %2 [1:2, 1:2] : (tensor<2x3xi32>) -> tensor<1x1xi32>
+  return %1, %3 : tensor<1x4xf32>, tensor<1x1xi32>
+}
+
+// -----
+
+// The gradient of rows that are looked up by number.
+// @adds_to_a_row
+// CHECK-LABEL: func.func public @main(
+// CHECK: [[OLD:%[0-9]+]] = stablehlo.dynamic_slice %arg0, %arg2
+// CHECK: [[NEW:%[0-9]+]] = stablehlo.add [[OLD]], %arg1
+// CHECK: stablehlo.dynamic_update_slice %arg0, [[NEW]], %arg2
+func.func public @adds_to_a_row(%a: tensor<8x4xf32>, %row: tensor<1x4xf32>, %i: tensor<i32>) -> tensor<8x4xf32> {
+  %zero = stablehlo.constant dense<0> : tensor<i32>
+  %zeros = stablehlo.constant dense<0.0> : tensor<8x4xf32>
+  %0 = stablehlo.dynamic_update_slice %zeros, %row, %i, %zero : (tensor<8x4xf32>, tensor<1x4xf32>, tensor<i32>, tensor<i32>) -> tensor<8x4xf32>
+  %1 = stablehlo.add %a, %0 : tensor<8x4xf32>
+  return %1 : tensor<8x4xf32>
+}
+
+// -----
+
+// @sums_of_rows_are_joined
+// CHECK-LABEL: func.func public @main(
+// CHECK-NEXT: stablehlo.concatenate %arg0, %arg1, dim = 0
+// CHECK-NEXT: return
+func.func public @sums_of_rows_are_joined(%a: tensor<1x4xf32>, %b: tensor<1x4xf32>) -> tensor<2x4xf32> {
+  %zero = stablehlo.constant dense<0> : tensor<i32>
+  %one = stablehlo.constant dense<1> : tensor<i32>
+  %zeros = stablehlo.constant dense<0.0> : tensor<2x4xf32>
+  %0 = stablehlo.dynamic_update_slice %zeros, %b, %one, %zero : (tensor<2x4xf32>, tensor<1x4xf32>, tensor<i32>, tensor<i32>) -> tensor<2x4xf32>
+  %1 = stablehlo.dynamic_update_slice %zeros, %a, %zero, %zero : (tensor<2x4xf32>, tensor<1x4xf32>, tensor<i32>, tensor<i32>) -> tensor<2x4xf32>
+  %2 = stablehlo.add %0, %1 : tensor<2x4xf32>
+  return %2 : tensor<2x4xf32>
+}

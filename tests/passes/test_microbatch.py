@@ -145,6 +145,22 @@ def test_examples_indexed_by_position() -> None:
     check(step, [draw(6, 5), draw(8, 6), np.array([0, 1, 4, 3, 0, 2, 2, 2], np.int32)], ["state", "batch", "batch"])
 
 
+def test_several_places_of_each_example_by_position() -> None:
+    """Indices along the batch are wrapped and broadcast to several for each example."""
+
+    def step(w: jax.Array, x: jax.Array) -> tuple:
+        def loss(w: jax.Array) -> jax.Array:
+            scores = x @ w
+            best = jax.lax.top_k(scores, 2)[1]
+            rows = jnp.arange(8)[:, None]
+            return jnp.sum(x.at[rows, best].add(jnp.tanh(scores[rows, best])) ** 2)
+
+        value, g = jax.value_and_grad(loss)(w)
+        return w - 0.01 * g, value
+
+    check(step, [draw(6, 5), draw(8, 6)], ["state", "batch"])
+
+
 def test_recurrent_net() -> None:
     def step(w: dict, x: jax.Array, y: jax.Array) -> tuple:
         def loss(w: dict) -> jax.Array:
