@@ -2,13 +2,17 @@
 
     M1  stored values (state, constants, sums, stacks, the microbatch's batch arguments) are alive always
     M2  a value of @microbatch is alive from its op to its last use in program order
-    M3  a forward value that a backward op uses is kept once per microbatch in flight
+    M3  a forward value that a backward op uses is kept once per microbatch in flight; so is a batch argument that both
+        passes read
     M4  a value that fusion computes where it is needed (rule T1) is never held; what it is computed from is alive
         as long as it would be
     M5  a new state value takes over the buffer of the old one
     M6  a value that leaves the step is alive to the end of its function; what leaves a microbatch (its gradients, which
         are added to the sums afterwards) from the start of its phase: XLA gives results their buffers first
-    M7  a value that several products share (rule C15) is alive for them in the sharding of that copy
+    M7  a value that several products share (rule C15) is alive for them in the sharding of that copy; a forward value
+        whose copy is kept is not kept beside it
+    M8  of values that arrive, state comes once a step: it is alive in all of a function that reads it, and kept once;
+        forward values of the next microbatch are there while one works
 
 The moments that matter are those just before something dies with something born since the last death:
 all others have a subset of their values alive (the maximal cliques of an interval graph). A value is alive
@@ -48,7 +52,7 @@ class Lifetime:
 
 
 @dataclass(frozen=True, eq=False)
-class _Spans:
+class Spans:
     """The lifetimes of one function: each node is alive at moments born … died-1 of `count`, plus `kept` copies."""
 
     node: Ids
@@ -58,14 +62,14 @@ class _Spans:
     count: int
 
     @staticmethod
-    def of(lifetimes: Sequence[Lifetime]) -> _Spans:
+    def of(lifetimes: Sequence[Lifetime]) -> Spans:
         table = np.array([(t.node, t.first, t.last, t.kept) for t in lifetimes], dtype=np.int64)
         node, first, last, kept = table.T
         deaths = np.unique(last)
         births = np.searchsorted(np.sort(first), deaths, side="right")
         times = deaths[np.diff(births, prepend=0) > 0]
         born, died = np.searchsorted(times, first), np.searchsorted(times, last, side="right")
-        return _Spans(node, born, died, kept, len(times))
+        return Spans(node, born, died, kept, len(times))
 
     def running(self, copies: Bytes) -> Bytes:
         """What is alive at each moment, of `copies` per lifetime (without what is kept)."""
@@ -82,7 +86,7 @@ class Moments:
 
     nodes: int
     stored: Ids
-    spans: tuple[_Spans, ...]
+    spans: tuple[Spans, ...]
 
     @staticmethod
     def of(nodes: int, stored: Sequence[int], lifetimes: Sequence[Lifetime]) -> Moments:
@@ -90,7 +94,7 @@ class Moments:
         by_function: dict[str, list[Lifetime]] = {}
         for lifetime in lifetimes:
             by_function.setdefault(lifetime.function, []).append(lifetime)
-        spans = tuple(_Spans.of(found) for found in by_function.values())
+        spans = tuple(Spans.of(found) for found in by_function.values())
         return Moments(nodes, np.array(sorted(stored), dtype=np.int64), spans)
 
     def keeping(self, times: int) -> Moments:

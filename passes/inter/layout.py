@@ -133,6 +133,14 @@ class Layout:
             _add_ranges_below(corners, home, [u for u in users if u < home])
         return corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
 
+    def used_within(self, flow: Flow) -> Table:
+        """[i, j]: how many copies of the value the search layers i … j make and use."""
+        corners = np.zeros((self.count + 1, self.count + 1))
+        for _, used in self.copies(flow):
+            _add_ranges(corners, -1, sorted({int(self.search[u]) for u in used}))
+        found: Table = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] - self.entries(flow)
+        return found
+
     def copies(self, flow: Flow) -> list[tuple[int, tuple[int, ...]]]:
         """The value's copies in the whole program, as places: where each is made and where it is used."""
         found = [(flow.made, flow.used)]

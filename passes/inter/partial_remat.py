@@ -26,6 +26,8 @@ from alpa_mlir.passes.inter.skeleton import PARTS
 from alpa_mlir.passes.inter.tables import Tables
 
 ADDED = tuple(f.name for f in fields(RangePrices) if f.name != "working")
+CONTINUED = {"kept": "continued", "least_kept": "least_continued"}
+"""What to take of layers behind others in one stage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +43,17 @@ def mixed(kept: RangePrices, repeated: RangePrices, again: int) -> Mixed:
     rest = slice(0, layers - again), slice(again, layers)
     impossible = ~np.triu(np.ones((layers, layers), dtype=bool), again)
 
-    def added(none: Table, full: Table) -> Table:
-        found = full.copy()
-        found[..., rest[0], :] += none[..., rest[1], :] - full[..., rest[1], :]
+    def added(name: str) -> Table:
+        behind = CONTINUED.get(name, name)
+        none, full = getattr(kept, behind), getattr(repeated, behind)
+        found: Table = getattr(repeated if again else kept, name).copy()
+        if again:
+            found[..., rest[0], :] += none[..., rest[1], :] - full[..., rest[1], :]
         found[..., impossible] = np.inf
         return found
 
     working = np.maximum(kept.working, repeated.working) if again else kept.working
-    values = {name: added(getattr(kept, name), getattr(repeated, name)) for name in ADDED}
+    values = {name: added(name) for name in ADDED}
     for part, rows in (("receive_forward", repeated if again else kept), ("receive_backward", kept)):
         number = PARTS.index(part)
         values["seconds"][number] = np.where(impossible, np.inf, rows.seconds[number])

@@ -28,8 +28,9 @@ from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.compute import adding_seconds
 from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.inter.crossing import NOTHING, OFTEN
 from alpa_mlir.passes.inter.layout import Ids, Layout, Table
-from alpa_mlir.passes.inter.skeleton import OFTEN, PARTS, UPDATE, WEIGHT, Skeleton, read_skeleton
+from alpa_mlir.passes.inter.skeleton import PARTS, UPDATE, WEIGHT, Skeleton, read_skeleton
 from alpa_mlir.passes.inter.tied import TiedGraph, TiedSketch
 from alpa_mlir.passes.intra.compiled import compiled
 from alpa_mlir.passes.intra.program import Program
@@ -60,6 +61,9 @@ class RangePrices:
     least_stored: Table
     least_kept: Table
     """What any labelling on this mesh stores and keeps at least."""
+    continued: Table
+    least_continued: Table
+    """`kept` and `least_kept` in a stage that begins ahead of the range: there are copies of what products share."""
     apart: Table
     adding: Table
     """Seconds to add a microbatch to the sums; those of all but the first are part of `seconds`."""
@@ -168,31 +172,38 @@ def _read_prices(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> RangePric
     np.add.at(per_layer, (skeleton.edge_part, skeleton.edge_layer), graph.edge_seconds(labels))
     seconds = np.array([layout.sums(row) for row in per_layer])
     size = (layout.count, layout.count)
-    nodes = np.array([node for node, _ in skeleton.values], dtype=np.int64)
+    crossing, arrivals = skeleton.crossing, skeleton.arrival[skeleton.crossing.nodes]
     arrive = _transfers(graph, skeleton, labels)
-    for part in sorted(set(skeleton.arrival[nodes].tolist())):
-        seconds[part] += ((arrive * (skeleton.arrival[nodes] == part)) @ skeleton.entries).reshape(size)
+    for part in sorted(set(arrivals.tolist())):
+        seconds[part] += ((arrive * (arrivals == part)) @ crossing.entries).reshape(size)
     seconds[:UPDATE] /= microbatches
     sums = layout.sums(_by_layer(skeleton, held * skeleton.sums))
     adding = sums * adding_seconds(1.0, graph.enumerator.cluster)
     seconds[WEIGHT] += adding * (1 - 1 / microbatches)
     least = _stored_and_kept(skeleton, graph.per_node(lambda c: graph.choices[c].least_held))
-    fixed = (*_stored_and_kept(skeleton, held), *_working(skeleton, held), *least)
-    return RangePrices(seconds, *fixed, _with_arriving(skeleton, held * skeleton.apart), adding)
+    stored, kept, continued = _stored_and_kept(skeleton, held)
+    memory = (stored, kept, *_working(skeleton, held), *least[:2], continued, least[2])
+    return RangePrices(seconds, *memory, _apart(skeleton, held), adding)
 
 
-def _stored_and_kept(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
-    """[i, j]: bytes that a range stores, and that it keeps for each microbatch in flight."""
-    stored = skeleton.layout.sums(_by_layer(skeleton, held * skeleton.stored))
-    return stored, _with_arriving(skeleton, held * skeleton.kept)
+def _stored_and_kept(skeleton: Skeleton, held: Table) -> tuple[Table, Table, Table]:
+    """[i, j]: bytes that a range stores, that it keeps for each microbatch in flight, and keeps as part of a stage that
+    begins ahead of it."""
+    crossing, layout = skeleton.crossing, skeleton.layout
+    stored = layout.sums(_by_layer(skeleton, held * skeleton.stored))
+    made = layout.sums(_by_layer(skeleton, held * skeleton.kept_here))
+    made += (held[crossing.held] @ crossing.keeps).reshape(made.shape)
+    kept = made + (held[crossing.nodes] @ crossing.entering_kept).reshape(made.shape)
+    return stored, kept, made + (held[crossing.held] @ crossing.continued).reshape(made.shape)
 
 
-def _with_arriving(skeleton: Skeleton, held: Table) -> Table:
-    """[i, j]: bytes of what a range makes and of what arrives in it, of `held` per node."""
-    found = skeleton.layout.sums(_by_layer(skeleton, held))
-    nodes = np.array([node for node, _ in skeleton.values], dtype=np.int64)
-    if len(nodes):
-        found += (held[nodes] @ skeleton.entries).reshape(found.shape)
+def _apart(skeleton: Skeleton, held: Table) -> Table:
+    """[i, j]: bytes of what a range makes, and of what arrives in it, that a weight part reads."""
+    crossing = skeleton.crossing
+    arriving = np.zeros(len(held), dtype=bool)
+    np.logical_or.at(arriving, crossing.origin, skeleton.apart)
+    found = skeleton.layout.sums(_by_layer(skeleton, held * skeleton.apart))
+    found += ((held * arriving)[crossing.nodes] @ crossing.entries).reshape(found.shape)
     return found
 
 
@@ -205,7 +216,7 @@ def _transfers(graph: TiedGraph, skeleton: Skeleton, labels: Ids) -> Table:
     """[values]: seconds per step for each to arrive from another stage in the sharding that it was made in."""
     known: dict[tuple[int, int], float] = {}
     found = []
-    for node, result in skeleton.values:
+    for node, result in skeleton.crossing.values:
         key = (int(graph.tied.of_node[node]), result)
         if key not in known:
             known[key] = _transfer(graph, *key, int(labels[key[0]]))
@@ -224,39 +235,60 @@ def _working(skeleton: Skeleton, held: Table) -> tuple[Table, Table]:
     """[i, j]: the most bytes of layers i … j alive at once, of those that are not kept, in @microbatch and in @update.
 
     Copies of a layer run one after the other, in an update as well; what lasts to the end of a microbatch (gradients)
-    is there for all of them, from when it is born.
+    is there for all of them, from when it is born. What arrives is there beside it.
     """
     layout = skeleton.layout
     found = [np.zeros((layout.count, layout.count)) for _ in range(2)]
     for spans in skeleton.sketch.moments.spans:
         layer = skeleton.layer[spans.node]
-        often = skeleton.sketch.nodes[int(spans.node[0])].function in OFTEN
+        often = any(skeleton.sketch.nodes[node].function in OFTEN for node in spans.node.tolist())
         passing = np.where(spans.kept > 0, 0.0, held[spans.node])
         lasting = np.where((spans.died == spans.count) & (often and not layout.whole), passing, 0.0)
         change = np.zeros((layout.layers, spans.count + 1))
         np.add.at(change, (layer, spans.born), passing - lasting)
         np.add.at(change, (layer, spans.died), lasting - passing)
         alive, peaks = change.cumsum(axis=1)[:, :-1], found[0 if often else 1]
+        crossing = skeleton.crossing.there_once(spans, layout.count, held) if often else NOTHING
         if layout.whole:
-            total = np.zeros((layout.count + 1, spans.count))
+            total, places = np.zeros((layout.count + 1, spans.count)), np.arange(layout.count)
             np.cumsum(alive, axis=0, out=total[1:])
-            _raise_to_peaks(peaks, total)
+            low, high = np.meshgrid(places, places + 1, indexing="ij")
+            _raise_to_peaks(peaks, total, high, low, np.zeros_like(peaks), *crossing, 0, spans.count)
             continue
         rows, numbers = layout.unions
+        total = np.concatenate([np.zeros((1, spans.count)), rows @ alive])
         times = np.unique([0, *spans.born[lasting > 0], spans.count])
         for begin, end in pairwise(times.tolist()):
             born = lasting * (spans.born <= begin)
             always = layout.sums(np.bincount(layer, born, layout.layers).astype(np.float64))
-            np.maximum(peaks, (rows @ alive[:, begin:end]).max(axis=1)[numbers] + always, out=peaks)
+            _raise_to_peaks(peaks, total, numbers + 1, np.zeros_like(numbers), always, *crossing, begin, end)
     return found[0], found[1]
 
 
 @compiled
-def _raise_to_peaks(found: Table, total: Table) -> None:
-    """found[i, j] at least as high as the peak of total[j + 1] - total[i]."""
+def _raise_to_peaks(
+    found: Table,
+    total: Table,
+    high: Ids,
+    low: Ids,
+    always: Table,
+    once: Table,
+    born: Ids,
+    died: Ids,
+    begin: int,
+    end: int,
+) -> None:
+    """found[i, j] at least as high as the peak from moment `begin` to `end` of total[high[i, j]] - total[low[i, j]] +
+    always[i, j] + those of once[:, i, j] that are alive from born to died."""
+    change = np.zeros(total.shape[1] + 1)
     for i in range(len(found)):
         for j in range(i, len(found)):
-            peak = found[i, j]
-            for t in range(total.shape[1]):
-                peak = max(peak, total[j + 1, t] - total[i, t])
+            change[:] = 0.0
+            for v in range(len(once)):
+                change[born[v]] += once[v, i, j]
+                change[died[v]] -= once[v, i, j]
+            peak, there = found[i, j], always[i, j] + change[:begin].sum()
+            for t in range(begin, end):
+                there += change[t]
+                peak = max(peak, total[high[i, j], t] - total[low[i, j], t] + there)
             found[i, j] = peak

@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from alpa_mlir.dialect.rounds import with_whole_loops
+from alpa_mlir.passes.inter.crossing import OFTEN, Crossing, Flags, read_crossing
 from alpa_mlir.passes.inter.fold_layers import NotFoldable, segment_groups
-from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
-from alpa_mlir.passes.intra.sketch import Sketch, SketchNode
+from alpa_mlir.passes.inter.layout import Ids, Layout
+from alpa_mlir.passes.intra.sketch import Sketch
 from alpa_mlir.passes.memo import digest
 
-Flags = npt.NDArray[np.bool_]
-OFTEN = ("microbatch", "main")
-"""Functions that run once per microbatch."""
 PARTS = ("forward", "backward", "weight", "receive_forward", "receive_backward", "update")
 """Where seconds go, as in `StageParts`; the last once per step, the others once per microbatch."""
-UPDATE, WEIGHT = PARTS.index("update"), PARTS.index("weight")
+UPDATE, BACKWARD, WEIGHT = (PARTS.index(part) for part in ("update", "backward", "weight"))
 _ARRIVALS = {p: PARTS.index("receive_forward" if p == "forward" else "receive_backward") for p in PARTS[:3]}
 
 
@@ -50,17 +47,20 @@ class Skeleton:
     sums: Flags
     edge_layer: Ids
     edge_part: Ids
-    values: tuple[tuple[int, int], ...]
-    """(node, result) of values used in other layers than their own."""
-    entries: Table
-    """[values, ranges]: how many copies of each enter a range of search layers."""
+    crossing: Crossing
+
+    @property
+    def kept_here(self) -> Flags:
+        """Which nodes are kept for what reads them in their own layer."""
+        return self.kept & ~self.crossing.elsewhere
 
     @cached_property
     def content(self) -> str:
         """A digest of everything here."""
         per_node = [self.layer, self.part, self.arrival, self.stored, self.kept, self.apart, self.sums]
         arrays = [*per_node, self.edge_layer, self.edge_part]
-        return digest(self.sketch.content, self.layout, *(a.tobytes() for a in arrays), self.values)
+        crossing = self.crossing
+        return digest(self.sketch.content, self.layout, *(a.tobytes() for a in arrays), crossing.values)
 
 
 def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
@@ -70,14 +70,7 @@ def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
     part = np.array(_parts_of_nodes(sketch, _groups(layout)), dtype=np.int64)
     kinds = [sketch.edge_kinds[k] for k in sketch.kinds.tolist()]
     once = np.array([k.function not in OFTEN for k in kinds], dtype=bool)
-    used: dict[tuple[int, int], set[int]] = {}
     reader = sketch.ends[:, 1]
-    for e in np.flatnonzero(layer[sketch.ends[:, 0]] != layer[reader]).tolist():
-        u, v = sketch.ends[e].tolist()
-        if not _from_host(nodes[u]) and layer[u] < layout.placed:
-            used.setdefault((u, kinds[e].result), set()).update(layout.users(int(layer[v])))
-    flows = [Flow(int(layer[u]), tuple(sorted(layers - {int(layer[u])}))) for (u, _), layers in used.items()]
-    counted = {flow: layout.entries(flow).ravel() for flow in dict.fromkeys(flows)}
     kept = np.zeros(len(nodes), dtype=bool)
     for spans in sketch.moments.spans:
         kept[spans.node[spans.kept > 0]] = True
@@ -103,8 +96,7 @@ def read_skeleton(sketch: Sketch, layout: Layout) -> Skeleton:
         sums,
         layer[reader],
         np.where(once, UPDATE, part[payer]),
-        tuple(used),
-        np.array([counted[flow] for flow in flows]).reshape(len(flows), layout.count**2),
+        read_crossing(sketch, layout, layer, kept, np.isin(part, (BACKWARD, WEIGHT))),
     )
 
 
@@ -150,10 +142,6 @@ def _parts_of_nodes(sketch: Sketch, group: Sequence[int]) -> list[int]:
         weight = phase == "backward" and node.source.op not in awaited
         found.append(PARTS.index("weight" if weight else phase))
     return found
-
-
-def _from_host(node: SketchNode) -> bool:
-    return node.source.slot.startswith("batch") or node.source.slot == "index"
 
 
 def _layers_of_nodes(sketch: Sketch) -> list[int]:

@@ -40,7 +40,8 @@ def sketch_stage(
     """
     builder = _Builder(program, included, stage, restrictions or Restrictions())
     builder.run()
-    moments = Moments.of(len(builder.nodes), list(builder.slots.values()), builder.lifetimes(in_flight))
+    stored = [node for node in builder.slots.values() if node not in builder.sliced]
+    moments = Moments.of(len(builder.nodes), stored, builder.lifetimes(in_flight))
     return Sketch(
         program,
         tuple(builder.recipes),
@@ -56,6 +57,11 @@ def sketch_stage(
         builder.ended,
         {operand: tuple(builder.copies[c] for c in chain) for operand, chain in builder.copied.items()},
     )
+
+
+def is_from_host(slot: str) -> bool:
+    """Whether what a slot holds comes from the host for each microbatch: a batch argument, or its number."""
+    return slot.startswith("batch") or slot == "index"
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,9 @@ class _Builder:
         self.included = [op for op in taken if not op.kind.is_source]
         self.inside = {op.number for op in taken}
         self.last = {op.function: op.number for op in self.included}
-        """The last op of each function; `first`: the first of each phase."""
+        """The last op of each function; `first` and `ends_of`: the first and the last of each phase."""
         self.first = {(op.function, op.phase): op.number for op in reversed(self.included)}
+        self.ends_of = {(op.function, op.phase): op.number for op in self.included}
         self.recipes: dict[Recipe, int] = {}
         self.nodes: list[SketchNode] = []
         self.trips: list[int] = []
@@ -97,8 +104,8 @@ class _Builder:
         self.ended: dict[str, int] = {}
         self.copies: dict[Copy, int] = {}
         self.made: set[int] = set()
-        """Nodes of copies; `shared`: nodes that copies are made of; `unheld`: copies of copies."""
-        self.shared: set[int] = set()
+        """Nodes of copies; `shared`: the copies that are made of nodes; `unheld`: copies of copies."""
+        self.shared: dict[int, list[int]] = {}
         self.unheld: set[int] = set()
         self.copied = copies_of(self.included, {op.number for op in self.included})
         self.feed_of = {f.slot: f for f in program.feeds}
@@ -108,6 +115,8 @@ class _Builder:
         self.users: list[list[OpRecord]] = []
         self.leaving: set[int] = set()
         self.reach: dict[int, _Reach] = {}
+        self.sliced: set[int] = set()
+        """Batch arguments that are kept for each microbatch in flight."""
 
     def run(self) -> None:
         """Make all nodes and edges."""
@@ -115,6 +124,8 @@ class _Builder:
             self._op(op)
         for feed in self.program.feeds:
             self._feed(feed)
+        self._find_reaches()
+        self.sliced = {node for slot, node in self.slots.items() if is_from_host(slot) and self._is_kept(node)}
 
     def _deferrable(self) -> set[str]:
         """Sums over several microbatches all of whose users are ops of this stage: they may be kept as addends,
@@ -227,12 +238,12 @@ class _Builder:
             if node in self.made:
                 self.unheld.add(number)
             self.made.add(number)
-            self.shared.add(node)
+            self.shared.setdefault(node, []).append(number)
         return self.copies[copy]
 
     def _arrival(self, source: Source, kind: TensorType) -> int:
         if source not in self.incoming:
-            fed_by_host = source.slot.startswith("batch") or source.slot == "index"
+            fed_by_host = is_from_host(source.slot)
             recipe = self._value(kind, source.slot if fed_by_host else "", incoming=not fed_by_host)
             repeated = not source.slot and self.program.ops[source.op].function == "microbatch"
             weight = self.program.microbatches if repeated else 1
@@ -259,23 +270,29 @@ class _Builder:
         self._edge(producer, (target, 0), slot.type.bytes, feed.function)
 
     def lifetimes(self, in_flight: int) -> list[Lifetime]:
-        """When each op's and each arriving value is alive (rules M2 to M6)."""
-        self._find_reaches()
+        """When each op's and each arriving value is alive (rules M2 to M8)."""
         found = []
         for number, node in enumerate(self.nodes):
-            if (node.incoming or not node.source.slot) and number not in self.unheld:
+            arrives = node.incoming or number in self.sliced
+            if (arrives or not node.source.slot) and number not in self.unheld:
                 lifetime = self._lifetime(number, node, in_flight)
                 found += [lifetime] if lifetime is not None else []
+                if lifetime is not None and node.incoming and self._is_ahead(node):
+                    begin, last = self._begin(lifetime.function), self.last[lifetime.function]
+                    found.append(Lifetime(number, lifetime.function, begin, last))
         return found
 
     def _lifetime(self, number: int, node: SketchNode, in_flight: int) -> Lifetime | None:
-        users = self.users[number]
+        users = self.users[number] if number not in self.shared else self._without_copies(number)
         if number in self.shared and not users and number not in self.leaving:
             return None
         maker = self.program.ops[node.source.op] if node.source.op >= 0 else None
-        first = next(iter(users), None) if node.incoming else maker
+        first = next(iter(users), None) if maker is None or node.incoming else maker
         if first is None or (not node.incoming and self._is_fused_away(first, users, number)):
             return None
+        if node.source.slot:
+            kept = in_flight - 1 if is_from_host(node.source.slot) and self._is_kept(number) else 0
+            return Lifetime(number, first.function, self._begin(first.function), self.last[first.function], kept)
         here = [u for u in users if u.function == first.function]
         loop = maker.loop if maker is not None else -1
         reach = [self._reach_of(u, loop) for u in here]
@@ -285,13 +302,38 @@ class _Builder:
             begin = self.first[first.function, first.phase]
             return Lifetime(number, first.function, begin, self.last[first.function], kept)
         if not users and number not in self.leaving:
-            last = self.last[first.function]
+            last = self.ends_of[first.function, first.phase]
         else:
             last = max([first.number, *[r.last for r in reach]])
         begin = first.number
         if maker is not None and maker.op.name == STACK:
             begin = min(self.program.loops[maker.loop]) if maker.loop >= 0 else begin
         return Lifetime(number, first.function, begin, last, kept)
+
+    def _is_kept(self, number: int) -> bool:
+        """Whether a batch argument is read in the forward pass and in the backward pass."""
+        return {"forward", "backward"} <= self._phases(number)
+
+    def _phases(self, number: int) -> set[str]:
+        """The phases in which a node's value must be there for what reads it."""
+        return {phase for user in self.users[number] for phase in self.reach[user.number].phases}
+
+    def _without_copies(self, number: int) -> list[OpRecord]:
+        """What reads a value itself of which there are copies: backward, a copy that is kept does for all."""
+        users = self.users[number]
+        forward = self.program.ops[self.nodes[number].source.op].phase == "forward"
+        if forward and any("backward" in self._phases(copy) for copy in self.shared[number]):
+            return [user for user in users if "backward" not in self.reach[user.number].phases]
+        return users
+
+    def _is_ahead(self, node: SketchNode) -> bool:
+        """Whether an arriving value waits for its turn while another microbatch works: what comes forwards does."""
+        op = self.program.ops[node.source.op] if node.source.op >= 0 else None
+        return op is not None and (op.function, op.phase) == ("microbatch", "forward")
+
+    def _begin(self, function: str) -> int:
+        """The first op of a function."""
+        return min(number for (name, _), number in self.first.items() if name == function)
 
     def _reach_of(self, user: OpRecord, loop: int) -> _Reach:
         """Up to when an op needs what is made in a loop (-1: in none): what is made before one is read in its every

@@ -141,7 +141,7 @@ class Tables:
         seconds = np.zeros((6, layers, layers))
         seconds[0] = Layout(layers).sums(self.seconds[:, self.option(mesh, cluster.first)])
         nothing, kept = np.zeros((layers, layers)), Layout(layers).sums(self.held) / mesh.device_count
-        yield RangePrices(seconds, nothing, kept, nothing, nothing, nothing, kept, kept, nothing)
+        yield RangePrices(seconds, nothing, kept, nothing, nothing, nothing, kept, kept, kept, kept, nothing)
 
 
 def by_enumeration(search: StageSearch, tables: Tables, stages: list[int]) -> float:

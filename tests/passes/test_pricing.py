@@ -41,6 +41,16 @@ def gpt() -> ir.Module:
     return module
 
 
+@pytest.fixture(scope="module")
+def mlp() -> ir.Module:
+    """Level 3 of a multi-layer perceptron in four layers."""
+    model = MODELS["mlp"]
+    config = dataclasses.replace(model.config(), layers=4, hidden=256, batch=1024)
+    module = parse_module(print_module(lower(model.build(config))), make_context())
+    run_pipeline(module, [Normalize(), Microbatch(count=MICROBATCHES), Layers(count=4)], [])
+    return module
+
+
 @pytest.mark.parametrize("shape", [(2,), (2, 2)])
 def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> None:
     cluster = load_cluster("cpu")
@@ -64,6 +74,26 @@ def test_prices_are_near_the_optima(gpt: ir.Module, shape: tuple[int, ...]) -> N
             alone = profiler.parts((i, j), mesh, 2, 1e15)
             assert parts.weight_bytes == pytest.approx(alone.weight_bytes, rel=0.25)
     assert free.step(MICROBATCHES) == pytest.approx(MICROBATCHES * free.repeated[0, 3] + free.once[0, 3])
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_prices_on_one_device_are_those_of_stages(mlp: ir.Module, remat: str) -> None:
+    """There is one labelling: what crosses a border arrives once and is kept where it is read backwards, as in a stage.
+
+    What is passed down at once stays in the last layer as the whole program has it, which is a little longer.
+    """
+    module = clone_module(mlp)
+    run_pipeline(module, [Rematerialize(layers=remat)], [])
+    cluster, mesh = load_cluster("cpu"), Mesh.from_shape("stage", (1,))
+    profiler = StageProfiler(module, cluster)
+    found = next(Pricer(profiler.program, read_layout(module)).prices(mesh, 2, 0.5, cluster))
+    for i, j in combinations(range(5), 2):
+        for in_flight in (1, 3):
+            exact = profiler.cost((i, j - 1), mesh, in_flight, 1e15)
+            assert found.repeated[i, j - 1] == pytest.approx(exact.microbatch_seconds, rel=1e-4)
+            longer = found.memory(in_flight)[i, j - 1] / exact.memory_bytes
+            assert 1 - 1e-9 <= longer <= (1.15 if j == 4 else 1.01)
+        assert found.parts(i, j - 1).kept_bytes == profiler.parts((i, j - 1), mesh, 2, 1e15).kept_bytes
 
 
 def test_a_microbatch_is_added_to_the_sums(gpt: ir.Module) -> None:

@@ -125,7 +125,7 @@ class RoughPricer:
         seconds *= 1 + self.error * self.rng.uniform(-1, 1, (layers, layers))
         nothing = np.zeros((layers, layers))
         kept = layout.sums(self.table.held) / mesh.device_count
-        yield RangePrices(seconds, nothing, kept, nothing, nothing, nothing, kept, kept, nothing)
+        yield RangePrices(seconds, nothing, kept, nothing, nothing, nothing, kept, kept, kept, kept, nothing)
 
 
 @pytest.mark.parametrize("error", [0.0, 0.05])
