@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from jaxlib.mlir import ir
 
@@ -37,6 +38,11 @@ class CompileError(Exception):
         self.message = message
         self.location = location if isinstance(location, str) else location_text(location)
         self.notes = tuple(notes)
+
+    def without_frames(self) -> Self:
+        """This error without the frames it came through, to be kept: they hold all that was at work there."""
+        self.__context__ = None
+        return self.with_traceback(None)
 
     def __str__(self) -> str:
         head = f"{self.location}: error: {self.message}"

@@ -155,7 +155,7 @@ class Finisher:
             try:
                 turns = self._turns(row, attempt, memory)
             except DoesNotFit as short:
-                error = error or short
+                error = error or short.without_frames()
                 break
             best = min([*([best] if best else []), *turns.fitting], key=lambda plan: plan.seconds, default=None)
             if best is not None and (staging or best.seconds <= (1 + LONGER) * turns.plans[0].seconds):

@@ -206,7 +206,7 @@ class Road:
         except NotFoldable:
             raise
         except CompileError as error:
-            attempt = replace(attempt, error=error)
+            attempt = replace(attempt, error=error.without_frames())
         else:
             attempt = replace(attempt, remarks=tuple(remarks))
             meshes_found = [stage.mesh for stage in read_stages(module).values()]
@@ -243,7 +243,7 @@ class Road:
         except NotFoldable:
             raise
         except CompileError as found:
-            error = found
+            error = found.without_frames()
         self.layered[key] = Attempt(setting, module, tuple(remarks), error)
         return self.layered[key]
 

@@ -20,6 +20,9 @@ from alpa_mlir.passes.inter.interleave import even_cut
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_parts import StageParts
 from alpa_mlir.passes.joint import JointChoice
+from alpa_mlir.passes.normalize import Normalize
+from alpa_mlir.passes.pipeline import run_pipeline
+from alpa_mlir.passes.road import Road
 from alpa_mlir.passes.settings import Attempt, Setting, Wishes
 from alpa_mlir.planner import PlanOptions, plan
 from alpa_mlir.runtime.execute import run_plan
@@ -462,3 +465,15 @@ def test_a_plan_slower_than_foreseen_makes_room_for_another() -> None:
     assert noted.seconds == 4 * first.seconds and noted not in choice.left()
     # Nothing is expected to be quicker than a plan that is finished already.
     assert not choice.outdone(second, 3 * second.seconds, first.seconds)
+
+
+def test_why_a_setting_cannot_be_is_kept_without_what_was_searched() -> None:
+    """What a search holds is large, and many settings are tried."""
+    module = parse_module(print_module(lower(MODELS["mlp"].build(MODELS["mlp"].config()))), make_context())
+    run_pipeline(module, [Normalize()], [])
+    cluster = load_cluster("cpu").with_sizes(1, 2, memory=1 << 16)
+    module.operation.attributes[alpa.CLUSTER] = cluster.attribute(module.context)
+    road = Road(PlanOptions(cluster, layers=2), None, "")
+    attempt = road.attempt(module, Setting(1, "none"))
+    assert isinstance(attempt.error, DoesNotFit)
+    assert attempt.error.__traceback__ is None and attempt.error.__context__ is None
