@@ -7,6 +7,7 @@ not grow with its layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,9 +17,9 @@ from jaxlib.mlir.dialects import stablehlo
 from alpa_mlir.dialect import rounds
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.passes.counting import evaluated, scalars
+from alpa_mlir.passes.counting import numbers_of
 from alpa_mlir.passes.local.shrink import integer
-from alpa_mlir.passes.splat import splat_of
+from alpa_mlir.passes.splat import splat_element, splat_of
 from alpa_mlir.passes.stacked import slice_along
 
 FEWEST = 4
@@ -45,8 +46,8 @@ class _Body:
     """What stays as it was before the loop."""
     counters: dict[int, list[int]] = field(default_factory=dict)
     """What is known in each round, and after the last."""
-    stacks: dict[int, tuple[ir.Operation, bool]] = field(default_factory=dict)
-    """Of what each round writes its slice, with the op that does."""
+    stacks: dict[int, tuple[list[ir.Operation], bool]] = field(default_factory=dict)
+    """Of what each round reads and writes its slice alone, with the ops that do, in program order."""
     carried: list[int] = field(default_factory=list)
     reads: list[tuple[ir.Operation, bool]] = field(default_factory=list)
 
@@ -87,7 +88,7 @@ def _after(
 def _read(loop: ir.Operation, trips: int) -> _Body:
     block = loop.regions[1].blocks[0]
     body = _Body(block)
-    numbers, after = _numbers_of(loop, trips)
+    numbers, after = numbers_of(loop, trips)
     passed_on = list(_ops(block)[-1].operands)
     for n, (argument, value, start) in enumerate(zip(block.arguments, passed_on, loop.operands, strict=True)):
         if value == argument:
@@ -95,16 +96,15 @@ def _read(loop: ir.Operation, trips: int) -> _Body:
         elif argument in numbers and (last := after[n]) is not None:
             body.counters[n] = [*numbers[argument], last]
         else:
-            update = _update_of(argument, value)
-            backwards = _direction(update, 2, numbers, trips) if update is not None else None
-            if update is not None and backwards is not None:
-                body.stacks[n] = update, backwards
+            rows = _rows_of(n, argument, value, numbers, trips)
+            if rows is not None:
+                body.stacks[n] = rows
             else:
                 body.carried.append(n)
     same = {block.arguments[n] for n in body.same}
     for op in _ops(block):
         if op.name == DYNAMIC_SLICE and (op.operands[0] in same or _block_of(op.operands[0]) != block):
-            backwards = _direction(op, 1, numbers, trips)
+            backwards = _direction(op, numbers, trips)
             if backwards is not None:
                 body.reads.append((op, backwards))
     return body
@@ -118,41 +118,51 @@ def _block_of(value: ir.Value) -> ir.Block:
     return value.owner if isinstance(value.owner, ir.Block) else value.owner.operation.block
 
 
-def _numbers_of(loop: ir.Operation, trips: int) -> tuple[dict[ir.Value, list[int]], list[int | None]]:
-    """What the scalars in the body are in each round, where that is known of all; what the loop passes on at last."""
-    block = loop.regions[1].blocks[0]
-    advances = scalars(block)
-    carried = [splat_of(v) for v in loop.operands]
-    found: dict[ir.Value, list[int]] = {}
-    for _ in range(trips):
-        known, carried = evaluated(advances, block, carried)
-        for value, number in known.items():
-            found.setdefault(value, []).append(int(number.value))
-    whole = {value: numbers for value, numbers in found.items() if len(numbers) == trips}
-    return whole, [None if number is None else int(number.value) for number in carried]
-
-
-def _update_of(argument: ir.Value, passed_on: ir.Value) -> ir.Operation | None:
-    """The op that writes into a value which nothing else in the body reads or writes."""
-    owner = passed_on.owner
-    if isinstance(owner, ir.Block) or owner.operation.name != UPDATE_SLICE:
+def _rows_of(
+    number: int, argument: ir.Value, passed_on: ir.Value, numbers: dict[ir.Value, list[int]], trips: int
+) -> tuple[list[ir.Operation], bool] | None:
+    """The ops that read and write an argument, and whether backwards, where each round does so in its slice alone."""
+    block = _block_of(argument)
+    *ops, terminator = _ops(block)
+    place = {op_id(op): n for n, op in enumerate(ops)}
+    found: dict[int, bool] = {}
+    pending = [argument]
+    while pending:
+        value = pending.pop()
+        for use in value.uses:
+            op = use.owner.operation
+            if op == terminator and use.operand_number == number:
+                continue
+            way = _way(op, numbers, trips) if op_id(op) in place and use.operand_number == 0 else None
+            if way is None:
+                return None
+            found[place[op_id(op)]] = way
+            pending += [op.results[0]] if op.name == UPDATE_SLICE else []
+    maker = None if isinstance(passed_on.owner, ir.Block) else passed_on.owner.operation
+    written = maker is not None and maker.name == UPDATE_SLICE and place.get(op_id(maker)) in found
+    if not written or len({*found.values()}) != 1:
         return None
-    op: ir.Operation = owner.operation
-    alone = len(list(argument.uses)) == 1 and len(list(passed_on.uses)) == 1
-    return op if alone and op.operands[0] == argument else None
+    return [ops[n] for n in sorted(found)], next(iter(found.values()))
 
 
-def _direction(op: ir.Operation, first: int, numbers: dict[ir.Value, list[int]], trips: int) -> bool | None:
-    """Whether an op, whose places begin at operand `first`, goes backwards along dimension 0; None: it does neither."""
+def _direction(op: ir.Operation, numbers: dict[ir.Value, list[int]], trips: int) -> bool | None:
+    """Whether an op reads whole slices along dimension 0 backwards; None: it does not read each in its round."""
+    shape, piece = shape_of(op.operands[0]) or (), shape_of(op.results[0]) or ()
+    whole = piece[1:] == shape[1:] and all(_is_zero(v, numbers) for v in list(op.operands)[2:])
+    return _way(op, numbers, trips) if whole else None
+
+
+def _way(op: ir.Operation, numbers: dict[ir.Value, list[int]], trips: int) -> bool | None:
+    """Whether an op reads or writes in each round in one slice along dimension 0, backwards; None: it does neither."""
+    first = {DYNAMIC_SLICE: 1, UPDATE_SLICE: 2}.get(op.name)
+    if first is None or len(op.operands) == first:
+        return None
     shape = shape_of(op.operands[0]) or ()
     piece = shape_of(op.operands[1] if op.name == UPDATE_SLICE else op.results[0]) or ()
-    row, *others = list(op.operands)[first:] or [None]
-    if row is None or piece != (1, *shape[1:]) or shape[0] != trips:
+    rows, forward = numbers.get(op.operands[first]), list(range(trips))
+    if (shape[0], piece[0]) != (trips, 1) or rows not in (forward, forward[::-1]):
         return None
-    if not all(_is_zero(v, numbers) for v in others):
-        return None
-    rows, forward = numbers.get(row), list(range(trips))
-    return rows != forward if rows in (forward, forward[::-1]) else None
+    return rows != forward
 
 
 def _is_zero(value: ir.Value, numbers: dict[ir.Value, list[int]]) -> bool:
@@ -193,11 +203,34 @@ class _Group:
         with ir.InsertionPoint(copy):
             for n, start in entered.items():
                 passed[n] = rounds.mark(rounds.LEAVE, start.type, [start, leaving[n]], self.length)
-            for n, (op, backwards) in self.body.stacks.items():
-                update = twin[op_id(op)]
-                made[n].append(self._stacked(update.operands[1], backwards))
-                update.operands[0] = self.loop.operands[n]
+        for n, (rows, backwards) in self.body.stacks.items():
+            last = self._write_rows(
+                block.arguments[n], self.loop.operands[n], [twin[op_id(op)] for op in rows], backwards
+            )
+            with ir.InsertionPoint(copy):
+                made[n].append(self._stacked(last[leaving[n]], backwards))
+            for op in reversed(rows):
+                twin[op_id(op)].erase()
         copy.erase()
+
+    def _write_rows(
+        self, argument: ir.Value, start: ir.Value, ops: Sequence[ir.Operation], backwards: bool
+    ) -> dict[ir.Value, ir.Value]:
+        """Let ops that read and write one slice of an argument do so with that alone; by value what it then is."""
+        kind = ir.RankedTensorType(argument.type)
+        row = ir.RankedTensorType.get([1, *list(kind.shape)[1:]], kind.element_type)
+        now = {argument: self._row(start, row, backwards, ops[0])}
+        for op in ops:
+            source, updates = now[op.operands[0]], list(op.operands)[1:2] if op.name == UPDATE_SLICE else []
+            first, *others = list(op.operands)[1 + len(updates) :]
+            with ir.InsertionPoint(op), op.location:
+                places = [integer(0, first.type), *others]
+                if updates:
+                    now[op.results[0]] = stablehlo.dynamic_update_slice(source, updates[0], places)
+                else:
+                    sizes = shape_of(op.results[0]) or ()
+                    op.results[0].replace_all_uses_with(stablehlo.dynamic_slice(source, places, sizes))
+        return now
 
     def _counted(self, number: int, kind: ir.Type) -> ir.Value:
         """What the loop counts, from the number of the round in this group."""
@@ -208,16 +241,23 @@ class _Group:
 
     def _take(self, op: ir.Operation, backwards: bool) -> None:
         """The round's slice of the group's part, in place of one of the whole."""
-        shape = list(shape_of(op.operands[0]) or ())
-        kind = ir.RankedTensorType(op.results[0].type)
+        op.results[0].replace_all_uses_with(self._row(op.operands[0], op.results[0].type, backwards, op))
+        op.erase()
+
+    def _row(self, stack: ir.Value, kind: ir.Type, backwards: bool, op: ir.Operation) -> ir.Value:
+        """The round's slice of a stack, before an op."""
+        element = splat_element(stack)
+        with ir.InsertionPoint(op), op.location:
+            if element is not None:
+                return stablehlo.constant(ir.DenseElementsAttr.get_splat(kind, element))
         begin = self.number * self.length
         first = self.trips - begin - self.length if backwards else begin
-        part = slice_along(op.operands[0], 0, first, self.length, op)
+        part = slice_along(stack, 0, first, self.length, op)
         with ir.InsertionPoint(op), op.location:
-            one = ir.RankedTensorType.get(shape[1:], kind.element_type)
+            shape = shape_of(stack) or ()
+            one = ir.RankedTensorType.get(shape[1:], ir.RankedTensorType(kind).element_type)
             row = rounds.mark(rounds.SLICE, one, [part], self.length, backwards)
-            op.results[0].replace_all_uses_with(stablehlo.reshape(kind, row))
-        op.erase()
+            return stablehlo.reshape(kind, row)
 
     def _stacked(self, value: ir.Value, backwards: bool) -> ir.Value:
         kind = ir.RankedTensorType(value.type)

@@ -14,9 +14,10 @@ from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.alpa import walk
+from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import Remark, location_text
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes.counting import rounds_of
+from alpa_mlir.passes.counting import count_beforehand, rounds_of
 from alpa_mlir.passes.strip_mine import groups_of, strip_mine
 
 LOOP = "stablehlo.while"
@@ -43,11 +44,19 @@ def unroll_loops(main: ir.Operation, limit: int, layers: int, most_groups: int, 
         for n, entry in enumerate(argument_attributes(main))
         if alpa.ROLE in entry and ir.StringAttr(entry[alpa.ROLE]).value == "batch"
     }
-    for loop in [op for op in walk(main) if op.name == LOOP][::-1]:
+    loops = [op for op in walk(main) if op.name == LOOP]
+    for loop in loops:
+        count_beforehand(loop, MOST_LAYERS)
+    layered: set[int] = set()
+    for loop in loops:
+        if _is_over_layers(loop, main, batches, layered):
+            layered.add(op_id(loop))
+    for loop in loops[::-1]:
         size = sum(1 for op in loop.regions[1].blocks[0].operations for _ in (op, *walk(op.operation)))
         if limit <= 0 or size == 0:
             continue
-        over_layers = _is_over_layers(loop, main, batches)
+        # Loops in its body may have been unrolled since.
+        over_layers = op_id(loop) in layered or _is_over_layers(loop, main, batches, layered)
         most = limit * LAYERS if over_layers else limit
         rounds = rounds_of(loop, max(most // size, MOST_LAYERS if over_layers else 0))
         if rounds is None:
@@ -70,8 +79,11 @@ def unroll_loops(main: ir.Operation, limit: int, layers: int, most_groups: int, 
     return found
 
 
-def _is_over_layers(loop: ir.Operation, main: ir.Operation, batches: Set[int]) -> bool:
-    """Whether each round reads a slice of what is made, op by op, of an argument of the program that is no batch."""
+def _is_over_layers(loop: ir.Operation, main: ir.Operation, batches: Set[int], layered: Set[int]) -> bool:
+    """Whether each round reads a slice of what is made, op by op, of an argument of the program that is no batch.
+
+    Or of what another such loop (`layered`, by `op_id`) kept for it, slice by slice.
+    """
     body = loop.regions[1].blocks[0]
     *ops, terminator = (op.operation for op in body.operations)
     carried = zip(body.arguments, terminator.operands, loop.operands, strict=True)
@@ -81,10 +93,20 @@ def _is_over_layers(loop: ir.Operation, main: ir.Operation, batches: Set[int]) -
             value = outside.get(op.operands[0], op.operands[0])
             while not isinstance(value.owner, ir.Block) and len(value.owner.operation.operands) == 1:
                 value = value.owner.operation.operands[0]
-            own = isinstance(value.owner, ir.Block) and value.owner == main.regions[0].blocks[0]
-            if own and ir.BlockArgument(value).arg_number not in batches:
+            if isinstance(value.owner, ir.Block):
+                own = value.owner == main.regions[0].blocks[0]
+                if own and ir.BlockArgument(value).arg_number not in batches:
+                    return True
+            elif op_id(value.owner.operation) in layered and _is_stack(ir.OpResult(value)):
                 return True
     return False
+
+
+def _is_stack(result: ir.OpResult) -> bool:
+    """Whether the rounds of a loop write a result slice by slice."""
+    last = list(result.owner.operation.regions[1].blocks[0].operations)[-1].operation
+    maker = last.operands[result.result_number].owner
+    return not isinstance(maker, ir.Block) and maker.operation.name == "stablehlo.dynamic_update_slice"
 
 
 def _unroll(loop: ir.Operation, rounds: int) -> None:

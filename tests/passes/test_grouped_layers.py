@@ -186,9 +186,7 @@ def test_one_round_stands_for_all(name: str) -> None:
     assert "stablehlo.while" not in names_in(module)
     main = functions(module)["main"]
     loops = rounds.find_rounds([op.operation for op in main.regions[0].blocks[0].operations])
-    assert len(loops) >= (1 if name == "counting" else 2) * GROUPS and {loop.trips for loop in loops} == {
-        LAYERS // GROUPS
-    }
+    assert len(loops) >= 2 * GROUPS and {loop.trips for loop in loops} == {LAYERS // GROUPS}
     run_pipeline(module, "alpa-roll", [])
     assert names_in(module).isdisjoint(rounds.MARKS)
     inputs = inputs_of(step)
@@ -205,8 +203,7 @@ def test_plans_equal_one_device(name: str, how: str) -> None:
         main = read_plan(made).main
         whole = Signature(main)
         homes = [main.arguments[n].type.mesh for n in whole.given[1].parts]
-        # The backward loop of `counting` looks weights up by what the forward one kept: it is not one over layers.
-        assert len(homes) == GROUPS and (name == "counting" or len(set(homes)) == 2)
+        assert len(homes) == GROUPS and len(set(homes)) == 2
     else:
         made = planned(step, mesh="2", constrain="arg4=[{x},{}]")
         assert any("all_reduce" in name or "reduce_scatter" in name for name in names_in(made))

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import pytest
 from on_devices import assert_close, run_all
 from test_grouped_layers import (
+    BATCH,
+    LAYERS,
+    WIDTH,
     Weights,
     inputs_of,
     layer,
@@ -24,8 +27,8 @@ from test_grouped_layers import (
     step_of,
 )
 
-from alpa_mlir.dialect import rounds
-from alpa_mlir.dialect.context import make_context, parse_module
+from alpa_mlir.dialect import alpa, rounds
+from alpa_mlir.dialect.context import functions, make_context, parse_module
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.models.step import TrainStep
 from alpa_mlir.passes.pipeline import run_pipeline
@@ -74,6 +77,30 @@ def in_a_branch(w: Weights, x: Any) -> Any:
     return jax.lax.cond(w["first"][0, 0] > -9, deep, jnp.sin, x @ w["first"])
 
 
+def with_carried_rows(w: Weights, x: Any) -> Any:
+    """All layers' memory is handed on whole; each writes in one place of its own, and reads its own."""
+
+    def body(carry: Any, given: Any) -> tuple[Any, None]:
+        h, memory = carry
+        own, n = given
+        memory = jax.lax.dynamic_update_slice(memory, h[None, :, :1], (n, 0, 1))
+        mine = jax.lax.dynamic_index_in_dim(memory, n, keepdims=False)
+        return (layer(h + 0.1 * mine, own)[0], memory), None
+
+    memory = jnp.sin(jnp.broadcast_to(x, (LAYERS, *x.shape)))
+    h, memory = jax.lax.scan(body, (x @ w["first"], memory), (w["layers"], jnp.arange(LAYERS)))[0]
+    return h + 0.1 * memory.sum(0)
+
+
+def by_given_number(w: Weights, x: Any) -> Any:
+    """Weights are looked up by a number that comes from a list, and so are they in the backward pass."""
+
+    def body(h: Any, n: Any) -> tuple[Any, None]:
+        return layer(h, jax.tree.map(lambda a: a[n], w["layers"]))
+
+    return jax.lax.scan(body, x @ w["first"], jnp.arange(LAYERS)[::-1])[0]
+
+
 def clipped_by_layer(w: Weights, g: Weights) -> Weights:
     """The update goes through the layers in a loop of its own."""
 
@@ -99,6 +126,8 @@ STEPS = {
     "clipped_by_layer": step_of(scanned, clipped_by_layer),
     "with_outputs_that_nothing_reads": step_of(with_outputs_that_nothing_reads),
     "inference": inference(swapping),
+    "with_carried_rows": inference(with_carried_rows),
+    "by_given_number": step_of(by_given_number),
 }
 
 
@@ -111,6 +140,8 @@ STEPS = {
         ("clipped_by_layer", {"mesh": "2"}),
         ("with_outputs_that_nothing_reads", {"mesh": "2"}),
         ("inference", {"stages": 2}),
+        ("with_carried_rows", {"stages": 2}),
+        ("by_given_number", {"stages": 2}),
     ],
     ids=str,
 )
@@ -120,6 +151,14 @@ def test_plans_equal_one_device(name: str, options: dict[str, Any]) -> None:
     inputs = inputs_of(step)
     made = planned(step, **options)
     assert_close(run_plan(made, inputs, steps=1), run_all([module_of(step)], [inputs])[0], name)
+
+
+@pytest.mark.parametrize("name", ["with_carried_rows", "by_given_number"])
+def test_what_each_round_reads_and_writes_in_its_own_place_is_a_stack(name: str) -> None:
+    """Only activations are handed from round to round."""
+    module = normal(STEPS[name])
+    ops = [op for op in alpa.walk(functions(module)["main"]) if op.name == rounds.ENTER]
+    assert {str(op.operands[0].type) for op in ops} == {f"tensor<{BATCH}x{WIDTH}xf32>"}
 
 
 def test_no_groups_are_made_in_a_branch() -> None:
