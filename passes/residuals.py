@@ -21,7 +21,7 @@ from alpa_mlir.dialect.context import op_id
 from alpa_mlir.passes.inter.dataflow import value_bytes
 from alpa_mlir.passes.stacked import BROADCAST, ELEMENTWISE, RESHAPE, SLICE, TRANSPOSE
 
-CHEAP = ELEMENTWISE | {BROADCAST, RESHAPE, TRANSPOSE, SLICE}
+CHEAP = ELEMENTWISE | {BROADCAST, RESHAPE, TRANSPOSE, SLICE, "stablehlo.concatenate"}
 SOURCE, SINK = "source", "sink"
 
 
