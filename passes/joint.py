@@ -29,7 +29,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_pipeline
-from alpa_mlir.passes.fewest import Hunt
+from alpa_mlir.passes.fewest import Hunt, is_too_large
 from alpa_mlir.passes.forecasts import Forecasts
 from alpa_mlir.passes.intra.problem import StateDoesNotFit
 from alpa_mlir.passes.no_plan import least_bytes, least_error, short_of_memory
@@ -244,9 +244,21 @@ class JointChoice:
         for count in (c for c in counts if c < self.mixing):
             for setting, seconds, expected in forecasts.of(count):
                 seconds *= self._correction((setting.remat != NONE, True, setting.interleaved))
-                if seconds < (1 - WORTH) * least or least == inf:
+                if not self._is_too_large(setting) if least == inf else seconds < (1 - WORTH) * least:
                     found.append((expected, forecasts.distance(count), -count, setting))
         return min(found, key=lambda f: f[:3])[-1] if found else None
+
+    def _is_too_large(self, setting: Setting) -> bool:
+        """Whether memory is expected to be too small, by other numbers of microbatches for which it was; the largest
+        number is tried in any case."""
+        needs: dict[int, float] = {}
+        for count in self.wishes.microbatches:
+            alike = replace(setting, microbatches=count)
+            rows = self._of(self.found.get(alike, alike)) if alike in self.attempts else []
+            if count > 1 and rows and short_of_memory(rows) and isfinite(least_bytes(rows)):
+                needs[count] = least_bytes(rows)
+        largest = max((c for c in self.wishes.microbatches if c < self.mixing), default=0)
+        return setting.microbatches != largest and is_too_large(needs, setting.microbatches, self.wishes.memory)
 
     def _try_interleaving(self) -> None:
         """Where the best step fills and drains long: stages that share submeshes, for about as many microbatches."""

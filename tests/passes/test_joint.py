@@ -339,6 +339,21 @@ def test_state_that_does_not_fit_ends_the_search_at_once() -> None:
     assert asked == [Setting(8)]
 
 
+def test_few_settings_are_tried_where_none_comes_near() -> None:
+    """Two numbers of microbatches say what others need; the largest is tried, as it needs least."""
+    asked: list[Setting] = []
+
+    def stage(setting: Setting) -> Attempt:
+        asked.append(setting)
+        error = DoesNotFit("too large", least=2e6 + 8e6 / setting.microbatches)
+        return Attempt(setting, parse_module("module {}", make_context()), error=error)
+
+    wishes = Wishes(tuple(2**k for k in range(11)), "1f1b", "none", 1e6)
+    choice = JointChoice(wishes, stage)
+    choice._explore()
+    assert [s.microbatches for s in asked] == [8, 16, 1024]
+
+
 @pytest.mark.parametrize("single", [False, True])
 def test_given_stages_whose_state_does_not_fit_end_the_search_at_once(single: bool) -> None:
     choice = choose(Fake(2), memory=130.0, single=single)
