@@ -236,18 +236,9 @@ class Stages(Pass):
         flying = _in_flight(module, self.schedule)
         shapes = tuple(parse_mesh(text) for text in self.meshes.split(",") if text)
         full, memory = self._full(module, cluster)
+        uses, fewest = self._uses(), min(counts)
         search = StageSearch(
-            module,
-            full,
-            flying,
-            memory,
-            self.solver,
-            self.whole_sums,
-            shapes,
-            self.rough,
-            self.axes,
-            self._uses(),
-            min(counts),
+            module, full, flying, memory, self.solver, self.whole_sums, shapes, self.rough, self.axes, uses, fewest
         )
         if self.remat:
             search = replace(search, module=_all_again(module), kept=search)

@@ -282,7 +282,7 @@ class Tables:
         with side_by_side([partial(self._prices, m) for m in search.options]) as streams:
             for m, free in zip(search.options, streams.advance(range(len(search.options))), strict=True):
                 self.asked.append((m, self._flying(m), free))
-                self._add(Offer(m, free))
+                self.offer(m, free)
             unlimited = self.without_memory(stages, search.in_flight)
             self.shareable = np.isfinite(unlimited)
             if not self.shareable:
@@ -300,7 +300,7 @@ class Tables:
                         left.remove(k)
                         continue
                     tight[k] = following
-                    self._add(Offer(self.asked[k][0], following))
+                    self.offer(self.asked[k][0], following)
         for k, prices in tight.items():
             scale = self.limit / search.limit(self.asked[k][0])
             ordered = np.triu(np.ones_like(prices.repeated, dtype=bool))
@@ -365,21 +365,16 @@ class Tables:
         return found.cost if found is not None else np.inf
 
     def longest(self, option: int, best: float) -> int:
-        """The layers of the longest range of interest on as many devices as an option has, where a step takes `best`
-        seconds at best; as many as a stage may have, where that is not known."""
+        """The layers of the longest range of interest on so many devices as an option has; `best`: seconds of a step."""
         if not np.isfinite(best):
             return self.most_layers
         first, last = np.nonzero(self.through[self.sizes.index(self._size(option))] <= INTEREST * best)
         return min(self.most_layers, int((last - first).max(initial=-1)) + 1)
 
     def offer(self, option: int, prices: RangePrices) -> None:
-        """Take more prices on an option into account."""
-        self._add(Offer(option, prices))
-
-    def _add(self, offer: Offer) -> None:
-        """Take an offer into account."""
-        self.offers.append(offer)
-        self._fill(len(self.offers) - 1, offer)
+        """Take prices on an option into account."""
+        self.offers.append(Offer(option, prices))
+        self._fill(len(self.offers) - 1, self.offers[-1])
 
     def _fill(self, number: int, offer: Offer) -> None:
         """Put an offer into the entries where it is the best that fits."""
