@@ -365,7 +365,7 @@ class Tables:
         return found.cost if found is not None else np.inf
 
     def longest(self, option: int, best: float) -> int:
-        """The layers of the longest range of interest on so many devices as an option has; `best`: seconds of a step."""
+        """Layers of the longest range of interest on as many devices as an option has; `best`: seconds of a step."""
         if not np.isfinite(best):
             return self.most_layers
         first, last = np.nonzero(self.through[self.sizes.index(self._size(option))] <= INTEREST * best)
