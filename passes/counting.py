@@ -11,7 +11,7 @@ from jaxlib.mlir.dialects import stablehlo
 from alpa_mlir.passes import splat
 from alpa_mlir.passes.splat import Splat, dense_value, splat_of
 
-UPDATE = "stablehlo.dynamic_update_slice"
+DYNAMIC_SLICE, UPDATE_SLICE = "stablehlo.dynamic_slice", "stablehlo.dynamic_update_slice"
 LONGEST = 1 << 16
 """The longest list of numbers that is looked into."""
 
@@ -51,7 +51,7 @@ def _tables(loop: ir.Operation) -> dict[ir.Value, list[int]]:
     *ops, terminator = (op.operation for op in body.operations)
     carried = zip(body.arguments, terminator.operands, loop.operands, strict=True)
     outside = {argument: start for argument, value, start in carried if value == argument}
-    read = dict.fromkeys(op.operands[0] for op in ops if op.name == "stablehlo.dynamic_slice")
+    read = dict.fromkeys(op.operands[0] for op in ops if op.name == DYNAMIC_SLICE)
     listed = {value: _listed(outside.get(value, value)) for value in read}
     return {value: numbers for value, numbers in listed.items() if numbers is not None}
 
@@ -66,7 +66,7 @@ def count_beforehand(loop: ir.Operation, most: int) -> None:
         for n, value in enumerate(passed_on)
         if _is_list(value.type) and not isinstance(value.owner, ir.Block)
     }
-    updates = {n: op for n, op in updates.items() if op.name == UPDATE and op.operands[0] == body.arguments[n]}
+    updates = {n: op for n, op in updates.items() if op.name == UPDATE_SLICE and op.operands[0] == body.arguments[n]}
     trips = rounds_of(loop, most) if updates else None
     if trips is None or trips > most:
         return
@@ -128,7 +128,7 @@ def evaluated(
     }
     for op in ops[:-1]:
         operands = [known.get(v) or splat_of(v) for v in op.operands]
-        table = tables.get(op.operands[0]) if op.name == "stablehlo.dynamic_slice" else None
+        table = tables.get(op.operands[0]) if op.name == DYNAMIC_SLICE else None
         number = _number(op, operands) if table is None else _looked_up(table, operands[1], op)
         if number is not None:
             known[op.results[0]] = number

@@ -16,6 +16,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from alpa_mlir.dialect.factors import shape_of
+from alpa_mlir.passes.rules import integers
 from alpa_mlir.passes.splat import splat_element, splat_of
 
 ELEMENTWISE = frozenset(
@@ -82,11 +83,11 @@ def dim_of_operand(op: ir.Operation, number: int, dim: int) -> int | None:
     if op.name in ELEMENTWISE:
         return dim if len(shape) == len(result) else None
     if op.name == TRANSPOSE:
-        return numbers(op, "permutation")[dim]
+        return integers(op, "permutation")[dim]
     if op.name == RESHAPE:
         return _kept_by_reshape(result, shape, dim)
     if op.name == BROADCAST:
-        places = numbers(op, "broadcast_dimensions")
+        places = integers(op, "broadcast_dimensions")
         here = places.index(dim) if dim in places else None
         return here if here is not None and shape[here] == result[dim] else None
     if op.name == SLICE and shape[dim] == result[dim]:
@@ -96,7 +97,7 @@ def dim_of_operand(op: ir.Operation, number: int, dim: int) -> int | None:
     if op.name == REDUCE and len(op.results) == 1:
         if number:
             return None
-        left = [d for d in range(len(shape)) if d not in numbers(op, "dimensions")]
+        left = [d for d in range(len(shape)) if d not in integers(op, "dimensions")]
         return left[dim]
     raise NotSeparable
 
@@ -110,17 +111,17 @@ def dim_of_result(op: ir.Operation, number: int, dim: int) -> int | None:
     if op.name in ELEMENTWISE and len(shape) == len(result or ()):
         return dim
     if op.name == TRANSPOSE:
-        return numbers(op, "permutation").index(dim)
+        return integers(op, "permutation").index(dim)
     if op.name == RESHAPE:
         return _kept_by_reshape(shape, result or (), dim)
     if op.name == BROADCAST:
-        return numbers(op, "broadcast_dimensions")[dim]
+        return integers(op, "broadcast_dimensions")[dim]
     if op.name == SLICE:
         return dim if (result or ())[dim] == shape[dim] else None
     if op.name == CONCATENATE and attribute(op, "dimension") != dim:
         return dim
     if op.name == REDUCE and number == 0 and len(op.results) == 1:
-        dims = numbers(op, "dimensions")
+        dims = integers(op, "dimensions")
         if dim not in dims:
             return dim - sum(d < dim for d in dims)
         if combining_op(op) is not None or not result:
@@ -155,11 +156,6 @@ def _kept_by_reshape(source: Sequence[int], target: Sequence[int], dim: int) -> 
     raise NotSeparable
 
 
-def numbers(op: ir.Operation, name: str) -> list[int]:
-    """An attribute that is an array of numbers."""
-    return list(ir.DenseI64ArrayAttr(op.attributes[name]))
-
-
 def attribute(op: ir.Operation, name: str) -> int:
     """An attribute that is a number."""
     return int(ir.IntegerAttr(op.attributes[name]).value)
@@ -167,12 +163,12 @@ def attribute(op: ir.Operation, name: str) -> int:
 
 def piece(op: ir.Operation, dim: int) -> tuple[int, int]:
     """From where to where a slice reads along a dimension."""
-    return numbers(op, "start_indices")[dim], numbers(op, "limit_indices")[dim]
+    return integers(op, "start_indices")[dim], integers(op, "limit_indices")[dim]
 
 
 def padding(op: ir.Operation, dim: int) -> tuple[int, int]:
     """Where along a dimension what is padded stands in the result."""
-    low = numbers(op, "edge_padding_low")[dim]
+    low = integers(op, "edge_padding_low")[dim]
     return low, low + (shape_of(op.operands[0]) or ())[dim]
 
 
@@ -198,7 +194,7 @@ def is_padded_along(op: ir.Operation, dim: int) -> bool:
     """Whether an op pads one dimension alone, with equal elements, and takes nothing away."""
     if op.name != PAD or splat_element(op.operands[1]) is None:
         return False
-    low, high, between = (numbers(op, name) for name in _PADDINGS)
+    low, high, between = (integers(op, name) for name in _PADDINGS)
     others = any(a or b for d, (a, b) in enumerate(zip(low, high, strict=True)) if d != dim)
     return not others and not any(between) and low[dim] >= 0 and high[dim] >= 0
 
@@ -222,7 +218,7 @@ def _sliced_along(argument: ir.Value) -> set[int]:
             if op.name == SLICE:
                 found |= {dims[d] for d, extent in enumerate(shape) if result[d] != extent}
             elif op.name == TRANSPOSE:
-                open_values.append((op.results[0], tuple(dims[d] for d in numbers(op, "permutation"))))
+                open_values.append((op.results[0], tuple(dims[d] for d in integers(op, "permutation"))))
             elif op.name in ELEMENTWISE and len(result) == len(shape):
                 open_values.append((op.results[0], dims))
     return found
@@ -308,7 +304,7 @@ class _Search:
         if op.parent.operation != self.block.owner.operation:
             raise NotSeparable
         if op.name == SLICE:
-            if numbers(op, "strides")[dim] != 1:
+            if integers(op, "strides")[dim] != 1:
                 raise NotSeparable
             begin, end = piece(op, dim)
             if end - begin != (shape_of(op.operands[0]) or ())[dim]:

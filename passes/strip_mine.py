@@ -17,7 +17,7 @@ from jaxlib.mlir.dialects import stablehlo
 from alpa_mlir.dialect import rounds
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.factors import shape_of
-from alpa_mlir.passes.counting import numbers_of
+from alpa_mlir.passes.counting import DYNAMIC_SLICE, UPDATE_SLICE, numbers_of
 from alpa_mlir.passes.local.shrink import integer
 from alpa_mlir.passes.splat import splat_element, splat_of
 from alpa_mlir.passes.stacked import slice_along
@@ -25,8 +25,6 @@ from alpa_mlir.passes.stacked import slice_along
 FEWEST = 4
 GROUPS = 32
 """Into how many groups layers are put: at least, and at most unless the caller says otherwise."""
-
-DYNAMIC_SLICE, UPDATE_SLICE = "stablehlo.dynamic_slice", "stablehlo.dynamic_update_slice"
 
 
 def groups_of(layers: int, most: int = GROUPS) -> int:

@@ -17,7 +17,7 @@ from alpa_mlir.dialect.alpa import walk
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import Remark, location_text
 from alpa_mlir.dialect.sharding import argument_attributes
-from alpa_mlir.passes.counting import count_beforehand, rounds_of
+from alpa_mlir.passes.counting import DYNAMIC_SLICE, UPDATE_SLICE, count_beforehand, rounds_of
 from alpa_mlir.passes.strip_mine import groups_of, strip_mine
 
 LOOP = "stablehlo.while"
@@ -89,7 +89,7 @@ def _is_over_layers(loop: ir.Operation, main: ir.Operation, batches: Set[int], l
     carried = zip(body.arguments, terminator.operands, loop.operands, strict=True)
     outside = {inside: given for inside, passed_on, given in carried if passed_on == inside}
     for op in ops:
-        if op.name == "stablehlo.dynamic_slice":
+        if op.name == DYNAMIC_SLICE:
             value = outside.get(op.operands[0], op.operands[0])
             while not isinstance(value.owner, ir.Block) and len(value.owner.operation.operands) == 1:
                 value = value.owner.operation.operands[0]
@@ -106,7 +106,7 @@ def _is_stack(result: ir.OpResult) -> bool:
     """Whether the rounds of a loop write a result slice by slice."""
     last = list(result.owner.operation.regions[1].blocks[0].operations)[-1].operation
     maker = last.operands[result.result_number].owner
-    return not isinstance(maker, ir.Block) and maker.operation.name == "stablehlo.dynamic_update_slice"
+    return not isinstance(maker, ir.Block) and maker.operation.name == UPDATE_SLICE
 
 
 def _unroll(loop: ir.Operation, rounds: int) -> None:

@@ -28,6 +28,7 @@ from alpa_mlir.dialect.sharding import (
 from alpa_mlir.passes.layer_order import Layer, gather
 from alpa_mlir.passes.normalize import clean
 from alpa_mlir.passes.registry import Pass, register
+from alpa_mlir.passes.rules import integers
 from alpa_mlir.passes.splat import splat_element
 from alpa_mlir.passes.stacked import (
     CONCATENATE,
@@ -41,7 +42,6 @@ from alpa_mlir.passes.stacked import (
     dim_of_operand,
     find_families,
     is_padded_along,
-    numbers,
     padding,
     piece,
     slice_along,
@@ -292,6 +292,6 @@ def _constant(element: ir.Attribute | None, shape: Sequence[int], like: ir.Value
 
 def _set_number(op: ir.Operation, name: str, place: int, number: int) -> None:
     """Change one number of an attribute that is an array of numbers."""
-    changed = numbers(op, name)
+    changed = integers(op, name)
     changed[place] = number
     op.attributes[name] = ir.DenseI64ArrayAttr.get(changed, op.context)

@@ -7,7 +7,7 @@ reads it in its backward pass. So is what the range makes itself; what only othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -87,7 +87,11 @@ class _Readers:
 
 def read_crossing(sketch: Sketch, layout: Layout, layer: Ids, kept: Flags, backward: Flags) -> Crossing:
     """From the sketch of the whole program; `kept`: which nodes are kept there, `backward`: which run backwards."""
-    readers, tables = _readers(sketch, layout, layer, _read_for(sketch, backward)), _Tables(layout)
+    copies = _copies(sketch)
+    origins = _origins(sketch, copies)
+    origin = np.array([v.node for v in origins], dtype=np.int64)
+    readers = _readers(sketch, layout, layer, _read_for(sketch, backward), copies, origins, origin)
+    tables = _Tables(layout)
     entries, entering_kept = (np.zeros((len(readers), layout.count**2)) for _ in range(2))
     held, keeps, continued = list[int](), list[Table](), list[Table]()
     elsewhere = np.zeros(len(sketch.nodes), dtype=bool)
@@ -111,7 +115,7 @@ def read_crossing(sketch: Sketch, layout: Layout, layer: Ids, kept: Flags, backw
         np.array(keeps).reshape(len(held), layout.count**2),
         np.array(continued).reshape(len(held), layout.count**2),
         elsewhere,
-        np.array([v.node for v in _origins(sketch)], dtype=np.int64),
+        origin,
         backward,
     )
 
@@ -133,12 +137,6 @@ class _Tables:
         flow = Flow(made, tuple(sorted(used)))
         return self._of("within", flow, lambda: self.layout.used_within(flow))
 
-    def making(self, made: int) -> Table:
-        """[ranges]: how many copies are made there."""
-        ones = np.zeros(self.layout.layers)
-        ones[made] = 1.0
-        return self._of("making", Flow(made, ()), lambda: self.layout.sums(ones))
-
     def _of(self, kind: str, flow: Flow, count: Callable[[], Table]) -> Table:
         key = (kind, flow)
         if key not in self.known:
@@ -146,10 +144,17 @@ class _Tables:
         return self.known[key]
 
 
-def _readers(sketch: Sketch, layout: Layout, layer: Ids, backward: Flags) -> dict[_Value, _Readers]:
-    """What is read in other layers than its own, in order; `backward`: which nodes read for the backward pass."""
-    origins, copies = _origins(sketch), _copies(sketch)
-    origin = np.array([v.node for v in origins], dtype=np.int64)
+def _readers(
+    sketch: Sketch,
+    layout: Layout,
+    layer: Ids,
+    backward: Flags,
+    copies: Mapping[int, int],
+    origins: Sequence[_Value],
+    origin: Ids,
+) -> dict[_Value, _Readers]:
+    """What is read in other layers than its own, in order; `backward`: which nodes read for the backward pass; `copies`
+    and `origins`: see there, `origin` their nodes."""
     maker, reader = sketch.ends[:, 0], sketch.ends[:, 1]
     final = ~np.isin(reader, list(copies))
     away = final & (layer[origin[maker]] != layer[reader]) & (layer[origin[maker]] < layout.placed)
@@ -173,9 +178,8 @@ def _copies(sketch: Sketch) -> dict[int, int]:
     return {copy: chain[0] for chain in sketch.of_copy.values() for copy in chain}
 
 
-def _origins(sketch: Sketch) -> list[_Value]:
+def _origins(sketch: Sketch, copies: Mapping[int, int]) -> list[_Value]:
     """For each node the value that it is a copy of; itself where it is none."""
-    copies = _copies(sketch)
     found = [_Value(n, 0) for n in range(len(sketch.nodes))]
     for e in np.flatnonzero(np.isin(sketch.ends[:, 1], list(copies))).tolist():
         u, v = sketch.ends[e].tolist()
