@@ -4,9 +4,14 @@
 
 G(k, r) is the least possible bottleneck when the first k segments are cut into r layers, C(i, k) the
 bytes that enter the layer of segments i … k-1 from earlier layers, and a layer may do at most
-(1+δ)/L of all work.  Among the cuts that reach the optimal bottleneck the one with the least variance
-of work wins; since the number of layers is fixed that is the least sum of squares, which a second,
-additive dynamic program over the layers that respect the bottleneck finds exactly.
+(1+δ)/L of all work.  Among the cuts that reach the optimal bottleneck the evenest wins: stages are made of
+several layers, so it is not enough that single ones are alike (the paper asks for the least variance). With w_r
+the part of all work in layer r, and W_r in the first r layers, it has the least
+
+    Σ over r of w_r² + (W_r - r/L)²
+
+and any n layers in a row do about n/L of the work. A second, additive dynamic program over the layers that
+respect the bottleneck finds it exactly.
 """
 
 from __future__ import annotations
@@ -74,8 +79,8 @@ def cut_layers(entering: Matrix, work: Sequence[float], layers: int, delta: floa
         cost = np.where(allowed, entering, np.inf)
         bottleneck = _least_bottleneck(cost, layers)
         if np.isfinite(bottleneck):
-            squares = np.where(cost <= bottleneck, (load / max(total[-1], 1.0)) ** 2, np.inf)
-            return Cut(_least_sum(squares, layers), bottleneck, delta)
+            parts = np.where(cost <= bottleneck, load, np.inf) / max(total[-1], 1.0)
+            return Cut(_evenest(parts, total / max(total[-1], 1.0), layers), bottleneck, delta)
         delta = max(2 * delta, 0.25)
 
 
@@ -87,15 +92,17 @@ def _least_bottleneck(cost: Matrix, layers: int) -> float:
     return float(best[-1])
 
 
-def _least_sum(cost: Matrix, layers: int) -> tuple[int, ...]:
-    best = np.full(cost.shape[1], np.inf)
+def _evenest(parts: Matrix, done: NDArray[np.float64], layers: int) -> tuple[int, ...]:
+    """The first segment of each layer; `parts[i, k]`: the part of all work in segments i … k-1, infinite where they are
+    no layer, `done[k]`: in the first k."""
+    best = np.full(len(done), np.inf)
     best[0] = 0.0
     choices = []
-    for _ in range(layers):
-        sums = best[:-1, None] + cost
+    for layer in range(1, layers + 1):
+        sums = best[:-1, None] + parts**2
         choices.append(sums.argmin(axis=0))
-        best = sums.min(axis=0)
-    starts, end = [], cost.shape[1] - 1
+        best = sums.min(axis=0) + (done - layer / layers) ** 2
+    starts, end = [], len(done) - 1
     for choice in reversed(choices):
         end = int(choice[end])
         starts.append(end)
