@@ -2,17 +2,17 @@
 
     M1  stored values (state, constants, sums, stacks, the microbatch's batch arguments) are alive always
     M2  a value of @microbatch is alive from its op to its last use in program order
-    M3  a forward value that a backward op uses is kept once per microbatch in flight; so is a batch argument that both
-        passes read
+    M3  a forward value that a backward op uses is kept once per microbatch in flight, of the one at work from the start
+        of the forward function to the end of the backward one; so is a batch argument that both passes read
     M4  a value that fusion computes where it is needed (rule T1) is never held; what it is computed from is alive
-        as long as it would be
+        as long as it would be. What the other pass needs is held, unless `alpa-split` repeats it there
     M5  a new state value takes over the buffer of the old one
     M6  a value that leaves the step is alive to the end of its function; what leaves a microbatch (its gradients, which
         are added to the sums afterwards) from the start of its phase: XLA gives results their buffers first
     M7  a value that several products share (rule C15) is alive for them in the sharding of that copy; a forward value
         whose copy is kept is not kept beside it
-    M8  of values that arrive, state comes once a step: it is alive in all of a function that reads it, and kept once;
-        forward values of the next microbatch are there while one works
+    M8  of values that arrive, state comes once a step and is kept once; all are there from the start to the end of the
+        functions that read them
 
 The moments that matter are those just before something dies with something born since the last death:
 all others have a subset of their values alive (the maximal cliques of an interval graph). A value is alive

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from alpa_mlir.passes.costs.memory import Spans
 from alpa_mlir.passes.inter.layout import Flow, Ids, Layout, Table
+from alpa_mlir.passes.intra.lifetimes import is_from_host
 from alpa_mlir.passes.intra.sketch import Sketch
-from alpa_mlir.passes.intra.sketch_stage import is_from_host
 
 Flags = npt.NDArray[np.bool_]
 OFTEN = ("microbatch", "main")
@@ -56,14 +56,13 @@ class Crossing:
 
     def there_once(self, spans: Spans, count: int, held: Table) -> tuple[Table, Ids, Ids]:
         """[values, i, j] bytes of what arrives in ranges of `count` search layers and is there beside what is kept, and
-        from and up to which moments: values of the backward pass while they are used, others always."""
+        from and up to which moments: as long as the function that reads it runs, forwards or backwards."""
         found = np.flatnonzero(self.often & self.entries.any(axis=1))
-        place = {int(self.origin[node]): k for k, node in enumerate(spans.node.tolist())}
-        known = [place.get(n, -1) if self.backward[n] else -1 for n in self.nodes[found].tolist()]
-        born = [int(spans.born[k]) if k >= 0 else 0 for k in known]
-        died = [int(spans.died[k]) if k >= 0 else spans.count for k in known]
+        late = self.backward[self.nodes[found]]
+        border = int(spans.born[self.backward[spans.node]].min(initial=spans.count))
         once = held[self.nodes[found], None] * self.entries[found]
-        return once.reshape(-1, count, count), np.array(born, dtype=np.int64), np.array(died, dtype=np.int64)
+        once[~late[:, None] & (self.entering_kept[found] > 0)] = 0.0
+        return once.reshape(-1, count, count), np.where(late, border, 0), np.where(late, spans.count, border)
 
 
 class _Value(NamedTuple):

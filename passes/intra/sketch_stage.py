@@ -8,14 +8,14 @@ stage may be kept as addends (`deferral.py`); values that several products use g
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from alpa_mlir.dialect.rounds import LEAVE, STACK
-from alpa_mlir.passes.costs.memory import Lifetime, Moments
+from alpa_mlir.dialect.rounds import LEAVE
+from alpa_mlir.passes.costs.memory import Moments
 from alpa_mlir.passes.intra.copies import Copy, copies_of
 from alpa_mlir.passes.intra.deferral import find_deferral
+from alpa_mlir.passes.intra.lifetimes import Lifetimes, Uses, is_from_host
 from alpa_mlir.passes.intra.program import Feed, OpRecord, Program, Source, TensorType
 from alpa_mlir.passes.intra.restrictions import Restrictions
 from alpa_mlir.passes.intra.sketch import CopyRecipe, OpRecipe, Recipe, Sketch, SketchEdge, SketchNode, ValueRecipe
@@ -40,8 +40,9 @@ def sketch_stage(
     """
     builder = _Builder(program, included, stage, restrictions or Restrictions())
     builder.run()
-    stored = [node for node in builder.slots.values() if node not in builder.sliced]
-    moments = Moments.of(len(builder.nodes), stored, builder.lifetimes(in_flight))
+    lifetimes = Lifetimes(program, builder.included, builder.nodes, builder.ops, builder.slots, builder.uses)
+    stored = [node for node in builder.slots.values() if node not in lifetimes.sliced]
+    moments = Moments.of(len(builder.nodes), stored, lifetimes.of(in_flight))
     return Sketch(
         program,
         tuple(builder.recipes),
@@ -59,19 +60,6 @@ def sketch_stage(
     )
 
 
-def is_from_host(slot: str) -> bool:
-    """Whether what a slot holds comes from the host for each microbatch: a batch argument, or its number."""
-    return slot.startswith("batch") or slot == "index"
-
-
-@dataclass(frozen=True)
-class _Reach:
-    """The last op for which an op's operands must be there, and the phases in which they must."""
-
-    last: int
-    phases: frozenset[str]
-
-
 class _Builder:
     def __init__(
         self,
@@ -86,10 +74,6 @@ class _Builder:
         taken = [op for op in program.ops if included(op)]
         self.included = [op for op in taken if not op.kind.is_source]
         self.inside = {op.number for op in taken}
-        self.last = {op.function: op.number for op in self.included}
-        """The last op of each function; `first` and `ends_of`: the first and the last of each phase."""
-        self.first = {(op.function, op.phase): op.number for op in reversed(self.included)}
-        self.ends_of = {(op.function, op.phase): op.number for op in self.included}
         self.recipes: dict[Recipe, int] = {}
         self.nodes: list[SketchNode] = []
         self.trips: list[int] = []
@@ -104,19 +88,13 @@ class _Builder:
         self.ended: dict[str, int] = {}
         self.copies: dict[Copy, int] = {}
         self.made: set[int] = set()
-        """Nodes of copies; `shared`: the copies that are made of nodes; `unheld`: copies of copies."""
-        self.shared: dict[int, list[int]] = {}
-        self.unheld: set[int] = set()
+        """Nodes of copies."""
+        self.uses = Uses()
         self.copied = copies_of(self.included, {op.number for op in self.included})
         self.feed_of = {f.slot: f for f in program.feeds}
         self.deferred = self._deferrable()
         feeders = [f.source.op for f in program.feeds if f.slot in self.deferred]
         self.deferral = find_deferral(program, self.included, feeders)
-        self.users: list[list[OpRecord]] = []
-        self.leaving: set[int] = set()
-        self.reach: dict[int, _Reach] = {}
-        self.sliced: set[int] = set()
-        """Batch arguments that are kept for each microbatch in flight."""
 
     def run(self) -> None:
         """Make all nodes and edges."""
@@ -124,8 +102,6 @@ class _Builder:
             self._op(op)
         for feed in self.program.feeds:
             self._feed(feed)
-        self._find_reaches()
-        self.sliced = {node for slot, node in self.slots.items() if is_from_host(slot) and self._is_kept(node)}
 
     def _deferrable(self) -> set[str]:
         """Sums over several microbatches all of whose users are ops of this stage: they may be kept as addends,
@@ -140,7 +116,7 @@ class _Builder:
     def _add(self, node: SketchNode, trips: int = 1) -> int:
         self.nodes.append(node)
         self.trips.append(trips)
-        self.users.append([])
+        self.uses.users.append([])
         return len(self.nodes) - 1
 
     def _edge(
@@ -171,7 +147,7 @@ class _Builder:
             for depth, copy in enumerate(self.copied.get((op.number, k), ())):
                 producer = self._copy(copy, producer), 0
                 holder = holder if depth else producer[0]
-            self.users[holder].append(op)
+            self.uses.users[holder].append(op)
             tied = TIED if k == 0 and op.op.name == LEAVE else 1
             self._edge(producer, (number, k), kind.bytes, op.function, tied)
             if tied > 1:
@@ -236,9 +212,9 @@ class _Builder:
             )
             self._edge(origin, (number, 0), kind.bytes, maker.function)
             if node in self.made:
-                self.unheld.add(number)
+                self.uses.unheld.add(number)
             self.made.add(number)
-            self.shared.setdefault(node, []).append(number)
+            self.uses.shared.setdefault(node, []).append(number)
         return self.copies[copy]
 
     def _arrival(self, source: Source, kind: TensorType) -> int:
@@ -266,102 +242,5 @@ class _Builder:
         target = self._slot(feed.slot)
         if producer is None or producer[0] == target:
             return
-        self.leaving.add(producer[0])
+        self.uses.leaving.add(producer[0])
         self._edge(producer, (target, 0), slot.type.bytes, feed.function)
-
-    def lifetimes(self, in_flight: int) -> list[Lifetime]:
-        """When each op's and each arriving value is alive (rules M2 to M8)."""
-        found = []
-        for number, node in enumerate(self.nodes):
-            arrives = node.incoming or number in self.sliced
-            if (arrives or not node.source.slot) and number not in self.unheld:
-                lifetime = self._lifetime(number, node, in_flight)
-                found += [lifetime] if lifetime is not None else []
-                if lifetime is not None and node.incoming and self._is_ahead(node):
-                    begin, last = self._begin(lifetime.function), self.last[lifetime.function]
-                    found.append(Lifetime(number, lifetime.function, begin, last))
-        return found
-
-    def _lifetime(self, number: int, node: SketchNode, in_flight: int) -> Lifetime | None:
-        users = self.users[number] if number not in self.shared else self._without_copies(number)
-        if number in self.shared and not users and number not in self.leaving:
-            return None
-        maker = self.program.ops[node.source.op] if node.source.op >= 0 else None
-        first = next(iter(users), None) if maker is None or node.incoming else maker
-        if first is None or (not node.incoming and self._is_fused_away(first, users, number)):
-            return None
-        if node.source.slot:
-            kept = in_flight - 1 if is_from_host(node.source.slot) and self._is_kept(number) else 0
-            return Lifetime(number, first.function, self._begin(first.function), self.last[first.function], kept)
-        here = [u for u in users if u.function == first.function]
-        loop = maker.loop if maker is not None else -1
-        reach = [self._reach_of(u, loop) for u in here]
-        phases = {phase for r in reach for phase in r.phases} | ({maker.phase} if maker is not None else set())
-        kept = in_flight - 1 if "forward" in phases and "backward" in phases else 0
-        if number in self.leaving and first.function == "microbatch":
-            begin = self.first[first.function, first.phase]
-            return Lifetime(number, first.function, begin, self.last[first.function], kept)
-        if not users and number not in self.leaving:
-            last = self.ends_of[first.function, first.phase]
-        else:
-            last = max([first.number, *[r.last for r in reach]])
-        begin = first.number
-        if maker is not None and maker.op.name == STACK:
-            begin = min(self.program.loops[maker.loop]) if maker.loop >= 0 else begin
-        return Lifetime(number, first.function, begin, last, kept)
-
-    def _is_kept(self, number: int) -> bool:
-        """Whether a batch argument is read in the forward pass and in the backward pass."""
-        return {"forward", "backward"} <= self._phases(number)
-
-    def _phases(self, number: int) -> set[str]:
-        """The phases in which a node's value must be there for what reads it."""
-        return {phase for user in self.users[number] for phase in self.reach[user.number].phases}
-
-    def _without_copies(self, number: int) -> list[OpRecord]:
-        """What reads a value itself of which there are copies: backward, a copy that is kept does for all."""
-        users = self.users[number]
-        forward = self.program.ops[self.nodes[number].source.op].phase == "forward"
-        if forward and any("backward" in self._phases(copy) for copy in self.shared[number]):
-            return [user for user in users if "backward" not in self.reach[user.number].phases]
-        return users
-
-    def _is_ahead(self, node: SketchNode) -> bool:
-        """Whether an arriving value waits for its turn while another microbatch works: what comes forwards does."""
-        op = self.program.ops[node.source.op] if node.source.op >= 0 else None
-        return op is not None and (op.function, op.phase) == ("microbatch", "forward")
-
-    def _begin(self, function: str) -> int:
-        """The first op of a function."""
-        return min(number for (name, _), number in self.first.items() if name == function)
-
-    def _reach_of(self, user: OpRecord, loop: int) -> _Reach:
-        """Up to when an op needs what is made in a loop (-1: in none): what is made before one is read in its every
-        round."""
-        found = self.reach[user.number]
-        if user.loop < 0 or user.loop == loop:
-            return found
-        return _Reach(max(found.last, max(self.program.loops[user.loop])), found.phases)
-
-    def _find_reaches(self) -> None:
-        """Up to when each included op reads what it reads: as long as what it computes in registers is needed."""
-        found = self.reach
-        for op in reversed(self.included):
-            number = self.ops[op.number]
-            last, phases = op.number, {op.phase}
-            if self._is_in_registers(op, number):
-                for user in self.users[number]:
-                    if user.function == op.function:
-                        last = max(last, self._reach_of(user, op.loop).last)
-                        phases |= found[user.number].phases
-            found[op.number] = _Reach(last, frozenset(phases))
-
-    def _is_in_registers(self, op: OpRecord, number: int) -> bool:
-        """Whether the op's results are computed where they are needed (T1), so that nothing holds them."""
-        return op.kind.traffic.is_fused and number not in self.leaving and number not in self.shared
-
-    def _is_fused_away(self, maker: OpRecord, users: list[OpRecord], number: int) -> bool:
-        """Rules M4 and M5."""
-        if number in self.leaving and not users:
-            return maker.kind.compute == "fused" and maker.function != "microbatch"
-        return self._is_in_registers(maker, number)

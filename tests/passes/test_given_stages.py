@@ -79,6 +79,7 @@ def test_stages_are_chosen_for_what_the_plan_holds() -> None:
         [ir.IntegerAttr(e[name]).value for e in stage_entries(found)] for name in ("memory_bytes", "peak_bytes")
     )
     assert held[:-1] == peak[:-1]
+    # Counted there as well: the batch while gradients are made.
     assert peak[-1] <= held[-1] <= 1.05 * peak[-1]
 
 
@@ -86,7 +87,7 @@ def test_as_few_layers_of_each_stage_run_again_as_memory_demands() -> None:
     """Of two stages the first holds two microbatches, the last one: there layers need not run again."""
     gpt = program("gpt", layers=4, hidden=64, batch=32)
     none, full = (planned(gpt, 2, 1e9, microbatches=8, remat=remat) for remat in ("none", "full"))
-    for part, layers in ((0.3, (0, 1, 2)), (0.6, (0,))):
+    for part, layers in ((0.4, (0, 1, 2)), (0.6, (0,))):
         some = planned(gpt, 2, needed(full) + part * (needed(none) - needed(full)), microbatches=8)
         assert tuple(some.remat) == layers
         assert none.step_seconds < some.step_seconds < 0.98 * full.step_seconds

@@ -1,0 +1,50 @@
+"""Which forward values a backward function computes again rather than keeps, as `alpa-split` will decide.
+
+Its rule (`split_parts.py`): an op that only moves or maps elements is repeated where its *leaves*, what must be kept
+to repeat it, are smaller than its result. Arguments of the program are there anyway and count nothing, nor does what
+is made from constants alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alpa_mlir.dialect.factors import PASS
+from alpa_mlir.dialect.rounds import MARKS
+
+if TYPE_CHECKING:
+    from alpa_mlir.passes.intra.program import OpKind, OpRecord, Program, Source
+
+
+def repeated_ops(program: Program) -> frozenset[int]:
+    """The numbers of the ops that are repeated in other phases that need their results."""
+    made: set[int] = set()
+    """Ops whose results are made from constants alone."""
+    leaves: dict[int, frozenset[Source]] = {}
+    cheap: dict[OpKind, bool] = {}
+    for op in program.ops:
+        if op.kind not in cheap:
+            cheap[op.kind] = _is_cheap(op)
+        if not cheap[op.kind]:
+            continue
+        if all(s.op in made for s in op.operands):
+            made.add(op.number)
+            continue
+        found = frozenset(leaf for s in op.operands for leaf in leaves.get(s.op, (s,)))
+        kept = [s for s in found if s.op not in made and not s.slot.startswith("arg")]
+        if sum(_bytes(program, s) for s in kept) < op.result_types[0].bytes:
+            leaves[op.number] = found
+    return frozenset(made.union(leaves))
+
+
+def _is_cheap(op: OpRecord) -> bool:
+    """Whether an op with one result only moves or maps elements."""
+    factors = op.kind.factors
+    if len(op.operands) > op.kind.captured or len(op.result_types) != 1 or op.op.name in MARKS or factors.reason:
+        return False
+    return all(k == PASS or n == 1 for k, n in zip(factors.kinds, factors.sizes, strict=True))
+
+
+def _bytes(program: Program, source: Source) -> float:
+    kind = program.slots[source.slot].type if source.slot else program.ops[source.op].result_types[source.index]
+    return kind.bytes
