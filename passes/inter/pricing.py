@@ -11,13 +11,14 @@ labellings that hold less. Each entry takes the cheapest labelling that fits.
     memory of layers i … j with q microbatches in flight = Σ stored + max(q·Σ kept + working, updating)
 
 All of these labellings can be run, so a price is the cost of a plan, but for the borders of the range, which its own
-optimum would treat better. The stages of the partition chosen are priced exactly afterwards (`search.py`).
+optimum would treat better. Where one labelling is too large and the next fits, something between both does as well
+(`between`). The stages of the partition chosen are priced exactly afterwards (`search.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 
@@ -42,6 +43,10 @@ from alpa_mlir.passes.memo import digest, remembered
 
 PRICES = (0.03, 0.12, 0.5, 2.0, 8.0, 1000.0)
 """Prices on memory, as the part of a stage's seconds that its whole memory would cost."""
+
+
+BETWEEN = (0.25, 0.5, 0.75)
+"""The parts of what is between one labelling and the next that are offered as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +111,22 @@ class RangePrices:
         seconds = dict(zip(PARTS, self.seconds[:, i, j].tolist(), strict=True))
         bytes_held = {f"{k}_bytes": float(getattr(self, k)[i, j]) for k in ("stored", "kept", "working")}
         return StageParts(**seconds, **bytes_held, weight_bytes=float(self.apart[i, j]))
+
+
+def between(more: RangePrices, less: RangePrices, part: float) -> RangePrices:
+    """Prices where `part` of what is alike is run under the second labelling, which holds less, and the rest under the
+    first: what fits between two labellings is found when stages are solved exactly."""
+    pairs = ((f.name, getattr(more, f.name), getattr(less, f.name)) for f in fields(RangePrices))
+    return RangePrices(**{name: (1 - part) * a + part * b for name, a, b in pairs})
+
+
+def with_between(labellings: Sequence[RangePrices]) -> list[RangePrices]:
+    """Prices under labellings each of which holds less than the one before, and what is between."""
+    found = list(labellings[:1])
+    for more, less in pairwise(labellings):
+        found += [between(more, less, part) for part in BETWEEN]
+        found.append(less)
+    return found
 
 
 class Pricer:

@@ -25,7 +25,8 @@ from alpa_mlir.passes.inter.meshes import MESH_AXES, idle_axes, node_sizes, pack
 from alpa_mlir.passes.inter.partial_remat import layers_again, offer_mixtures
 from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
 from alpa_mlir.passes.inter.schedules import EAGER
-from alpa_mlir.passes.inter.tables import Entry, Tables, entry
+from alpa_mlir.passes.inter.space import Entry
+from alpa_mlir.passes.inter.tables import Tables, entry
 from alpa_mlir.passes.intra.constraints import AxisMode
 from alpa_mlir.passes.intra.problem import DoesNotFit, StateDoesNotFit
 from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
@@ -156,12 +157,13 @@ class StageSearch:
                 table.correct(choice)
 
     def _tables(self, stages: Sequence[int]) -> Tables:
-        table = Tables(self, stages)
-        if self.kept is not None:
-            self.kept.options = self.options
-            kept = Tables(self.kept, stages)
-            self._note_floors(kept, stages)
-            offer_mixtures(table, kept)
+        if self.kept is None:
+            return Tables(self, stages)
+        self.kept.options = self.options
+        kept = Tables(self.kept, stages)
+        table = Tables(self, stages, {m: len(found) for m, found in kept.labellings.items()})
+        self._note_floors(kept, stages)
+        offer_mixtures(table, kept)
         return table
 
     def layers_again(self, found: Partition) -> list[int]:

@@ -1,30 +1,28 @@
 """The tables of the search for stages: what each range of layers costs on each number of devices, as far as known.
 
 An entry is a range of layers with so many microbatches in flight; it takes the cheapest *offer* that fits: a submesh
-option under one labelling of the whole program (`pricing.py`), or, once the stage was solved, its exact cost. The
-tables ask for labellings that hold less as long as ranges of interest do not fit, and run the dynamic program.
+option under one labelling of the whole program, or between two (`pricing.py`), or, once the stage was solved, what that
+found.
+The tables ask for labellings that hold less as long as ranges of interest do not fit, and run the dynamic program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from alpa_mlir.dialect.mesh import Mesh
-from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.inter.cover import enough
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.meshes import chain_sizes
-from alpa_mlir.passes.inter.pricing import Pricer, RangePrices
+from alpa_mlir.passes.inter.pricing import BETWEEN, RangePrices, with_between
+from alpa_mlir.passes.inter.space import Entry, SearchSpace
 from alpa_mlir.passes.inter.through import through
-from alpa_mlir.passes.intra.stage_cost import StageCost
 from alpa_mlir.passes.streams import side_by_side
 
 GAP = 1e-3
@@ -35,55 +33,20 @@ prices find is the result, only if there is none without.)"""
 INTEREST = 2.0
 """Ranges with which a step takes this many times the best without memory may stay without a labelling that fits."""
 
-Entry = tuple[int, int, int, int]
-"""(q-1, first layer, last layer, option)."""
-
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """The prices of all ranges on one submesh option under one labelling."""
+    """The prices of all ranges on one submesh option under one labelling, or between two."""
 
     option: int
     prices: RangePrices
-
-
-class SearchSpace(Protocol):
-    """What is searched: submesh options for ranges of layers; `memory` in bytes per device, 0: the cluster's."""
-
-    cluster: Cluster
-    in_flight: InFlight
-    memory: float
-    rough: bool
-    pricer: Pricer
-    options: list[int]
-    """The submesh options that are searched."""
-    groups: tuple[Cluster, ...]
-    """The equal devices that each option is of."""
-    evaluated: dict[Entry, StageCost]
-    """Exact costs, as far as known."""
-
-    @property
-    def layers(self) -> int:
-        """Number of layers that can be cut between."""
-
-    def mesh(self, option: int, name: str = "stage") -> Mesh:
-        """The logical mesh of an option."""
-
-    def limit(self, option: int) -> float:
-        """Bytes per device of an option."""
-
-    def exact_wait(self, choice: StageChoice) -> float:
-        """`InFlight.wait` of a stage that was solved."""
-
-    def place(self, found: Partition) -> list[tuple[int, ...]] | None:
-        """The devices of each stage; None where the submeshes cannot be packed into the nodes."""
 
 
 class Tables:
     """The tables of the dynamic program, one option per number of devices (of each group): the best offer for each
     entry."""
 
-    def __init__(self, search: SearchSpace, stages: Sequence[int]) -> None:
+    def __init__(self, search: SearchSpace, stages: Sequence[int], labellings: Mapping[int, int] | None = None) -> None:
         self.search, self.depth = search, search.in_flight.depth(max(stages))
         depth = self.depth
         self.most_layers = search.layers - min(stages) + 1
@@ -103,6 +66,8 @@ class Tables:
         self.bottleneck: Table = np.full(shape, np.inf)
         self.choice = np.full(shape, -1, dtype=np.int32)
         self.offers: list[Offer] = []
+        self.labellings: dict[int, list[RangePrices]] = {m: [] for m in search.options}
+        """Prices under each labelling that was asked for, by option."""
         self.chosen: dict[Entry, RangePrices] = {}
         self.asked: list[tuple[int, int, RangePrices]] = []
         """(option, microbatches in flight, prices without memory) of all options."""
@@ -112,7 +77,7 @@ class Tables:
         """[sizes, i, j]: seconds of a step at least with that range on so many devices (`through.py`)."""
         self.shareable = True
         """Whether the options' sizes add up to the cluster at all."""
-        self._collect(stages)
+        self._collect(stages, labellings or {})
         if not search.rough:
             self.widen()
         for q, i, j, m in search.evaluated:
@@ -276,13 +241,14 @@ class Tables:
             self._fill(number, offer)
         return True
 
-    def _collect(self, stages: Sequence[int]) -> None:
-        """Ask for prices on every option, as long as there are ranges of interest that do not fit."""
+    def _collect(self, stages: Sequence[int], wanted: Mapping[int, int]) -> None:
+        """Ask for prices on every option, as long as there are ranges of interest that do not fit, and under as many
+        labellings as are `wanted`."""
         search = self.search
         with side_by_side([partial(self._prices, m) for m in search.options]) as streams:
             for m, free in zip(search.options, streams.advance(range(len(search.options))), strict=True):
                 self.asked.append((m, self._flying(m), free))
-                self.offer(m, free)
+                self._price(m, free)
             unlimited = self.without_memory(stages, search.in_flight)
             self.shareable = np.isfinite(unlimited)
             if not self.shareable:
@@ -300,7 +266,13 @@ class Tables:
                         left.remove(k)
                         continue
                     tight[k] = following
-                    self.offer(self.asked[k][0], following)
+                    self._price(self.asked[k][0], following)
+            while more := [
+                k for k in tight if len(self.labellings[self.asked[k][0]]) < wanted.get(self.asked[k][0], 0)
+            ]:
+                for k, following in zip(list(more), streams.advance(more), strict=True):
+                    tight[k] = following
+                    self._price(self.asked[k][0], following)
         for k, prices in tight.items():
             scale = self.limit / search.limit(self.asked[k][0])
             ordered = np.triu(np.ones_like(prices.repeated, dtype=bool))
@@ -370,6 +342,13 @@ class Tables:
             return self.most_layers
         first, last = np.nonzero(self.through[self.sizes.index(self._size(option))] <= INTEREST * best)
         return min(self.most_layers, int((last - first).max(initial=-1)) + 1)
+
+    def _price(self, option: int, prices: RangePrices) -> None:
+        """Take prices under the next labelling on an option into account, and what is between it and the one before."""
+        known = self.labellings[option]
+        known.append(prices)
+        for found in with_between(known[-2:])[-len(BETWEEN) - 1 :]:
+            self.offer(option, found)
 
     def offer(self, option: int, prices: RangePrices) -> None:
         """Take prices on an option into account."""
