@@ -2,7 +2,8 @@
 
 A finished plan may hold more than its stages were chosen for: copies that collectives make. Then the shardings of the
 submeshes that are too full are chosen again, with as much less memory for those, and the other stages stay as they are.
-Each time that takes a little less than was needed too much, or only as much, where there is no sharding with less.
+Each time that takes a little less than was needed too much, or only as much, or as much as there is at all, where there
+is no sharding with less.
 Where no sharding is found so, or only one that makes the step longer by more than LONGER, stages are chosen again with
 less memory.
 """
@@ -31,6 +32,8 @@ STAGINGS, TURNS = 3, 4
 CLOSE, LONGER = 0.005, 0.05
 """Where a plan that fits takes so much longer than one that was too large, one with memory between theirs is tried, and
 other stages are."""
+ROUNDED = 1e-6
+"""The part by which a limit must be larger than what just keeps it."""
 NEAR = 0.9
 """How far that memory is from what fits, in parts of the way to where the plan is expected to be just too large."""
 MARGIN, STEP = 1.05, 0.008
@@ -116,6 +119,15 @@ class Turns:
         """What stages are allowed after one that was too large; `share`: of the STEP less."""
         return self.full[-1].less(share * (len(self.full) - 1))
 
+    def least(self, least: float) -> tuple[float, ...]:
+        """What stages are allowed where one needs `least` bytes at least, more than it was allowed; empty where the
+        plan would still be much too large."""
+        plan = self.full[-1]
+        known = list(zip(plan.needed, plan.there, plan.used, self.less(), strict=True))
+        allowed = tuple(min(u, max(a, (1 + ROUNDED) * least)) if n > t else a for n, t, u, a in known)
+        close = all(n - (u - a) <= (1 + CLOSE) * t for (n, t, u, _), a in zip(known, allowed, strict=True) if n > t)
+        return allowed if close else ()
+
     def following(self, share: float) -> tuple[float, ...]:
         """What they are allowed in the next turn: less, or something between what was too large and what takes long;
         empty where there is none."""
@@ -176,9 +188,13 @@ class Finisher:
         while len(turns.plans) < TURNS:
             try:
                 plan = self.carried(row, attempt, allowed, bool(turns.plans or memory))
-            except DoesNotFit:
+            except DoesNotFit as short:
                 if not turns.plans:
                     raise
+                if len(turns.plans) == 1 and shares:
+                    shares, allowed = [], turns.least(short.least)
+                    if allowed:
+                        continue
                 if turns.fitting or len(turns.plans) == 1 or not shares:
                     break
                 share = shares.pop(0)

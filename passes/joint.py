@@ -53,7 +53,7 @@ FIRST, IDLE = 8, 0.1
 DOUBT = 0.15
 SOLVED = 3
 """Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
-LEEWAY = 0.03
+LEEWAY = 0.05
 """Plans that need this part of the memory too much by estimates may fit when their stages are solved."""
 SLOWER, FINISHED = 0.05, 3
 """The part by which a finished plan's step must be longer than foreseen, and another's shorter, for that to be finished

@@ -104,6 +104,21 @@ def test_less_care_is_taken_where_no_sharding_holds_so_much_less(least: float, t
     assert [allowed[1] for allowed in found.log] == pytest.approx([100.0, 89.5, 87.65, *tried])
 
 
+@pytest.mark.parametrize(("least", "tried"), [(89.9, [89.9]), (91.0, [])])
+def test_the_sharding_that_holds_least_is_tried_where_it_may_fit(least: float, tried: list[float]) -> None:
+    """A plan needs 10 bytes more than is allowed."""
+
+    def needs(staging: int, allowed: tuple[float, ...]) -> tuple[tuple[float, ...], float]:
+        if allowed[-1] < least:
+            raise DoesNotFit("no sharding", least=least)
+        return (50.0, allowed[-1] + 10.0), 10.0
+
+    found = finisher(needs)
+    done = found.finished(ROW, attempt())
+    assert done is not None and (done.error is None) == bool(tried)
+    assert [allowed[1] for allowed in found.log[: 2 + len(tried)]] == pytest.approx([100.0, 89.5, *tried])
+
+
 def test_stages_are_chosen_again_where_no_sharding_fits_them() -> None:
     """The first stages have no sharding that holds less; the next ones fit."""
 
