@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import prod
 from typing import ClassVar
 
 from jaxlib.mlir import ir
@@ -17,11 +17,12 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.context import clone_module, functions
 from alpa_mlir.dialect.diagnostics import CompileError, Remark, location_text
-from alpa_mlir.dialect.mesh import Mesh, declare_mesh, parse_mesh
+from alpa_mlir.dialect.mesh import Mesh, parse_mesh
 from alpa_mlir.dialect.plan import read_pipeline, read_stages, stage_entries
 from alpa_mlir.passes.costs.cluster import Cluster, choose_cluster
+from alpa_mlir.passes.inter.borders import placed
+from alpa_mlir.passes.inter.chosen import Stage, write_chosen
 from alpa_mlir.passes.inter.dataflow import CONTRACTIONS, contracts
-from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.inter.given import GivenStage, GivenStages
 from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.interleave import CHUNKS, interleavings, near_shapes
@@ -34,8 +35,7 @@ from alpa_mlir.passes.inter.schedules import KINDS, SPLIT_BACKWARD, in_flight, k
 from alpa_mlir.passes.inter.search import StageSearch
 from alpa_mlir.passes.inter.sum_pieces import merge
 from alpa_mlir.passes.intra.constraints import AxisMode, parse_constraints
-from alpa_mlir.passes.intra.stage_cost import StageCost, StageProfiler
-from alpa_mlir.passes.intra.stage_parts import StageParts
+from alpa_mlir.passes.intra.stage_cost import StageProfiler
 from alpa_mlir.passes.registry import Pass, option, register
 from alpa_mlir.passes.rematerialize import Rematerialize
 
@@ -43,18 +43,6 @@ MANY_ROUNDS = 8
 """Microbatches per stage that more than fill a pipeline."""
 LITTLE_LESS = 0.8
 """The part of a cluster's memory that is called a little less."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Layers `first` … `last` on `devices`, arranged as `mesh`; what it costs, as far as known."""
-
-    first: int
-    last: int
-    mesh: Mesh
-    devices: tuple[int, ...]
-    cost: StageCost | None = None
-    parts: StageParts | None = None
 
 
 @register
@@ -108,7 +96,7 @@ class Stages(Pass):
         if layout.whole:
             place(module, [next(s for s, stage in enumerate(stages) if k <= stage.last) for k in range(layers)])
             merge(module)
-        _write(module, cluster, stages, seconds)
+        write_chosen(module, cluster, placed(stages, cluster), seconds)
 
     def _check(self, module: ir.Module) -> None:
         level = alpa.get_string(module.operation, alpa.LEVEL)
@@ -363,32 +351,3 @@ def _single_stage(text: str, cluster: Cluster, layers: int, stages: int) -> Stag
     if stages > 1:
         raise CompileError(f"the mesh {text} makes one stage, but stages={stages}")
     return Stage(0, layers - 1, Mesh.from_shape("stage_0", shape), tuple(range(cluster.device_count)))
-
-
-def _write(module: ir.Module, cluster: Cluster, stages: Sequence[Stage], seconds: float | None) -> None:
-    context = module.context
-    for stage in stages:
-        declare_mesh(module, stage.mesh)
-    attributes = module.operation.attributes
-    attributes[alpa.CLUSTER] = cluster.attribute(context)
-    attributes[alpa.STAGES] = ir.ArrayAttr.get([_stage_attribute(s, context) for s in stages], context=context)
-    if seconds is not None:
-        with ir.Location.unknown(context):
-            attributes[alpa.COST] = ir.FloatAttr.get(ir.F64Type.get(context), seconds)
-    alpa.set_string(module.operation, alpa.LEVEL, "staged")
-
-
-def _stage_attribute(stage: Stage, context: ir.Context) -> ir.Attribute:
-    entries = {
-        "mesh": alpa.string(stage.mesh.name, context),
-        "devices": ir.DenseI64ArrayAttr.get(list(stage.devices), context=context),
-        "layers": ir.DenseI64ArrayAttr.get([stage.first, stage.last], context=context),
-    }
-    if stage.cost is not None:
-        entries["memory_bytes"] = alpa.i64(ceil(stage.cost.memory_bytes), context)
-        with ir.Location.unknown(context):
-            for name in ("microbatch_seconds", "step_seconds"):
-                entries[name] = ir.FloatAttr.get(ir.F64Type.get(context), getattr(stage.cost, name))
-    if stage.parts is not None:
-        entries[ESTIMATE] = stage.parts.attribute(context)
-    return ir.DictAttr.get(dict(sorted(entries.items())), context=context)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from alpa_mlir.dialect.diagnostics import CompileError
@@ -83,6 +83,18 @@ def mesh_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks
         bandwidth = min(inside.bandwidth, between.bandwidth / min(per_node, mesh.device_count))
         outside = AxisLink(bandwidth, between.start, between.hop)
     return MeshLinks(mesh, axes, outside, cluster.memory_speed, joints)
+
+
+def border_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLinks:
+    """The links of a stage that does not know its neighbours: where several such stages share a node, `outside` takes
+    as long as half within the node and half beyond. (The slowest stages have one neighbour in their node, and one
+    elsewhere.)"""
+    links, part = mesh_links(mesh, cluster, first_device), cluster.part_of(first_device)
+    if cluster.axes or (part.nodes == 1 and part.alone) or 2 * mesh.device_count > part.devices_per_node:
+        return links
+    near, far = pair_link(part.device_link), links.outside
+    bandwidth = 2 / (1 / near.bandwidth + 1 / far.bandwidth)
+    return replace(links, outside=AxisLink(bandwidth, (near.start + far.start) / 2, (near.hop + far.hop) / 2))
 
 
 def _several(mesh: Mesh) -> list[tuple[str, ...]]:

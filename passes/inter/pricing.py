@@ -28,7 +28,7 @@ from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.compute import adding_seconds
-from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.costs.links import border_links
 from alpa_mlir.passes.inter.crossing import NOTHING, OFTEN
 from alpa_mlir.passes.inter.layout import Ids, Layout, Table
 from alpa_mlir.passes.inter.skeleton import PARTS, UPDATE, WEIGHT, Skeleton, read_skeleton
@@ -157,7 +157,7 @@ class Pricer:
         `in_flight`: how many microbatches are reckoned with; `share`: the part of the program that a stage on
         this mesh would have.
         """
-        enumerator = Enumerator(mesh_links(mesh, cluster, cluster.first), cluster)
+        enumerator = Enumerator(border_links(mesh, cluster, cluster.first), cluster)
         made: list[TiedGraph] = []
         units, labellings = [0.0], list[Ids]()
 

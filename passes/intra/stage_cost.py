@@ -15,7 +15,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect.diagnostics import Remark
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.passes.costs.cluster import Cluster
-from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.costs.links import border_links
 from alpa_mlir.passes.intra.constraints import AxisMode
 from alpa_mlir.passes.intra.graph import StageGraph, build_graph, graph_on
 from alpa_mlir.passes.intra.optimize import optimum
@@ -110,7 +110,7 @@ class StageProfiler:
         self, layers: Layers | Callable[[OpRecord], bool], mesh: Mesh, in_flight: int, first_device: int = 0
     ) -> StageGraph:
         """The problem that `cost` solves."""
-        links = mesh_links(mesh, self.cluster, first_device)
+        links = border_links(mesh, self.cluster, first_device)
         part = self.cluster.part_of(first_device)
         shape = (links.content, part.first)
         enumerator = self._enumerators.get(shape)

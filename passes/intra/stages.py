@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from alpa_mlir.dialect.mesh import Mesh
 from alpa_mlir.dialect.sharding import Sharding
 from alpa_mlir.passes.costs.cluster import Cluster
-from alpa_mlir.passes.costs.links import mesh_links
+from alpa_mlir.passes.costs.links import border_links
 from alpa_mlir.passes.intra.annotate import Choices, Place
 from alpa_mlir.passes.intra.constraints import Constraint
 from alpa_mlir.passes.intra.copies import Operand
@@ -102,7 +102,7 @@ def _enumerators(specs: tuple[StageSpec, ...], cluster: Cluster) -> list[Enumera
     known: dict[object, Enumerator] = {}
     found = []
     for spec in specs:
-        links = mesh_links(spec.mesh, cluster, spec.first_device)
+        links = border_links(spec.mesh, cluster, spec.first_device)
         made = Enumerator(links, cluster.part_of(spec.first_device))
         found.append(known.setdefault(made.content, made))
     return found
