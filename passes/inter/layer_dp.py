@@ -8,10 +8,11 @@ bytes that enter the layer of segments i … k-1 from earlier layers, and a laye
 several layers, so it is not enough that single ones are alike (the paper asks for the least variance). With w_r
 the part of all work in layer r, and W_r in the first r layers, it has the least
 
-    Σ over r of w_r² + (W_r - r/L)²
+    Σ over r of w_r² + max(0, |W_r - r/L| - ε/L)²
 
-and any n layers in a row do about n/L of the work. A second, additive dynamic program over the layers that
-respect the bottleneck finds it exactly.
+and any n layers in a row do about n/L of the work. Less than the part ε of a layer does not count: what is left over
+of equal layers stays where all others are cut alike. A second, additive dynamic program over the layers that respect
+the bottleneck finds it exactly.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
+EPSILON = 0.25
+"""See above."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def _evenest(parts: Matrix, done: NDArray[np.float64], layers: int) -> tuple[int
     for layer in range(1, layers + 1):
         sums = best[:-1, None] + parts**2
         choices.append(sums.argmin(axis=0))
-        best = sums.min(axis=0) + (done - layer / layers) ** 2
+        best = sums.min(axis=0) + np.maximum(np.abs(done - layer / layers) - EPSILON / layers, 0.0) ** 2
     starts, end = [], len(done) - 1
     for choice in reversed(choices):
         end = int(choice[end])

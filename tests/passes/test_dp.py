@@ -12,7 +12,7 @@ import pytest
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.inter.dp import StageTables, partition_layers
-from alpa_mlir.passes.inter.layer_dp import Crossing, cut_layers, entering_bytes
+from alpa_mlir.passes.inter.layer_dp import EPSILON, Crossing, cut_layers, entering_bytes
 from alpa_mlir.passes.inter.paper_dp import training_dp
 from alpa_mlir.tools import stage_dp
 
@@ -64,9 +64,10 @@ def brute_force_layers(
 
 
 def unevenness(loads: list[float]) -> float:
-    """Σ w_r² + (W_r - r/L)² of the parts of all work in each layer and up to it."""
+    """Σ w_r² + max(0, |W_r - r/L| - ε/L)² of the parts of all work in each layer and up to it."""
     parts, layers = np.array(loads) / sum(loads), len(loads)
-    return float((parts**2).sum() + ((parts.cumsum() - np.arange(1, layers + 1) / layers) ** 2).sum())
+    ahead = np.abs(parts.cumsum() - np.arange(1, layers + 1) / layers)
+    return float((parts**2).sum() + (np.maximum(ahead - EPSILON / layers, 0.0) ** 2).sum())
 
 
 def test_layers_equal_brute_force() -> None:
