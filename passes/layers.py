@@ -49,6 +49,7 @@ class Layers(Pass):
         "then), at most one per contraction",
     )
     stages: int = option(0, "with count=0: the number of stages that will be made of the layers, if known")
+    even: bool = option(False, "any few layers in a row do about as much work; else each layer does (least variance)")
 
     def apply(self, module: ir.Module, remarks: list[Remark]) -> None:
         level = alpa.get_string(module.operation, alpa.LEVEL)
@@ -63,7 +64,7 @@ class Layers(Pass):
         micro, update = flows["microbatch"], flows["update"]
         forward = forward_ops(micro, update, state_updates(functions(module)["main"]))
         automatic = max(AUTOMATIC_LAYERS, 2 * self.stages)
-        ahead, layout = _forward_layers(micro, forward, self.count, automatic, remarks)
+        ahead, layout = _forward_layers(micro, forward, self.count, automatic, self.even, remarks)
         layers = layout.layers
         behind = assign.backward_layers(micro, ahead, layers)
         of_micro = [ahead[o] if o in ahead else behind[o] for o in range(len(micro.ops))]
@@ -88,7 +89,7 @@ class Layers(Pass):
 
 
 def _forward_layers(
-    micro: Dataflow, forward: set[int], count: int, automatic: int, remarks: list[Remark]
+    micro: Dataflow, forward: set[int], count: int, automatic: int, even: bool, remarks: list[Remark]
 ) -> tuple[dict[int, int], Layout]:
     """Layer of each forward op, and their layout: `count` layers, or about `automatic` where that is 0.
 
@@ -115,7 +116,7 @@ def _forward_layers(
             f"{layers} layers were asked for, but the forward pass has only {possible} contractions to cut between",
             micro.function.location,
         )
-    starts, cut = assign.cut_forward(micro, spine, segments, layout, layers)
+    starts, cut = assign.cut_forward(micro, spine, segments, layout, layers, even)
     if cut.delta > 0.5:
         share = f"{100 * (1 + cut.delta) / layers:.0f} %"
         message = f"no cut into {layers} layers is balanced within 50 %: a layer may do {share} of the work"

@@ -115,11 +115,14 @@ def _state_bytes(normal: ir.Module) -> float:
 
 
 def until_layers(options: PlanOptions, expected: int, setting: Setting) -> list[str]:
-    """The passes from level 1 to level 3, where `expected` stages are (0: not known)."""
+    """The passes from level 1 to level 3, where `expected` stages are (0: not known).
+
+    Layers of which several make a stage are cut evenly; others where the program repeats itself, if it does.
+    """
     allowed = options.allow_per_microbatch_statistics
     return [
         _text("alpa-microbatch", count=setting.microbatches, allow_per_microbatch_statistics=allowed),
-        _text("alpa-layers", count=options.layers, stages=expected),
+        _text("alpa-layers", count=options.layers, stages=expected, even=bool(options.layers or expected)),
     ]
 
 

@@ -100,9 +100,11 @@ def live_before(micro: Dataflow, spine: Sequence[int], segments: Sequence[int], 
 
 
 def cut_forward(
-    micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout, layers: int
+    micro: Dataflow, spine: Sequence[int], segments: Sequence[int], layout: Layout, layers: int, even: bool
 ) -> tuple[tuple[int, ...], Cut]:
-    """The first place of each layer, and the cut: `layers` (at most `most_layers`) of the segments in a layout."""
+    """The first place of each layer, and the cut: `layers` (at most `most_layers`) of the segments in a layout.
+
+    `even`: see `cut_layers`."""
     where = dict(zip(spine, segments, strict=True))
     work = np.zeros(layout.layers)
     for o, s in where.items():
@@ -116,7 +118,8 @@ def cut_forward(
             used = {where[u] for u in micro.uses[v] if u in where} - {where[o]}
             for made, users in layout.copies(Flow(where[o], tuple(sorted(used)))) if used else ():
                 crossings.append(Crossing(int(block[made]), tuple(block[list(users)].tolist()), micro.nbytes[v]))
-    cut = cut_layers(entering_bytes(crossings, len(starts)), np.bincount(block, work[layout.order]).tolist(), layers)
+    weights = np.bincount(block, work[layout.order]).tolist()
+    cut = cut_layers(entering_bytes(crossings, len(starts)), weights, layers, even=even)
     return tuple(starts[list(cut.starts)].tolist()), cut
 
 

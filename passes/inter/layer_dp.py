@@ -4,15 +4,15 @@
 
 G(k, r) is the least possible bottleneck when the first k segments are cut into r layers, C(i, k) the
 bytes that enter the layer of segments i … k-1 from earlier layers, and a layer may do at most
-(1+δ)/L of all work.  Among the cuts that reach the optimal bottleneck the evenest wins: stages are made of
-several layers, so it is not enough that single ones are alike (the paper asks for the least variance). With w_r
-the part of all work in layer r, and W_r in the first r layers, it has the least
+(1+δ)/L of all work.  Among the cuts that reach the optimal bottleneck the one with the least variance
+of work wins; since the number of layers is fixed that is the least sum of squares.  Where stages will be made of
+several layers it is not enough that single ones are alike: *evenly* cut, with w_r the part of all work in layer r and
+W_r in the first r layers, they have the least
 
-    Σ over r of w_r² + max(0, |W_r - r/L| - ε/L)²
+    Σ over r of w_r² + (W_r - r/L)²
 
-and any n layers in a row do about n/L of the work. Less than the part ε of a layer does not count: what is left over
-of equal layers stays where all others are cut alike. A second, additive dynamic program over the layers that respect
-the bottleneck finds it exactly.
+so that any n layers in a row do about n/L of the work. A second, additive dynamic program over the layers that
+respect the bottleneck finds either exactly.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
-EPSILON = 0.25
-"""See above."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ def entering_bytes(crossings: Iterable[Crossing], count: int) -> Matrix:
     return corners.cumsum(axis=0).cumsum(axis=1)[:count, : count + 1]
 
 
-def cut_layers(entering: Matrix, work: Sequence[float], layers: int, delta: float = 0.5) -> Cut:
-    """The best cut of `len(work)` segments into `layers` non-empty layers.
+def cut_layers(entering: Matrix, work: Sequence[float], layers: int, delta: float = 0.5, even: bool = False) -> Cut:
+    """The best cut of `len(work)` segments into `layers` non-empty layers; `even`: any few in a row do about as much.
 
     δ is doubled until a cut exists (one always does, at the latest when a layer may do all the work).
     ValueError where there are fewer segments than layers.
@@ -83,7 +81,7 @@ def cut_layers(entering: Matrix, work: Sequence[float], layers: int, delta: floa
         bottleneck = _least_bottleneck(cost, layers)
         if np.isfinite(bottleneck):
             parts = np.where(cost <= bottleneck, load, np.inf) / max(total[-1], 1.0)
-            return Cut(_evenest(parts, total / max(total[-1], 1.0), layers), bottleneck, delta)
+            return Cut(_evenest(parts, total / max(total[-1], 1.0), layers, float(even)), bottleneck, delta)
         delta = max(2 * delta, 0.25)
 
 
@@ -95,16 +93,16 @@ def _least_bottleneck(cost: Matrix, layers: int) -> float:
     return float(best[-1])
 
 
-def _evenest(parts: Matrix, done: NDArray[np.float64], layers: int) -> tuple[int, ...]:
+def _evenest(parts: Matrix, done: NDArray[np.float64], layers: int, weight: float) -> tuple[int, ...]:
     """The first segment of each layer; `parts[i, k]`: the part of all work in segments i … k-1, infinite where they are
-    no layer, `done[k]`: in the first k."""
+    no layer, `done[k]`: in the first k; `weight`: what (W_r - r/L)² counts."""
     best = np.full(len(done), np.inf)
     best[0] = 0.0
     choices = []
     for layer in range(1, layers + 1):
         sums = best[:-1, None] + parts**2
         choices.append(sums.argmin(axis=0))
-        best = sums.min(axis=0) + np.maximum(np.abs(done - layer / layers) - EPSILON / layers, 0.0) ** 2
+        best = sums.min(axis=0) + weight * (done - layer / layers) ** 2
     starts, end = [], len(done) - 1
     for choice in reversed(choices):
         end = int(choice[end])

@@ -84,4 +84,4 @@ def test_settings_are_compared_with_as_many_layers_as_the_plan_has() -> None:
     texts: list[str] = []
     plan(program(), PlanOptions(equal(0.55), schedule="1f1b"), progress=texts.append)
     made = {text.partition("count")[0] for text in texts if text.startswith("alpa-layers")}
-    assert made == {"alpa-layers{stages={8}}"}
+    assert made == {"alpa-layers{stages={8} even={true}}"}

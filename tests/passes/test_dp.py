@@ -12,7 +12,7 @@ import pytest
 
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.passes.inter.dp import StageTables, partition_layers
-from alpa_mlir.passes.inter.layer_dp import EPSILON, Crossing, cut_layers, entering_bytes
+from alpa_mlir.passes.inter.layer_dp import Crossing, cut_layers, entering_bytes
 from alpa_mlir.passes.inter.paper_dp import training_dp
 from alpa_mlir.tools import stage_dp
 
@@ -49,7 +49,7 @@ def test_entering_bytes_is_its_definition() -> None:
 
 
 def brute_force_layers(
-    entering: np.ndarray, work: list[float], layers: int, delta: float
+    entering: np.ndarray, work: list[float], layers: int, delta: float, even: bool
 ) -> tuple[float, float] | None:
     best: tuple[float, float] | None = None
     limit = (1 + delta) * sum(work) / layers * (1 + 1e-9)
@@ -58,19 +58,20 @@ def brute_force_layers(
         loads = [sum(work[a:b]) for a, b in zip(starts, ends, strict=True)]
         if max(loads) > limit:
             continue
-        key = (max(entering[a, b] for a, b in zip(starts, ends, strict=True)), unevenness(loads))
+        key = (max(entering[a, b] for a, b in zip(starts, ends, strict=True)), unevenness(loads, even))
         best = key if best is None else min(best, key)
     return best
 
 
-def unevenness(loads: list[float]) -> float:
-    """Σ w_r² + max(0, |W_r - r/L| - ε/L)² of the parts of all work in each layer and up to it."""
+def unevenness(loads: list[float], even: bool) -> float:
+    """Σ w_r², and with `even` (W_r - r/L)², of the parts of all work in each layer and up to it."""
     parts, layers = np.array(loads) / sum(loads), len(loads)
-    ahead = np.abs(parts.cumsum() - np.arange(1, layers + 1) / layers)
-    return float((parts**2).sum() + (np.maximum(ahead - EPSILON / layers, 0.0) ** 2).sum())
+    behind = parts.cumsum() - np.arange(1, layers + 1) / layers
+    return float((parts**2).sum() + even * (behind**2).sum())
 
 
-def test_layers_equal_brute_force() -> None:
+@pytest.mark.parametrize("even", [False, True])
+def test_layers_equal_brute_force(even: bool) -> None:
     rng = np.random.default_rng(1)
     relaxed = 0
     for _ in range(300):
@@ -78,24 +79,23 @@ def test_layers_equal_brute_force() -> None:
         layers = int(rng.integers(1, count + 1))
         work = [float(w) for w in rng.integers(1, 6, size=count)]
         entering = entering_bytes(random_crossings(rng, count), count)
-        cut = cut_layers(entering, work, layers)
-        expected = brute_force_layers(entering, work, layers, cut.delta)
+        cut = cut_layers(entering, work, layers, even=even)
+        expected = brute_force_layers(entering, work, layers, cut.delta, even)
         ends = (*cut.starts[1:], count)
         loads = [sum(work[a:b]) for a, b in zip(cut.starts, ends, strict=True)]
-        assert expected is not None and expected == (cut.bottleneck, pytest.approx(unevenness(loads)))
+        assert expected is not None and expected == (cut.bottleneck, pytest.approx(unevenness(loads, even)))
         if cut.delta > 0.5:
             relaxed += 1
-            assert brute_force_layers(entering, work, layers, cut.delta / 2) is None
+            assert brute_force_layers(entering, work, layers, cut.delta / 2, even) is None
     assert relaxed > 5
 
 
 def test_layers_in_a_row_make_even_stages() -> None:
-    work = [1.0, 5.0, 2.0, 2.0, 5.0, 4.0, 3.0, 4.0, 3.0, 2.0, 2.0, 5.0, 1.0]
-    starts = cut_layers(entering_bytes([], len(work)), work, 8).starts
+    work = [2.0, 1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 1.0, 5.0, 3.0, 2.0]
     total = np.concatenate([[0.0], np.cumsum(work)])
-    pairs = np.diff(total[[*starts[::2], len(work)]])
-    # Cut for the least variance of single layers, two in a row would do 13 of 39 where 9.75 are even.
-    assert pairs.max() <= 10.0
+    even, alike = (cut_layers(entering_bytes([], len(work)), work, 8, even=even).starts for even in (True, False))
+    # Of 23, so 5.75 for two layers in a row.
+    assert [np.diff(total[[*starts[::2], len(work)]]).max() for starts in (even, alike)] == [6.0, 9.0]
 
 
 def test_more_layers_than_segments_is_refused() -> None:
