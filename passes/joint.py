@@ -224,7 +224,10 @@ class JointChoice:
         self.try_setting(
             self.wishes.setting(max([c for c in counts if c <= FIRST] or counts[:1]), self.wishes.least_remat)
         )
-        while self.hopeless is None and (setting := self._promising(counts) or self._partly()) is not None:
+        while self.hopeless is None:
+            setting = self._promising(counts) or self._partly() or self._without_again()
+            if setting is None:
+                return
             self.try_setting(setting)
 
     def _partly(self) -> Setting | None:
@@ -235,6 +238,16 @@ class JointChoice:
         best = self.best(rows).setting
         partly = replace(best, remat=PARTLY)
         return partly if best.remat == FULL and partly not in self.attempts else None
+
+    def _without_again(self) -> Setting | None:
+        """The best setting but that no layers run again: forecast as 1F1B, other schedules may do much better."""
+        rows = [row for row in self.left() if not row.setting.interleaved]
+        if self.wishes.given or self.wishes.remat != AUTO or self.wishes.schedule != AUTO or not rows:
+            return None
+        best = self.best(rows).setting
+        plain = self.wishes.setting(best.microbatches, self.wishes.least_remat)
+        untried = best.remat != plain.remat and plain not in self.attempts
+        return plain if untried and not self._is_too_large(plain) else None
 
     def _promising(self, counts: Sequence[int]) -> Setting | None:
         """The setting to try next."""

@@ -283,6 +283,21 @@ def test_what_is_foreseen_to_be_quickest_is_tried_first(ahead: float, asked: lis
     assert best.setting == (Setting(16, "full") if ahead == INF else Setting(16))
 
 
+def test_the_best_is_tried_without_layers_run_again_where_other_schedules_may_do_better() -> None:
+    """16 microbatches are not expected to fit under 1F1B, but do."""
+    fake = Fake(4, fails=(Setting(8),))
+
+    def stage(setting: Setting) -> Attempt:
+        found = fake(setting)
+        error = DoesNotFit("too large") if found.error is not None else None
+        seen = (INF,) * 3 if setting == Setting(8) else ()
+        return replace(found, setting=full(setting), error=error, floor=20.0, ahead=seen)
+
+    choice = JointChoice(Wishes((8, 16), "auto", "auto", 1e6), stage)
+    assert next(choice.ranked())[0].setting == Setting(16)
+    assert Setting(16) == fake.asked[-1]
+
+
 @pytest.mark.parametrize(("ahead", "best"), [(8.0, Setting(128)), (INF, Setting(8, "full"))])
 def test_many_microbatches_are_tried_where_they_are_foreseen_to_fit(ahead: float, best: Setting) -> None:
     """One stage is no quicker with more microbatches; with 128 nothing runs again, else it takes 32 s."""
