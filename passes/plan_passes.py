@@ -23,9 +23,11 @@ from alpa_mlir.passes.unroll import UNROLL, UNROLL_LAYERS
 
 SCHEDULES = (AUTO, *KINDS)
 PARTITIONERS = ("local", "xla")
-LARGE, STAGES = 16, 8
-"""Clusters of at least LARGE nodes are expected to get STAGES stages or more, where no number is given: layers are made
-for so many, and interleaved stages may have the meshes only of other stages found."""
+SEVERAL, STAGES = 8, 8
+"""Clusters of at least SEVERAL nodes are expected to get STAGES stages or more, where no number is given: layers are
+made for so many."""
+LARGE = 16
+"""On clusters of at least LARGE nodes interleaved stages may have the meshes only of other stages found."""
 FEW = 16
 """On so few devices layers that are too many to be unrolled need no more groups: planning takes half the time."""
 TIGHT = 0.4
@@ -93,8 +95,8 @@ def unstack(options: PlanOptions) -> list[str]:
 def expected_stages(options: PlanOptions, normal: ir.Module) -> int:
     """The number of stages to make layers for, read from the whole level-1 program; 0: not known.
 
-    The user's number where there is one. Else STAGES on clusters of LARGE nodes, and where the program's state is more
-    than TIGHT of the bytes of memory of all devices together: what it leaves, even split over all of them, is not
+    The user's number where there is one. Else STAGES on clusters of SEVERAL nodes, and where the program's state is
+    more than TIGHT of the bytes of memory of all devices together: what it leaves, even split over all of them, is not
     enough for gradients, their sums and the values of many microbatches. Layers run again as a whole, and stages are
     cut between layers, so smaller layers let memory be used to the end there. Elsewhere they seldom help.
     """
@@ -103,7 +105,7 @@ def expected_stages(options: PlanOptions, normal: ir.Module) -> int:
         return options.stages or given
     cluster = options.cluster
     memory = sum(float(part.memory) * part.device_count for part in cluster.parts)
-    return STAGES if cluster.nodes >= LARGE or _state_bytes(normal) > TIGHT * memory else 0
+    return STAGES if cluster.nodes >= SEVERAL or _state_bytes(normal) > TIGHT * memory else 0
 
 
 def _state_bytes(normal: ir.Module) -> float:
