@@ -21,7 +21,6 @@ from alpa_mlir.dialect.factors import PASS, OpFactors
 from alpa_mlir.dialect.sharding import argument_attributes
 from alpa_mlir.passes.costs.compute import compute_kind
 from alpa_mlir.passes.costs.fusion import Traffic
-from alpa_mlir.passes.intra.repeated import repeated_ops
 
 DERIVED = ("prologue", "microbatch", "update")
 PERSISTENT = ("arg", "batch", "prologue", "sum", "stack")
@@ -163,6 +162,8 @@ class Program:
     """What functions return that no slot keeps."""
     replaced: dict[int, int]
     """Result of @main -> the state argument that it replaces."""
+    repeated: frozenset[int]
+    """The ops that are repeated in other phases that need their results (`repeated.py`)."""
     module: ir.Module = field(compare=False, repr=False)
     """Kept alive for the ops of the records."""
 
@@ -190,11 +191,6 @@ class Program:
                 if source.op >= 0:
                     found[source.op].append(op.number)
         return found
-
-    @cached_property
-    def repeated(self) -> frozenset[int]:
-        """The ops that are repeated in other phases that need their results."""
-        return repeated_ops(self)
 
     @cached_property
     def home_ops(self) -> dict[str, int]:

@@ -27,6 +27,7 @@ from alpa_mlir.passes.intra.program import (
     is_source_of,
     itemsize,
 )
+from alpa_mlir.passes.intra.repeated import repeated_ops
 from alpa_mlir.passes.memo import digest, noted
 
 KEPT = 2
@@ -49,8 +50,9 @@ def read_program(
     ops = [op for body in bodies for op in body[:-1]]
     attributes = module.operation.attributes
     stored = int(ir.IntegerAttr(attributes[alpa.MICROBATCHES]).value) if alpa.MICROBATCHES in attributes else 1
+    records = tuple([OpRecord(*record, op) for record, op in zip(reading.ops, ops, strict=True)])
     return Program(
-        tuple([OpRecord(*record, op) for record, op in zip(reading.ops, ops, strict=True)]),
+        records,
         dict(reading.slots),
         reading.feeds,
         microbatches or stored,
@@ -58,6 +60,7 @@ def read_program(
         reading.returned,
         reading.results,
         dict(reading.replaced),
+        repeated_ops(records, reading.slots),
         module,
     )
 

@@ -7,22 +7,20 @@ is made from constants alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from alpa_mlir.dialect.factors import PASS
 from alpa_mlir.dialect.rounds import MARKS
-
-if TYPE_CHECKING:
-    from alpa_mlir.passes.intra.program import OpKind, OpRecord, Program, Source
+from alpa_mlir.passes.intra.program import OpKind, OpRecord, Slot, Source
 
 
-def repeated_ops(program: Program) -> frozenset[int]:
-    """The numbers of the ops that are repeated in other phases that need their results."""
+def repeated_ops(ops: Sequence[OpRecord], slots: Mapping[str, Slot]) -> frozenset[int]:
+    """The numbers of the ops of a program that are repeated in other phases that need their results."""
     made: set[int] = set()
     """Ops whose results are made from constants alone."""
     leaves: dict[int, frozenset[Source]] = {}
     cheap: dict[OpKind, bool] = {}
-    for op in program.ops:
+    for op in ops:
         if op.kind not in cheap:
             cheap[op.kind] = _is_cheap(op)
         if not cheap[op.kind]:
@@ -32,7 +30,7 @@ def repeated_ops(program: Program) -> frozenset[int]:
             continue
         found = frozenset(leaf for s in op.operands for leaf in leaves.get(s.op, (s,)))
         kept = [s for s in found if s.op not in made and not s.slot.startswith("arg")]
-        if sum(_bytes(program, s) for s in kept) < op.result_types[0].bytes:
+        if sum(_bytes(s, ops, slots) for s in kept) < op.result_types[0].bytes:
             leaves[op.number] = found
     return frozenset(made.union(leaves))
 
@@ -45,6 +43,6 @@ def _is_cheap(op: OpRecord) -> bool:
     return all(k == PASS or n == 1 for k, n in zip(factors.kinds, factors.sizes, strict=True))
 
 
-def _bytes(program: Program, source: Source) -> float:
-    kind = program.slots[source.slot].type if source.slot else program.ops[source.op].result_types[source.index]
+def _bytes(source: Source, ops: Sequence[OpRecord], slots: Mapping[str, Slot]) -> float:
+    kind = slots[source.slot].type if source.slot else ops[source.op].result_types[source.index]
     return kind.bytes

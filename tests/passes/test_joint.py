@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -256,6 +257,18 @@ def test_counts_are_tried_up_while_that_is_better_else_down() -> None:
 INF = float("inf")
 
 
+def looking_ahead(fake: Fake, ahead: float) -> Callable[[Setting], Attempt]:
+    """Attempts with a floor of 20 s, of which that of 8 microbatches expects more to take `ahead`."""
+
+    def stage(setting: Setting) -> Attempt:
+        found = fake(setting)
+        error = DoesNotFit("too large") if found.error is not None else None
+        seen = (ahead,) * 3 if setting == Setting(8) else ()
+        return replace(found, setting=full(setting), error=error, floor=20.0, ahead=seen)
+
+    return stage
+
+
 @pytest.mark.parametrize(
     ("ahead", "asked"),
     [
@@ -271,13 +284,7 @@ def test_what_is_foreseen_to_be_quickest_is_tried_first(ahead: float, asked: lis
     """
     fake = Fake(4, fails=(Setting(8),))
 
-    def stage(setting: Setting) -> Attempt:
-        found = fake(setting)
-        error = DoesNotFit("too large") if found.error is not None else None
-        seen = (ahead,) * 3 if setting == Setting(8) else ()
-        return replace(found, setting=full(setting), error=error, floor=20.0, ahead=seen)
-
-    choice = JointChoice(Wishes((8, 16), "1f1b", "auto", 1e6), stage)
+    choice = JointChoice(Wishes((8, 16), "1f1b", "auto", 1e6), looking_ahead(fake, ahead))
     best = next(choice.ranked())[0]
     assert fake.asked == asked
     assert best.setting == (Setting(16, "full") if ahead == INF else Setting(16))
@@ -287,13 +294,7 @@ def test_the_best_is_tried_without_layers_run_again_where_other_schedules_may_do
     """16 microbatches are not expected to fit under 1F1B, but do."""
     fake = Fake(4, fails=(Setting(8),))
 
-    def stage(setting: Setting) -> Attempt:
-        found = fake(setting)
-        error = DoesNotFit("too large") if found.error is not None else None
-        seen = (INF,) * 3 if setting == Setting(8) else ()
-        return replace(found, setting=full(setting), error=error, floor=20.0, ahead=seen)
-
-    choice = JointChoice(Wishes((8, 16), "auto", "auto", 1e6), stage)
+    choice = JointChoice(Wishes((8, 16), "auto", "auto", 1e6), looking_ahead(fake, INF))
     assert next(choice.ranked())[0].setting == Setting(16)
     assert Setting(16) == fake.asked[-1]
 
