@@ -191,17 +191,16 @@ class Finisher:
             except DoesNotFit as short:
                 if not turns.plans:
                     raise
-                if len(turns.plans) == 1 and shares:
-                    shares, allowed = [], turns.least(short.least)
-                    if allowed:
-                        continue
-                if turns.fitting or len(turns.plans) == 1 or not shares:
+                if len(turns.plans) == 1:
+                    allowed, shares = turns.least(short.least) if shares else (), []
+                elif turns.fitting or not shares:
                     break
-                share = shares.pop(0)
-                allowed = turns.less(share)
-                continue
-            turns.plans.append(plan)
-            allowed = turns.following(share)
+                else:
+                    share = shares.pop(0)
+                    allowed = turns.less(share)
+            else:
+                turns.plans.append(plan)
+                allowed = turns.following(share)
             if not allowed:
                 break
         return turns

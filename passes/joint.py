@@ -232,22 +232,25 @@ class JointChoice:
 
     def _partly(self) -> Setting | None:
         """Where layers of given stages run again: the best setting with as few of each stage as memory demands."""
-        rows = [row for row in self.left() if not row.setting.interleaved]
-        if not self.wishes.given or self.wishes.remat != AUTO or not rows:
+        best = self._leading() if self.wishes.given and self.wishes.remat == AUTO else None
+        if best is None or best.remat != FULL:
             return None
-        best = self.best(rows).setting
         partly = replace(best, remat=PARTLY)
-        return partly if best.remat == FULL and partly not in self.attempts else None
+        return partly if partly not in self.attempts else None
 
     def _without_again(self) -> Setting | None:
         """The best setting but that no layers run again: forecast as 1F1B, other schedules may do much better."""
-        rows = [row for row in self.left() if not row.setting.interleaved]
-        if self.wishes.given or self.wishes.remat != AUTO or self.wishes.schedule != AUTO or not rows:
+        free = self.wishes.remat == self.wishes.schedule == AUTO
+        best = self._leading() if free and not self.wishes.given else None
+        if best is None or best.remat == self.wishes.least_remat:
             return None
-        best = self.best(rows).setting
         plain = self.wishes.setting(best.microbatches, self.wishes.least_remat)
-        untried = best.remat != plain.remat and plain not in self.attempts
-        return plain if untried and not self._is_too_large(plain) else None
+        return plain if plain not in self.attempts and not self._is_too_large(plain) else None
+
+    def _leading(self) -> Setting | None:
+        """The best setting so far whose stages are not interleaved."""
+        rows = [row for row in self.left() if not row.setting.interleaved]
+        return self.best(rows).setting if rows else None
 
     def _promising(self, counts: Sequence[int]) -> Setting | None:
         """The setting to try next."""

@@ -6,8 +6,8 @@ cut in two or resharded on the way is in them.  `alpa-schedule` plays them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import ClassVar
@@ -23,7 +23,7 @@ from alpa_mlir.dialect.staged_main import read_main
 from alpa_mlir.passes.costs.cluster import Cluster, load_cluster, module_cluster
 from alpa_mlir.passes.costs.communication import transfer_cost
 from alpa_mlir.passes.costs.compute import adding_seconds
-from alpa_mlir.passes.costs.links import MeshLinks, mesh_links, pair_link
+from alpa_mlir.passes.costs.links import MeshLinks, links_from, mesh_links
 from alpa_mlir.passes.costs.pricing import FunctionCost, price_function
 from alpa_mlir.passes.inter.estimates import ESTIMATE
 from alpa_mlir.passes.local.equal_functions import Anonymous, Key
@@ -62,7 +62,8 @@ class Price(Pass):
         for op in alpa.walk(functions(module)["main"]):
             if op.name == TRANSFER:
                 source, target = (MeshTensor.read(v.type) for v in (op.operands[0], op.results[0]))
-                there = _near(links[target.mesh], [stages[m.mesh] for m in (source, target)], cluster)
+                ends = [d for m in (source, target) for d in stages[m.mesh].devices]
+                there = links_from(links[target.mesh], ends, cluster)
                 cost = transfer_cost(target.sharding, there)
                 _set_seconds(op, cost.at(target.bytes), cost.seconds)
             elif op.name in (ACCUMULATE, STACK):
@@ -138,14 +139,6 @@ def _set_seconds(op: ir.Operation, seconds: float, start: float = 0.0) -> None:
         figures = {"seconds": seconds} | ({"start": start} if start else {})
         entries = {name: ir.FloatAttr.get(f64, value) for name, value in figures.items()}
         op.attributes[alpa.COST] = ir.DictAttr.get(entries, op.context)
-
-
-def _near(links: MeshLinks, ends: Sequence[Stage], cluster: Cluster) -> MeshLinks:
-    """The links of a receiving submesh, with the device link to the outside where both ends lie in one node."""
-    if cluster.axes or len({cluster.node_of(d) for end in ends for d in end.devices}) > 1:
-        return links
-    inside = cluster.part_of(ends[0].devices[0]).device_link
-    return replace(links, outside=pair_link(inside))
 
 
 def _write_stages(module: ir.Module, main: PlanMain, costs: Mapping[str, FunctionCost]) -> None:

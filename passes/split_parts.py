@@ -25,7 +25,7 @@ from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.alpa import Binding, bindings
 from alpa_mlir.dialect.context import op_id
 from alpa_mlir.dialect.diagnostics import CompileError
-from alpa_mlir.dialect.factors import PASS, OpFactors, read_factors
+from alpa_mlir.dialect.factors import OpFactors, read_factors
 from alpa_mlir.dialect.rounds import MARKS, leaves_by_end
 from alpa_mlir.dialect.sharding import (
     SHARDING,
@@ -37,6 +37,7 @@ from alpa_mlir.dialect.sharding import (
     sharding_attribute,
 )
 from alpa_mlir.dialect.staged import MeshTensor, element_bytes
+from alpa_mlir.passes.costs.compute import is_fusable
 
 RESHARD = "sdy.reshard"
 
@@ -246,7 +247,7 @@ def _is_cheap(op: ir.Operation, factors: Mapping[int, OpFactors]) -> bool:
     if len(op.regions) or len(op.results) != 1 or op.name == RESHARD or op.name in MARKS:
         return False
     known = factors[op_id(op)]
-    return not known.reason and all(k == PASS or n == 1 for k, n in zip(known.kinds, known.sizes, strict=True))
+    return not known.reason and is_fusable(known)
 
 
 def _is_recomputable(part: Part, position: int, cheap: bool) -> bool:

@@ -97,6 +97,14 @@ def border_links(mesh: Mesh, cluster: Cluster, first_device: int = 0) -> MeshLin
     return replace(links, outside=AxisLink(bandwidth, (near.start + far.start) / 2, (near.hop + far.hop) / 2))
 
 
+def links_from(links: MeshLinks, devices: Sequence[int], cluster: Cluster) -> MeshLinks:
+    """The links of a mesh to a stage that it receives from: on the device link where both ends, which have these
+    devices, lie in one node."""
+    if cluster.axes or len({cluster.node_of(d) for d in devices}) > 1:
+        return links
+    return replace(links, outside=pair_link(cluster.part_of(devices[0]).device_link))
+
+
 def _several(mesh: Mesh) -> list[tuple[str, ...]]:
     names = mesh.axis_names
     return [axes for count in range(2, len(names) + 1) for axes in combinations(names, count)]

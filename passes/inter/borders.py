@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alpa_mlir.passes.costs.cluster import Cluster
-from alpa_mlir.passes.costs.links import border_links, mesh_links, pair_link
+from alpa_mlir.passes.costs.links import border_links, links_from, mesh_links
 from alpa_mlir.passes.inter.chosen import Stage
 
 
@@ -32,9 +32,8 @@ def placed(stages: Sequence[Stage], cluster: Cluster) -> list[Stage]:
 def _slower(here: Stage, there: Stage, cluster: Cluster) -> float:
     """How many times as long as the search reckons with it takes from there to here."""
     first = min(here.devices)
-    reckoned, far = (links(here.mesh, cluster, first).outside for links in (border_links, mesh_links))
-    if reckoned == far:
+    reckoned, far = (links(here.mesh, cluster, first) for links in (border_links, mesh_links))
+    if reckoned.outside == far.outside:
         return 1.0
-    near = len({cluster.node_of(d) for d in (*here.devices, *there.devices)}) == 1
-    found = pair_link(cluster.part_of(first).device_link) if near else far
-    return reckoned.bandwidth / found.bandwidth
+    found = links_from(far, (*here.devices, *there.devices), cluster)
+    return reckoned.outside.bandwidth / found.outside.bandwidth

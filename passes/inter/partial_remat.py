@@ -21,7 +21,7 @@ from itertools import zip_longest
 import numpy as np
 
 from alpa_mlir.passes.inter.layout import Table
-from alpa_mlir.passes.inter.pricing import RangePrices, with_between
+from alpa_mlir.passes.inter.pricing import RangePrices
 from alpa_mlir.passes.inter.skeleton import PARTS
 from alpa_mlir.passes.inter.tables import Tables
 
@@ -73,7 +73,7 @@ def offer_mixtures(table: Tables, kept: Tables) -> None:
     """Offer what is between the prices of two tables of the same layers: `table`, all of which run again, and `kept`,
     none of which do. Ranges without interest even where none does are left out."""
     for option in table.search.options:
-        none, full = (with_between(t.labellings[option]) for t in (kept, table))
+        none, full = ([o.prices for o in t.offers if o.option == option] for t in (kept, table))
         for prices in mixtures(none, full, kept.longest(option, table.unlimited)):
             table.offer(option, prices)
 

@@ -17,7 +17,7 @@ optimum would treat better. Where one labelling is too large and the next fits, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -118,15 +118,6 @@ def between(more: RangePrices, less: RangePrices, part: float) -> RangePrices:
     first: what fits between two labellings is found when stages are solved exactly."""
     pairs = ((f.name, getattr(more, f.name), getattr(less, f.name)) for f in fields(RangePrices))
     return RangePrices(**{name: (1 - part) * a + part * b for name, a, b in pairs})
-
-
-def with_between(labellings: Sequence[RangePrices]) -> list[RangePrices]:
-    """Prices under labellings each of which holds less than the one before, and what is between."""
-    found = list(labellings[:1])
-    for more, less in pairwise(labellings):
-        found += [between(more, less, part) for part in BETWEEN]
-        found.append(less)
-    return found
 
 
 class Pricer:

@@ -161,7 +161,7 @@ class StageSearch:
             return Tables(self, stages)
         self.kept.options = self.options
         kept = Tables(self.kept, stages)
-        table = Tables(self, stages, {m: len(found) for m, found in kept.labellings.items()})
+        table = Tables(self, stages, kept.labellings)
         self._note_floors(kept, stages)
         offer_mixtures(table, kept)
         return table

@@ -1,9 +1,8 @@
 """The tables of the search for stages: what each range of layers costs on each number of devices, as far as known.
 
 An entry is a range of layers with so many microbatches in flight; it takes the cheapest *offer* that fits: a submesh
-option under one labelling of the whole program, or between two (`pricing.py`), or, once the stage was solved, what that
-found.
-The tables ask for labellings that hold less as long as ranges of interest do not fit, and run the dynamic program.
+option under one labelling of the whole program, or between two (`pricing.py`), or its exact cost, once solved. The
+tables ask for labellings that hold less as long as ranges of interest do not fit, and run the dynamic program.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from alpa_mlir.passes.inter.cover import enough
 from alpa_mlir.passes.inter.dp import Partition, StageChoice, StageTables, Table, partition_layers
 from alpa_mlir.passes.inter.in_flight import InFlight
 from alpa_mlir.passes.inter.meshes import chain_sizes
-from alpa_mlir.passes.inter.pricing import BETWEEN, RangePrices, with_between
+from alpa_mlir.passes.inter.pricing import BETWEEN, RangePrices, between
 from alpa_mlir.passes.inter.space import Entry, SearchSpace
 from alpa_mlir.passes.inter.through import through
 from alpa_mlir.passes.streams import side_by_side
@@ -66,8 +65,8 @@ class Tables:
         self.bottleneck: Table = np.full(shape, np.inf)
         self.choice = np.full(shape, -1, dtype=np.int32)
         self.offers: list[Offer] = []
-        self.labellings: dict[int, list[RangePrices]] = {m: [] for m in search.options}
-        """Prices under each labelling that was asked for, by option."""
+        self.labellings = dict.fromkeys(search.options, 1)
+        """How many labellings were asked for, by option."""
         self.chosen: dict[Entry, RangePrices] = {}
         self.asked: list[tuple[int, int, RangePrices]] = []
         """(option, microbatches in flight, prices without memory) of all options."""
@@ -248,7 +247,7 @@ class Tables:
         with side_by_side([partial(self._prices, m) for m in search.options]) as streams:
             for m, free in zip(search.options, streams.advance(range(len(search.options))), strict=True):
                 self.asked.append((m, self._flying(m), free))
-                self._price(m, free)
+                self.offer(m, free)
             unlimited = self.without_memory(stages, search.in_flight)
             self.shareable = np.isfinite(unlimited)
             if not self.shareable:
@@ -265,14 +264,11 @@ class Tables:
                     if following is None:
                         left.remove(k)
                         continue
-                    tight[k] = following
-                    self._price(self.asked[k][0], following)
-            while more := [
-                k for k in tight if len(self.labellings[self.asked[k][0]]) < wanted.get(self.asked[k][0], 0)
-            ]:
-                for k, following in zip(list(more), streams.advance(more), strict=True):
-                    tight[k] = following
-                    self._price(self.asked[k][0], following)
+                    self._follow(tight, k, following)
+            option = [m for m, _, _ in self.asked]
+            while more := [k for k in tight if self.labellings[option[k]] < wanted.get(option[k], 0)]:
+                for k, following in zip(more, streams.advance(more), strict=True):
+                    self._follow(tight, k, following)
         for k, prices in tight.items():
             scale = self.limit / search.limit(self.asked[k][0])
             ordered = np.triu(np.ones_like(prices.repeated, dtype=bool))
@@ -343,12 +339,15 @@ class Tables:
         first, last = np.nonzero(self.through[self.sizes.index(self._size(option))] <= INTEREST * best)
         return min(self.most_layers, int((last - first).max(initial=-1)) + 1)
 
-    def _price(self, option: int, prices: RangePrices) -> None:
-        """Take prices under the next labelling on an option into account, and what is between it and the one before."""
-        known = self.labellings[option]
-        known.append(prices)
-        for found in with_between(known[-2:])[-len(BETWEEN) - 1 :]:
-            self.offer(option, found)
+    def _follow(self, tight: dict[int, RangePrices], number: int, following: RangePrices) -> None:
+        """Take the next labelling on an option, by its number, into account, and what is between it and the one before:
+        that in `tight`, whose place it takes."""
+        option = self.asked[number][0]
+        for part in BETWEEN:
+            self.offer(option, between(tight[number], following, part))
+        self.offer(option, following)
+        self.labellings[option] += 1
+        tight[number] = following
 
     def offer(self, option: int, prices: RangePrices) -> None:
         """Take prices on an option into account."""

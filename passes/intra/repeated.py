@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alpa_mlir.dialect.factors import PASS
 from alpa_mlir.dialect.rounds import MARKS
+from alpa_mlir.passes.costs.compute import is_fusable
 from alpa_mlir.passes.intra.program import OpKind, OpRecord, Slot, Source
 
 
@@ -40,7 +40,7 @@ def _is_cheap(op: OpRecord) -> bool:
     factors = op.kind.factors
     if len(op.operands) > op.kind.captured or len(op.result_types) != 1 or op.op.name in MARKS or factors.reason:
         return False
-    return all(k == PASS or n == 1 for k, n in zip(factors.kinds, factors.sizes, strict=True))
+    return is_fusable(factors)
 
 
 def _bytes(source: Source, ops: Sequence[OpRecord], slots: Mapping[str, Slot]) -> float:
