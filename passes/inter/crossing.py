@@ -3,6 +3,10 @@
 What a range of layers reads of others arrives once, as it was made, however many products share a copy of it
 (`intra/copies.py`): a stage makes no copies of what arrives. It is kept for each microbatch in flight where the range
 reads it in its backward pass. So is what the range makes itself; what only others read then is passed on, and gone.
+
+The parts of a folded program that run again take no heed of where layers begin (`parts.py`), but in the whole program a
+part begins with each layer. So what is made again for layers above is not: what it is a clone of came over the border,
+or was made below it, and is kept.
 """
 
 from __future__ import annotations
@@ -96,7 +100,14 @@ def read_crossing(sketch: Sketch, layout: Layout, layer: Ids, kept: Flags, backw
     elsewhere = np.zeros(len(sketch.nodes), dtype=bool)
     for k, (value, read) in enumerate(readers.items()):
         made, behind = int(layer[value.node]), read.direct | read.shared or read.every
-        entries[k] = tables.entering(made, read.every)
+        again = {u for u in read.every if u > made} if backward[value.node] else set[int]()
+        entries[k] = tables.entering(made, read.every - again)
+        if again:
+            entering_kept[k] = tables.entering(made, again)
+            held.append(value.node)
+            keeps.append(tables.over_cuts(made, again))
+            continued.append(entering_kept[k])
+            continue
         if kept[[value.node, *read.copies]].any():
             entering_kept[k] = tables.entering(made, behind)
         for node, layers in ((value.node, read.direct), *((copy, read.shared) for copy in read.copies)):
@@ -135,6 +146,11 @@ class _Tables:
         """[ranges]: how many copies are made and used there."""
         flow = Flow(made, tuple(sorted(used)))
         return self._of("within", flow, lambda: self.layout.used_within(flow))
+
+    def over_cuts(self, made: int, used: Iterable[int]) -> Table:
+        """[ranges]: how many copies are made there, and used there in higher search layers."""
+        flow = Flow(made, tuple(sorted(used)))
+        return self._of("over cuts", flow, lambda: self.layout.used_above(flow))
 
     def _of(self, kind: str, flow: Flow, count: Callable[[], Table]) -> Table:
         key = (kind, flow)

@@ -141,6 +141,17 @@ class Layout:
         found: Table = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] - self.entries(flow)
         return found
 
+    def used_above(self, flow: Flow) -> Table:
+        """[i, j]: how many copies of the value the search layers i … j make and use in higher ones than made them."""
+        corners = np.zeros((self.count + 1, self.count + 1))
+        for made, used in self.copies(flow):
+            home = int(self.search[made])
+            user = min((int(self.search[u]) for u in used if self.search[u] > home), default=self.count)
+            corners[0, user] += 1
+            corners[home + 1, user] -= 1
+        found: Table = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+        return found
+
     def copies(self, flow: Flow) -> list[tuple[int, tuple[int, ...]]]:
         """The value's copies in the whole program, as places: where each is made and where it is used."""
         found = [(flow.made, flow.used)]

@@ -31,6 +31,13 @@ def products(module: ir.Module, phase: str, layer: int) -> int:
     return sum(op.name == "stablehlo.dot_general" for op in here)
 
 
+def ends_of_networks(module: ir.Module) -> int:
+    """Products in the backward pass of values four times as long as those between blocks with a weight."""
+    ops = [o for o in alpa.walk(functions(module)["microbatch"]) if alpa.get_string(o, alpa.PHASE) == "backward"]
+    shapes = [[tuple(v.type.shape) for v in o.operands] for o in ops if o.name == "stablehlo.dot_general"]
+    return sum(s == [(2, 16, 128), (128, 32)] for s in shapes)
+
+
 def kept(main: PlanMain) -> list[tuple[int, ...]]:
     """Shapes of what forward parts leave for the parts behind them."""
     forward = {s.id for s in main.steps if isinstance(s, Fragment) and s.phase == "forward"}
@@ -76,12 +83,22 @@ def test_only_the_layers_inputs_are_kept() -> None:
 
 
 def test_the_blocks_of_a_layer_run_again_one_by_one() -> None:
-    """Of two layers of three transformer blocks each, every one but the first keeps its input."""
+    """Of two layers of three transformer blocks each, every one but the first keeps its input; so does the head."""
     module, _ = layered("gpt", 4, 2, depth=6)
     Rematerialize().apply(module, [])
     module = replicated(module, 1)
     Split().apply(module, [])
-    assert kept(read_main(module)) == [(2, 16, 32)] * 5
+    assert kept(read_main(module)) == [(2, 16, 32)] * 6
+
+
+@pytest.mark.parametrize("layers", [4, 5, 7])
+def test_what_a_block_ends_with_does_not_run_again(layers: int) -> None:
+    """Of a transformer's block the second product of the feed-forward network has most work of those that need not run
+    again: wherever layers begin in blocks, only those do that a layer divides from the rest of their block."""
+    module, _ = layered("gpt", 4, layers, depth=6)
+    before = ends_of_networks(module)
+    Rematerialize().apply(module, [])
+    assert ends_of_networks(module) - before <= 1
 
 
 def test_layers_of_a_stage_keep_their_inputs() -> None:
