@@ -12,7 +12,8 @@ that fits in memory wins.  Three things are done in turn:
   its prices the step is less than DOUBT longer than the best, the best of several numbers of microbatches first. On
   large clusters it is not tried at all: the optima of its stages take minutes there;
 * the stages of the best setting are solved. How much longer its step is then than at prices corrects the others: of up
-  to SOLVED settings that still look better by WORTH the stages are solved as well, and the best of these wins.
+  to SOLVED settings that still look better by WORTH (of another kind than those solved: better at all) the stages are
+  solved as well, and the best of these wins.
 
 What is more complicated (another schedule than 1F1B, recomputation) must gain more than WORTH.  The plan records
 what else was considered (`alpa.considered`).
@@ -23,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf, isfinite
+from typing import NamedTuple
 
 from jaxlib.mlir import ir
 
@@ -61,8 +63,15 @@ as well; how often."""
 TIGHT = 0.95
 """Memory is called tight where a step needs more than this part of it."""
 
-Kind = tuple[bool, bool, bool]
-"""Whether layers run again, whether memory is tight, whether stages are interleaved."""
+
+class Kind(NamedTuple):
+    """What prices of a setting are wrong by like those of others: whether layers run again, whether memory is tight,
+    whether stages are interleaved, whether there are several at all."""
+
+    again: bool
+    tight: bool
+    interleaved: bool
+    several: bool = True
 
 
 class JointChoice:
@@ -167,20 +176,23 @@ class JointChoice:
             possible = self.left()
             if not possible:
                 return
-            best = self.best(possible)
-            if self._is_estimate(best):
-                exact = [row for row in possible if not self._is_estimate(row)]
-                if not exact or (len({row.setting for row in exact}) < SOLVED and self._may_win(best, exact)):
-                    self._solve(best)
-                    self._explore()
-                    continue
-                best = self.best(exact)
+            exact = [row for row in possible if not self._is_estimate(row)]
+            estimates = [row for row in possible if self._is_estimate(row) and (not exact or self._may_win(row, exact))]
+            if estimates and len({row.setting for row in exact}) < SOLVED:
+                self._solve(self.best(estimates))
+                self._explore()
+                continue
+            best = self.best(exact)
             self.given.append(best)
             yield best
 
     def _may_win(self, row: Considered, exact: Sequence[Considered]) -> bool:
-        """Whether an estimate is better than what was solved by more than may be gained by chance."""
-        return (1 + WORTH) * self._key(row) < self._key(self.best(exact))
+        """Whether an estimate is better than what was solved by more than may be gained by chance; of a kind of which
+        nothing was solved, prices may be wrong by more: then whether it is better at all."""
+        best = self.best(exact)
+        if self._kind(row) not in self.longer:
+            return self._corrected(row) < (best.seconds or 0.0)
+        return (1 + WORTH) * self._key(row) < self._key(best)
 
     def left(self) -> list[Considered]:
         """Possible plans not yet given out."""
@@ -210,12 +222,17 @@ class JointChoice:
 
     def _kind(self, row: Considered) -> Kind:
         """What prices of a row may be wrong by alike."""
-        return row.setting.remat != NONE, (row.bytes or 0.0) > TIGHT * self.wishes.memory, row.setting.interleaved
+        tight = (row.bytes or 0.0) > TIGHT * self.wishes.memory
+        return Kind(row.setting.remat != NONE, tight, row.setting.interleaved, self._submeshes(row) > 1)
+
+    def _submeshes(self, row: Considered) -> int:
+        """How many submeshes the stages of a possible row have."""
+        return len(set(read_pipeline(self.attempts[row.setting].module)))
 
     def _correction(self, kind: Kind) -> float:
         """By how much a step is longer than at prices: as one of its kind that was solved, else as any that is
         interleaved or not as it is, up to DOUBT."""
-        known = [longer for other, longer in self.longer.items() if other[-1] == kind[-1]]
+        known = [longer for other, longer in self.longer.items() if other.interleaved == kind.interleaved]
         return self.longer.get(kind, min([*known, 1 + DOUBT]) if known else 1.0)
 
     def _explore(self) -> None:
@@ -259,7 +276,7 @@ class JointChoice:
         found: list[tuple[float, float, int, Setting]] = []
         for count in (c for c in counts if c < self.mixing):
             for setting, seconds, expected in forecasts.of(count):
-                seconds *= self._correction((setting.remat != NONE, True, setting.interleaved))
+                seconds *= self._correction(Kind(setting.remat != NONE, True, setting.interleaved))
                 if not self._is_too_large(setting) if least == inf else seconds < (1 - WORTH) * least:
                     found.append((expected, forecasts.distance(count), -count, setting))
         return min(found, key=lambda f: f[:3])[-1] if found else None
@@ -282,7 +299,7 @@ class JointChoice:
         if self.wishes.schedule != AUTO or not self.wishes.interleave or not possible:
             return
         best = self.best(possible)
-        waiting = len(set(read_pipeline(self.attempts[best.setting].module))) - 1
+        waiting = self._submeshes(best) - 1
         if min(best.bubble, waiting / (best.setting.microbatches + waiting)) > IDLE:
             for count in self.wishes.microbatches:
                 if best.setting.microbatches <= 2 * count <= 4 * best.setting.microbatches:

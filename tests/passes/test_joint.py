@@ -206,14 +206,24 @@ def test_layers_run_again_as_what_eager_schedules_have_in_flight_demands() -> No
     assert first(JointChoice(Wishes((8,), "1f1b", "auto", 125.0), stage)) == (8, "1f1b", "0-1")
 
 
-@pytest.mark.parametrize(("slow", "memory", "solved"), [(1.3, 1e6, [8]), (1.3, 185.0, [8, 4]), (1.005, 185.0, [8])])
-def test_prices_are_corrected_by_what_solved_stages_showed(slow: float, memory: float, solved: list[int]) -> None:
-    """At prices a step takes 33 s with 8 microbatches and 33.6 s with 4. With 185 bytes those of 4 need nearly all:
+@pytest.mark.parametrize(
+    ("slow", "few", "memory", "solved"),
+    [
+        (1.3, 33.6, 1e6, [8]),
+        (1.3, 33.6, 185.0, [8, 4]),
+        (1.005, 33.6, 185.0, [8]),
+        (1.0, 32.9, 185.0, [8, 4]),
+    ],
+)
+def test_prices_are_corrected_by_what_solved_stages_showed(
+    slow: float, few: float, memory: float, solved: list[int]
+) -> None:
+    """At prices a step takes 33 s with 8 microbatches and `few` s with 4. With 185 bytes those of 4 need nearly all:
     what prices are wrong by where memory is ample says less of them."""
     asked = list[int]()
 
     def stage(setting: Setting, pace: float = 1.0) -> Attempt:
-        return Fake(4, pace=pace * (0.8 if setting.microbatches == 4 else 1.0))(setting)
+        return Fake(4, pace=pace * (few / 42 if setting.microbatches == 4 else 1.0))(setting)
 
     def closer(setting: Setting) -> Attempt:
         asked.append(setting.microbatches)
