@@ -111,9 +111,9 @@ class Turns:
 
     @property
     def help(self) -> bool:
-        """Whether it is of use to go on with less memory."""
+        """Whether it is of use to go on with less memory, and there is some left."""
         full = self.full
-        return len(full) < 2 or full[-1].helps(full[-2])
+        return min(self.less()) > 0 and (len(full) < 2 or full[-1].helps(full[-2]))
 
     def less(self, share: float = 1.0) -> tuple[float, ...]:
         """What stages are allowed after one that was too large; `share`: of the STEP less."""

@@ -154,6 +154,14 @@ def test_what_does_not_get_smaller_ends_with_what_was_needed_at_first() -> None:
     assert len(found.log) == 2
 
 
+def test_nothing_more_is_tried_where_no_memory_would_be_left() -> None:
+    """With the copies that collectives make it needs more than twice of what there is."""
+    made = finisher(lambda staging, allowed: ((220.0, 50.0), 10.0))
+    done = made.finished(ROW, attempt())
+    assert done is not None and isinstance(done.error, DoesNotFit) and done.error.least == 220.0
+    assert made.log == [(MEMORY, MEMORY)]
+
+
 def test_stages_that_cannot_be_are_an_error() -> None:
     found = finisher(lambda *_: ((0.0, 0.0), 10.0))
     done = found.finished(ROW, replace(attempt(), error=DoesNotFit("too large")))
