@@ -204,13 +204,13 @@ class JointChoice:
     def _solve(self, found: Considered) -> None:
         """Put exact stages in place of a rough attempt, and what they say in place of its rows."""
         assert self.closer is not None
-        setting = found.setting
+        setting, kind = found.setting, self._kind(found)
         rough, exact = self.attempts[setting], self.closer(setting)
         attempt = self.attempts[setting] = replace(exact, floor=rough.floor, eager=rough.eager, ahead=rough.ahead)
         rows = self.play(attempt)
         now = next((row.seconds for row in rows if row.schedule == found.schedule), None)
         if now and found.seconds:
-            self.longer[self._kind(found)] = now / found.seconds
+            self.longer[kind] = now / found.seconds
         self._put(rows)
 
     def _put(self, rows: Sequence[Considered]) -> None:

@@ -100,7 +100,7 @@ def read_crossing(sketch: Sketch, layout: Layout, layer: Ids, kept: Flags, backw
     elsewhere = np.zeros(len(sketch.nodes), dtype=bool)
     for k, (value, read) in enumerate(readers.items()):
         made, behind = int(layer[value.node]), read.direct | read.shared or read.every
-        again = {u for u in read.every if u > made} if backward[value.node] else set[int]()
+        again = {u for u in read.direct | read.shared if u > made} if backward[value.node] else set[int]()
         entries[k] = tables.entering(made, read.every - again)
         if again:
             entering_kept[k] = tables.entering(made, again)
