@@ -4,8 +4,8 @@ A finished plan may hold more than its stages were chosen for: copies that colle
 submeshes that are too full are chosen again, with as much less memory for those, and the other stages stay as they are.
 Each time that takes a little less than was needed too much, or only as much, or as much as there is at all, where there
 is no sharding with less.
-Where no sharding is found so, or only one that makes the step longer by more than LONGER, stages are chosen again with
-less memory.
+Where no sharding is found so, one more layer of these stages runs again, if that is free to choose. Else, or where the
+step is longer by more than LONGER, stages are chosen again with less memory.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class Choice(Protocol):
 
     def postpone(self, row: Considered, attempt: Attempt) -> bool:
         """Take a row back whose stages, chosen again, make a slower step than another setting, if that is so."""
+
+    def again(self, row: Considered, attempt: Attempt, crowded: Sequence[str], error: CompileError) -> bool:
+        """Reject a row whose plan is too large on `crowded` submeshes, for a setting where one more layer of each of
+        their stages runs again; whether there is one."""
 
     def record(self, module: ir.Module) -> None:
         """Write what was considered into the plan."""
@@ -173,6 +177,8 @@ class Finisher:
             if best is not None and (staging or best.seconds <= (1 + LONGER) * turns.plans[0].seconds):
                 break
             error = error or turns.error()
+            if best is None and not staging and self.choice.again(row, attempt, _crowded(turns.full[0]), error):
+                return None
             if not turns.help:
                 break
             memory = min(turns.less())
@@ -235,6 +241,12 @@ def between(fitting: Carried, full: Carried) -> tuple[float, ...]:
         part = NEAR * (there - less) / (more - less) if more > there else 1.0
         found.append(low + part * (high - low))
     return tuple(found)
+
+
+def _crowded(plan: Carried) -> list[str]:
+    """The submeshes on which a plan is too large."""
+    meshes = dict.fromkeys(ir.StringAttr(e["mesh"]).value for e in stage_entries(plan.attempt.module))
+    return [mesh for mesh, n, t in zip(meshes, plan.needed, plan.there, strict=True) if n > t]
 
 
 def _held(module: ir.Module) -> tuple[float, ...]:

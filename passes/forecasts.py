@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, log2
+from math import inf, isfinite, log2
 
+from alpa_mlir.passes.fewest import is_too_large
 from alpa_mlir.passes.floors import floor
 from alpa_mlir.passes.inter.schedules import EAGER, GPIPE
 from alpa_mlir.passes.inter.search import FURTHER
 from alpa_mlir.passes.intra.problem import DoesNotFit
+from alpa_mlir.passes.no_plan import least_bytes, short_of_memory
 from alpa_mlir.passes.settings import (
     AUTO,
     FULL,
@@ -75,7 +77,7 @@ class Forecasts:
     """What is foreseen of settings not tried, from attempts that were and what they say.
 
     `found`: where layers that run again were chosen stage by stage, the setting that says which. `trains`: whether the
-    program has a backward pass.
+    program has a backward pass. `mixing`: the least number of microbatches that it could not be split into.
     """
 
     wishes: Wishes
@@ -83,6 +85,7 @@ class Forecasts:
     rows: Sequence[Considered]
     found: Mapping[Setting, Setting]
     trains: bool
+    mixing: float = inf
 
     def distance(self, count: int) -> float:
         """How often a number of microbatches is twice one that was tried, or half of it, at the least."""
@@ -103,6 +106,18 @@ class Forecasts:
             again = self.wishes.setting(count, self._again, flying)
             if self._may_run_again(base, again, plain):
                 yield again, *self._again_in(again, base, plain, least, expected)
+
+    def is_too_large(self, setting: Setting) -> bool:
+        """Whether memory is expected to be too small, by other numbers of microbatches for which it was; the largest
+        number is tried in any case."""
+        needs: dict[int, float] = {}
+        for count in self.wishes.microbatches:
+            alike = replace(setting, microbatches=count)
+            rows = self._of(self.found.get(alike, alike)) if alike in self.attempts else []
+            if count > 1 and rows and short_of_memory(rows) and isfinite(least_bytes(rows)):
+                needs[count] = least_bytes(rows)
+        largest = max((c for c in self.wishes.microbatches if c < self.mixing), default=0)
+        return setting.microbatches != largest and is_too_large(needs, setting.microbatches, self.wishes.memory)
 
     @property
     def _schedules(self) -> tuple[str, ...]:

@@ -24,16 +24,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf, isfinite
-from typing import NamedTuple
 
 from jaxlib.mlir import ir
 
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_pipeline
-from alpa_mlir.passes.fewest import Hunt, is_too_large
+from alpa_mlir.passes.corrections import Corrections, Kind
+from alpa_mlir.passes.fewest import Hunt
 from alpa_mlir.passes.forecasts import Forecasts
 from alpa_mlir.passes.intra.problem import StateDoesNotFit
+from alpa_mlir.passes.more_again import MORE, more_again
 from alpa_mlir.passes.no_plan import least_bytes, least_error, short_of_memory
 from alpa_mlir.passes.played import played
 from alpa_mlir.passes.settings import (
@@ -64,16 +65,6 @@ TIGHT = 0.95
 """Memory is called tight where a step needs more than this part of it."""
 
 
-class Kind(NamedTuple):
-    """What prices of a setting are wrong by like those of others: whether layers run again, whether memory is tight,
-    whether stages are interleaved, whether there are several at all."""
-
-    again: bool
-    tight: bool
-    interleaved: bool
-    several: bool = True
-
-
 class JointChoice:
     """The search over settings; `stage` makes an attempt, which is kept while it may still be chosen.
 
@@ -91,8 +82,7 @@ class JointChoice:
         self.trains = True
         self.mixing = inf
         """The least number of microbatches that the program could not be split into."""
-        self.longer: dict[Kind, float] = {}
-        """How many times as long as at prices the step of a setting of a kind is whose stages were solved."""
+        self.corrections = Corrections()
         self.given: list[Considered] = []
         """Possible plans given out; `postponed`: the settings of those that came back."""
         self.postponed: set[Setting] = set()
@@ -100,6 +90,8 @@ class JointChoice:
         """Why no setting can be."""
         self.finished = 0
         """How many plans were finished that took longer than was foreseen."""
+        self.asked_again = 0
+        """How many settings were tried because plans were too large."""
         self.rejected = False
         """Whether a plan turned out to be impossible that had been found to be possible."""
 
@@ -190,7 +182,7 @@ class JointChoice:
         """Whether an estimate is better than what was solved by more than may be gained by chance; of a kind of which
         nothing was solved, prices may be wrong by more: then whether it is better at all."""
         best = self.best(exact)
-        if self._kind(row) not in self.longer:
+        if not self.corrections.knows(self._kind(row)):
             return self._corrected(row) < (best.seconds or 0.0)
         return (1 + WORTH) * self._key(row) < self._key(best)
 
@@ -210,7 +202,7 @@ class JointChoice:
         rows = self.play(attempt)
         now = next((row.seconds for row in rows if row.schedule == found.schedule), None)
         if now and found.seconds:
-            self.longer[kind] = now / found.seconds
+            self.corrections.note(kind, now / found.seconds)
         self._put(rows)
 
     def _put(self, rows: Sequence[Considered]) -> None:
@@ -229,18 +221,11 @@ class JointChoice:
         """How many submeshes the stages of a possible row have."""
         return len(set(read_pipeline(self.attempts[row.setting].module)))
 
-    def _correction(self, kind: Kind) -> float:
-        """By how much a step is longer than at prices: as one of its kind that was solved, else as any that is
-        interleaved or not as it is, up to DOUBT."""
-        known = [longer for other, longer in self.longer.items() if other.interleaved == kind.interleaved]
-        return self.longer.get(kind, min([*known, 1 + DOUBT]) if known else 1.0)
-
     def _explore(self) -> None:
         """Try settings, the one first that is foreseen to be quickest, as long as that may be better than the best."""
         counts = sorted(self.wishes.microbatches)
-        self.try_setting(
-            self.wishes.setting(max([c for c in counts if c <= FIRST] or counts[:1]), self.wishes.least_remat)
-        )
+        count = max([c for c in counts if c <= FIRST] or counts[:1])
+        self.try_setting(self.wishes.setting(count, self.wishes.least_remat))
         while self.hopeless is None:
             setting = self._promising(counts) or self._partly() or self._without_again()
             if setting is None:
@@ -262,36 +247,28 @@ class JointChoice:
         if best is None or best.remat == self.wishes.least_remat:
             return None
         plain = self.wishes.setting(best.microbatches, self.wishes.least_remat)
-        return plain if plain not in self.attempts and not self._is_too_large(plain) else None
+        return plain if plain not in self.attempts and not self._forecasts.is_too_large(plain) else None
 
     def _leading(self) -> Setting | None:
         """The best setting so far whose stages are not interleaved."""
         rows = [row for row in self.left() if not row.setting.interleaved]
         return self.best(rows).setting if rows else None
 
+    @property
+    def _forecasts(self) -> Forecasts:
+        return Forecasts(self.wishes, self.attempts, self.rows, self.found, self.trains, self.mixing)
+
     def _promising(self, counts: Sequence[int]) -> Setting | None:
         """The setting to try next."""
-        forecasts = Forecasts(self.wishes, self.attempts, self.rows, self.found, self.trains)
+        forecasts = self._forecasts
         least = min(map(self._corrected, self.left()), default=inf)
         found: list[tuple[float, float, int, Setting]] = []
         for count in (c for c in counts if c < self.mixing):
             for setting, seconds, expected in forecasts.of(count):
-                seconds *= self._correction(Kind(setting.remat != NONE, True, setting.interleaved))
-                if not self._is_too_large(setting) if least == inf else seconds < (1 - WORTH) * least:
+                seconds *= self.corrections.of(Kind(setting.remat != NONE, True, setting.interleaved))
+                if not forecasts.is_too_large(setting) if least == inf else seconds < (1 - WORTH) * least:
                     found.append((expected, forecasts.distance(count), -count, setting))
         return min(found, key=lambda f: f[:3])[-1] if found else None
-
-    def _is_too_large(self, setting: Setting) -> bool:
-        """Whether memory is expected to be too small, by other numbers of microbatches for which it was; the largest
-        number is tried in any case."""
-        needs: dict[int, float] = {}
-        for count in self.wishes.microbatches:
-            alike = replace(setting, microbatches=count)
-            rows = self._of(self.found.get(alike, alike)) if alike in self.attempts else []
-            if count > 1 and rows and short_of_memory(rows) and isfinite(least_bytes(rows)):
-                needs[count] = least_bytes(rows)
-        largest = max((c for c in self.wishes.microbatches if c < self.mixing), default=0)
-        return setting.microbatches != largest and is_too_large(needs, setting.microbatches, self.wishes.memory)
 
     def _try_interleaving(self) -> None:
         """Where the best step fills and drains long: stages that share submeshes, for about as many microbatches."""
@@ -365,7 +342,7 @@ class JointChoice:
 
     def _corrected(self, row: Considered) -> float:
         """Seconds of a step, where its stages were not solved with what prices are expected to be wrong by."""
-        return (row.seconds or 0.0) * (self._correction(self._kind(row)) if self._is_estimate(row) else 1.0)
+        return (row.seconds or 0.0) * (self.corrections.of(self._kind(row)) if self._is_estimate(row) else 1.0)
 
     def postpone(self, row: Considered, attempt: Attempt) -> bool:
         """Take a row back whose stages, chosen again, make a slower step than another setting, if that is so."""
@@ -399,8 +376,19 @@ class JointChoice:
         self.rejected |= row.seconds is not None
         if self.wishes.given and isinstance(error, StateDoesNotFit):
             self.hopeless = error
-        at = self.rows.index(row)
-        self.rows[at] = Considered(row.setting, row.schedule, row.seconds, row.bytes, row.bubble, error)
+        self.rows[self.rows.index(row)] = replace(row, error=error)
+
+    def again(self, row: Considered, attempt: Attempt, crowded: Sequence[str], error: CompileError) -> bool:
+        """Reject a row whose plan is too large on `crowded` submeshes, for a setting where one more layer of each of
+        their stages runs again; whether there is one."""
+        free = self.wishes.remat == AUTO and self.trains and not (self.wishes.given or row.setting.interleaved)
+        setting = replace(row.setting, remat=more_again(attempt.module, crowded)) if free else row.setting
+        if setting == row.setting or self.asked_again == MORE:
+            return False
+        self.asked_again += setting not in self.attempts
+        self.reject(row, error)
+        self.try_setting(setting, self.closer)
+        return True
 
     def least_error(self) -> CompileError:
         """Why nothing is possible."""

@@ -48,13 +48,15 @@ def attempt() -> Attempt:
     context, entries = module.context, []
     for number in range(2):
         devices = ir.DenseI64ArrayAttr.get([number], context)
-        entries.append(ir.DictAttr.get({"mesh": alpa.string(f"s{number}", context), "devices": devices}, context))
+        layers = ir.DenseI64ArrayAttr.get([2 * number, 2 * number + 1], context)
+        entry = {"mesh": alpa.string(f"s{number}", context), "devices": devices, "layers": layers}
+        entries.append(ir.DictAttr.get(entry, context))
     module.operation.attributes[alpa.STAGES] = ir.ArrayAttr.get(entries, context)
     module.operation.attributes[alpa.CLUSTER] = CLUSTER.attribute(context)
     return Attempt(SETTING, module, exact=True)
 
 
-def finisher(needs: Needs) -> Pretended:
+def finisher(needs: Needs, remat: str = "none") -> Pretended:
     """It notes what was allowed, and of stages chosen again the memory that they were chosen for."""
     log = list[tuple[float, ...]]()
 
@@ -62,7 +64,7 @@ def finisher(needs: Needs) -> Pretended:
         log.append((memory,))
         return attempt()
 
-    choice = JointChoice(Wishes((8,), "auto", "auto", MEMORY), lambda setting: attempt())
+    choice = JointChoice(Wishes((8,), "auto", remat, MEMORY), lambda setting: replace(attempt(), setting=setting))
     return Pretended(PlanOptions(CLUSTER), lambda *_: False, "", stage, choice, needs, log)
 
 
@@ -152,6 +154,17 @@ def test_what_does_not_get_smaller_ends_with_what_was_needed_at_first() -> None:
     assert done is not None and isinstance(done.error, DoesNotFit)
     assert done.error.least == 130.0 and "with the copies that collectives make" in done.error.message
     assert len(found.log) == 2
+
+
+def test_one_more_layer_of_stages_that_are_too_full_runs_again() -> None:
+    """Where layers that run again are free to choose: of the second stage, which no sharding makes small enough."""
+    made = finisher(lambda _, allowed: ((90.0, 130.0), 10.0) if allowed[1] == MEMORY else ((), 0.0), "auto")
+    assert isinstance(made.choice, JointChoice)
+    made.choice.rows.append(ROW)
+    assert made.finished(ROW, attempt()) is None
+    assert made.choice.rows[0].error is not None
+    assert {row.setting for row in made.choice.rows[1:]} == {replace(SETTING, remat="2")}
+    assert not any(len(asked) == 1 for asked in made.log)
 
 
 def test_nothing_more_is_tried_where_no_memory_would_be_left() -> None:
