@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-MOST = 0.15
+DOUBT = 0.15
 """The part by which a setting of another kind than those solved is expected to take longer than at prices, at most."""
 
 
@@ -35,6 +35,6 @@ class Corrections:
 
     def of(self, kind: Kind) -> float:
         """By how much a step is longer than at prices: as one of its kind that was solved, else as any that is
-        interleaved or not as it is, up to MOST."""
+        interleaved or not as it is, up to DOUBT."""
         known = [longer for other, longer in self.longer.items() if other.interleaved == kind.interleaved]
-        return self.longer.get(kind, min([*known, 1 + MOST]) if known else 1.0)
+        return self.longer.get(kind, min([*known, 1 + DOUBT]) if known else 1.0)

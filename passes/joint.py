@@ -30,7 +30,7 @@ from jaxlib.mlir import ir
 from alpa_mlir.dialect import alpa
 from alpa_mlir.dialect.diagnostics import CompileError
 from alpa_mlir.dialect.plan import read_pipeline
-from alpa_mlir.passes.corrections import Corrections, Kind
+from alpa_mlir.passes.corrections import DOUBT, Corrections, Kind
 from alpa_mlir.passes.fewest import Hunt
 from alpa_mlir.passes.forecasts import Forecasts
 from alpa_mlir.passes.intra.problem import StateDoesNotFit
@@ -53,7 +53,6 @@ from alpa_mlir.passes.settings import (
 from alpa_mlir.passes.stages import has_backward
 
 FIRST, IDLE = 8, 0.1
-DOUBT = 0.15
 SOLVED = 3
 """Of how many settings at most stages are solved where prices found the best: as long as another's price is better."""
 LEEWAY = 0.05

@@ -26,4 +26,9 @@ def more_again(module: ir.Module, crowded: Sequence[str]) -> str:
         left = [k for k in range(first, last + 1) if k not in found]
         found.update(left[:1] if ir.StringAttr(entry["mesh"]).value in crowded else [])
         count = max(count, last + 1)
-    return FULL if len(found) == count else number_text(sorted(found)) if found else NONE
+    return layers_text(sorted(found), count)
+
+
+def layers_text(layers: Sequence[int], count: int) -> str:
+    """Some of `count` layers, ascending, as the option `remat` names them."""
+    return FULL if len(layers) == count else number_text(layers) if layers else NONE

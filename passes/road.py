@@ -26,7 +26,7 @@ from alpa_mlir.passes.inter.fold_layers import NotFoldable
 from alpa_mlir.passes.inter.interleave import MANY
 from alpa_mlir.passes.inter.layout import read_layout
 from alpa_mlir.passes.joint import JointChoice
-from alpa_mlir.passes.number_list import number_text
+from alpa_mlir.passes.more_again import layers_text
 from alpa_mlir.passes.pipeline import run_pipeline, verify
 from alpa_mlir.passes.plan_passes import LARGE, PlanOptions, expected_stages, until_layers, until_stages
 from alpa_mlir.passes.settings import FULL, NONE, PARTLY, Attempt, Considered, Setting, Wishes
@@ -188,8 +188,7 @@ class Road:
         if found.error is not None:
             return found
         layers = list(ir.DenseI64ArrayAttr(found.module.operation.attributes[alpa.REMAT]))
-        everything = len(layers) == read_layout(found.module).count
-        named = replace(setting, remat=FULL if everything else number_text(layers) if layers else NONE)
+        named = replace(setting, remat=layers_text(layers, read_layout(found.module).count))
         self.sizes.setdefault(named, self.sizes.get(setting, set()))
         return replace(found, setting=named) if self.rough else self.attempt(normal, named, exact=True)
 

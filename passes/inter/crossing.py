@@ -99,8 +99,8 @@ def read_crossing(sketch: Sketch, layout: Layout, layer: Ids, kept: Flags, backw
     held, keeps, continued = list[int](), list[Table](), list[Table]()
     elsewhere = np.zeros(len(sketch.nodes), dtype=bool)
     for k, (value, read) in enumerate(readers.items()):
-        made, behind = int(layer[value.node]), read.direct | read.shared or read.every
-        again = {u for u in read.direct | read.shared if u > made} if backward[value.node] else set[int]()
+        made, behind = int(layer[value.node]), read.direct | read.shared
+        again = {u for u in behind if u > made} if backward[value.node] else set[int]()
         entries[k] = tables.entering(made, read.every - again)
         if again:
             entering_kept[k] = tables.entering(made, again)
@@ -109,7 +109,7 @@ def read_crossing(sketch: Sketch, layout: Layout, layer: Ids, kept: Flags, backw
             continued.append(entering_kept[k])
             continue
         if kept[[value.node, *read.copies]].any():
-            entering_kept[k] = tables.entering(made, behind)
+            entering_kept[k] = tables.entering(made, behind or read.every)
         for node, layers in ((value.node, read.direct), *((copy, read.shared) for copy in read.copies)):
             if kept[node] and layers:
                 held.append(node)

@@ -48,20 +48,24 @@ def parts_of_ops(micro: Dataflow, layout: Layout) -> list[int]:
     segments = assign.segments_of(micro, spine)
     layer_of = dict(zip(segments, (layers[o] for o in spine), strict=True))
     cuts = np.flatnonzero(np.diff([-1, *(layer_of[s] for s in range(segments[-1] + 1))]))
-    ahead = assign.complete_forward(micro, forward, dict(zip(spine, segments, strict=True)), segments[-1] + 1)
-    known = ahead | assign.backward_layers(micro, ahead, segments[-1] + 1)
-    begins, _ = _begins(micro, spine, known, segment_layout(micro, spine, segments), cuts)
+    of_op = _completed(micro, forward, dict(zip(spine, segments, strict=True)))
+    begins, _ = _begins(micro, spine, of_op, segment_layout(micro, spine, segments), cuts)
     of_segment = np.cumsum(begins)
     known = {o: int(of_segment[s]) for o, s in zip(spine, segments, strict=True)}
-    count = int(of_segment[-1]) + 1
-    ahead = assign.complete_forward(micro, forward, known, count)
-    behind = assign.backward_layers(micro, ahead, count)
+    parts = _completed(micro, forward, known)
     lowest, highest = _ranges(layers, known)
     found = []
     for o, k in enumerate(layers):
-        part = ahead[o] if o in ahead else behind[o]
+        part = parts[o]
         found.append(min(max(part, lowest.get(k, part)), highest.get(k, part)))
     return found
+
+
+def _completed(micro: Dataflow, forward: set[int], spine: dict[int, int]) -> dict[int, int]:
+    """Where each op of @microbatch belongs, by where those of the spine do."""
+    count = max(spine.values()) + 1
+    ahead = assign.complete_forward(micro, forward, spine, count)
+    return ahead | assign.backward_layers(micro, ahead, count)
 
 
 def _ranges(layers: Sequence[int], parts: dict[int, int]) -> tuple[dict[int, int], dict[int, int]]:

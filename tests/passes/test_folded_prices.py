@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +93,9 @@ def test_folded_prices_with_all_layers_run_again(
         found.append((len(functions(level3)["microbatch"].regions[0].blocks[0].operations), prices(level3, mesh)[1]))
     (many, whole), (few, folded) = found
     assert few < many
-    # Labels differ as well where gradients of a layer's blocks are alive together, and so does what is kept by them.
-    check_equal(whole, folded, ("least_stored", "least_kept"), 0.25)
+    # Labels differ as well where gradients of a layer's blocks are alive together. What the last layer of a mixture of
+    # experts keeps is whole there, split here.
+    check_equal(whole, folded, 0.25, count - 1 if name == "moe" else count)
 
 
 def test_interleavings_at_their_prices() -> None:
@@ -112,14 +112,12 @@ def test_interleavings_at_their_prices() -> None:
         assert every[0].step.makespan == pytest.approx(exact.step.makespan, rel=0.2)
 
 
-def check_equal(
-    whole: RangePrices,
-    folded: RangePrices,
-    same: Sequence[str] = ("kept", "least_stored", "least_kept"),
-    memory: float = 0.1,
-) -> None:
+def check_equal(whole: RangePrices, folded: RangePrices, memory: float = 0.1, layers: int = 0) -> None:
+    """`layers`: of how many ranges keep the same (0: all)."""
     ranges = np.triu_indices(len(whole.repeated))
-    for part in same:
+    alike = np.triu_indices(layers or len(whole.repeated))
+    assert folded.kept[alike] == pytest.approx(whole.kept[alike], rel=1e-6)
+    for part in ("least_stored", "least_kept"):
         assert getattr(folded, part)[ranges] == pytest.approx(getattr(whole, part)[ranges], rel=1e-6), part
     # What is fused across two segments of one layer passes through memory here: labels may be others for that.
     steps = [4 * p.repeated[ranges] + p.once[ranges] for p in (folded, whole)]
